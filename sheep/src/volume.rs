@@ -1,0 +1,106 @@
+//! What a front-end sees: `Volume` (one open VDI or snapshot) and `VolumeSource` (the table of them).
+//!
+//! Front-ends (`front/*`) know these two traits and nothing else of the daemon. All of it lives on the data thread: futures are
+//! not `Send`. A future may be dropped; the request then still runs to its end in the daemon.
+
+use bytes::Bytes;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+
+/// A boxed future of the data thread.
+pub type LocalFut<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
+
+/// Why a request on a volume failed. Transient states (membership, recovery, ownership) never show here: they wait.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum VolumeError {
+    /// No VDI or snapshot of that name.
+    #[error("{0}")]
+    NotFound(String),
+    /// Offset or length outside the volume.
+    #[error("request beyond the end of the volume")]
+    OutOfRange,
+    /// A write to a snapshot or a volume opened read-only.
+    #[error("volume is read-only")]
+    ReadOnly,
+    /// Someone else holds an exclusive lock, or the VDI was deleted under the client.
+    #[error("{0}")]
+    Busy(String),
+    /// The volume was taken away (deleted, rolled back, fenced): reconnect.
+    #[error("{0}")]
+    Gone(String),
+    /// No space that this request could wait for.
+    #[error("no space")]
+    NoSpace,
+    /// Data that no copy can supply.
+    #[error("{0}")]
+    Io(String),
+    /// The daemon is stopping.
+    #[error("shutting down")]
+    ShuttingDown,
+}
+
+/// Extent of a volume as `block_status` reports it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// Bytes.
+    pub len: u64,
+    /// No space is allocated for it (in this volume or any layer below).
+    pub hole: bool,
+    /// Reads as zeros.
+    pub zero: bool,
+}
+
+/// How to zero.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ZeroFlags {
+    /// Keep space allocated.
+    pub no_hole: bool,
+    /// Fail (`VolumeError::Busy`) rather than be slower than a plain write. We are never slower, so it always succeeds.
+    pub fast: bool,
+}
+
+/// One open volume. Offsets and lengths are bytes and need no alignment.
+pub trait Volume {
+    /// Size in bytes, now: it may grow while open.
+    fn size(&self) -> u64;
+    /// Snapshots and read-only opens.
+    fn read_only(&self) -> bool;
+    /// Read; the parts follow each other and add up to `len`.
+    fn read(&self, offset: u64, len: u32) -> LocalFut<'_, Result<Vec<Bytes>, VolumeError>>;
+    /// Write; durable on every clean copy when done.
+    fn write(&self, offset: u64, data: Bytes) -> LocalFut<'_, Result<(), VolumeError>>;
+    /// Make a range read as zeros.
+    fn zero(&self, offset: u64, len: u64, flags: ZeroFlags) -> LocalFut<'_, Result<(), VolumeError>>;
+    /// Give space back; the range reads as zeros afterwards.
+    fn trim(&self, offset: u64, len: u64) -> LocalFut<'_, Result<(), VolumeError>>;
+    /// Everything acknowledged so far is durable. It always is; kept for the shape.
+    fn flush(&self) -> LocalFut<'_, Result<(), VolumeError>>;
+    /// Extents from `offset`, at most `max` of them, covering at least 1 byte and at most `len`.
+    fn block_status(&self, offset: u64, len: u64, max: usize)
+    -> LocalFut<'_, Result<Vec<Extent>, VolumeError>>;
+    /// Orderly end: completes when nothing of this open is in flight any more.
+    fn close(&self) -> LocalFut<'_, ()>;
+}
+
+/// Row of an export list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExportInfo {
+    /// `name` or `name@tag`.
+    pub name: String,
+    /// Bytes.
+    pub size: u64,
+    /// Snapshots are.
+    pub read_only: bool,
+}
+
+/// The VDI table as a front-end sees it.
+pub trait VolumeSource {
+    /// Every VDI and snapshot this client may see.
+    fn list(&self) -> LocalFut<'_, Result<Vec<ExportInfo>, VolumeError>>;
+    /// What is there, without opening a session.
+    fn info(&self, name: &str) -> LocalFut<'_, Result<ExportInfo, VolumeError>>;
+    /// Open by `name` or `name@tag`. Completes only when every request of dead connections to this VDI has finished or is
+    /// fenced (rule 6 of the design).
+    fn open(&self, name: &str) -> LocalFut<'_, Result<Rc<dyn Volume>, VolumeError>>;
+}
