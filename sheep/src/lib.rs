@@ -5,6 +5,7 @@
 //! They share the cluster state behind one read-write lock and talk through channels.
 
 pub mod buf;
+pub mod control;
 pub mod front;
 pub mod store;
 pub mod volume;

@@ -77,8 +77,12 @@ pub trait Volume {
     /// Everything acknowledged so far is durable. It always is; kept for the shape.
     fn flush(&self) -> LocalFut<'_, Result<(), VolumeError>>;
     /// Extents from `offset`, at most `max` of them, covering at least 1 byte and at most `len`.
-    fn block_status(&self, offset: u64, len: u64, max: usize)
-    -> LocalFut<'_, Result<Vec<Extent>, VolumeError>>;
+    fn block_status(
+        &self,
+        offset: u64,
+        len: u64,
+        max: usize,
+    ) -> LocalFut<'_, Result<Vec<Extent>, VolumeError>>;
     /// Orderly end: completes when nothing of this open is in flight any more.
     fn close(&self) -> LocalFut<'_, ()>;
 }

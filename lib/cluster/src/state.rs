@@ -1,0 +1,402 @@
+//! What the cluster agrees on.
+
+use serde::{Deserialize, Serialize};
+use sheepdog_proto::{ClusterId, ControlIndex, DiskId, Epoch, Generation, LayerId, NodeId, VdiId};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// Milliseconds since the Unix epoch, as told by the proposer of an entry. For people and long intervals only.
+pub type Millis = u64;
+
+/// How many times, or how, an object is kept.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub enum Redundancy {
+    /// Full copies, 1 to 16.
+    Copies(u8),
+    /// Data and parity strips (not served yet).
+    Erasure {
+        /// Data strips.
+        data: u8,
+        /// Parity strips.
+        parity: u8,
+    },
+}
+
+impl Redundancy {
+    /// Number of nodes an object is spread over.
+    pub fn width(self) -> usize {
+        match self {
+            Self::Copies(n) => n as usize,
+            Self::Erasure { data, parity } => data as usize + parity as usize,
+        }
+    }
+}
+
+/// Decided at format.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct Format {
+    /// Identity.
+    pub cluster: ClusterId,
+    /// When.
+    pub created: Millis,
+    /// What a VDI gets when its creator does not say.
+    pub redundancy: Redundancy,
+    /// Copies that must have a write before it is acknowledged; `None` is copies - 1, at least 1.
+    pub min_copies: Option<u8>,
+    /// Refuse VDIs that ask for more copies than there are zones.
+    pub strict: bool,
+    /// Default object size, bytes.
+    pub object_size: u32,
+    /// Heartbeats and leases.
+    pub timing: Timing,
+}
+
+/// Intervals in milliseconds, the same on all nodes.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct Timing {
+    /// Between two heartbeats of a node.
+    pub heartbeat: u64,
+    /// How long a heartbeat's answer lets a node serve.
+    pub lease: u64,
+    /// How long a node may be down before its data is rebuilt elsewhere.
+    pub down_out: u64,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self { heartbeat: 1_000, lease: 4_000, down_out: 600_000 }
+    }
+}
+
+/// Where a node answers.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug, Default)]
+pub struct NodeAddr {
+    /// Address or name the others reach it by.
+    pub host: String,
+    /// Clients and admin.
+    pub client_port: u16,
+    /// Peers and raft.
+    pub peer_port: u16,
+}
+
+/// Life of a node.
+///
+/// ```text
+/// (join) -> Up <-> Down -> Out -> (join again) Up
+///            \-> Draining -> Out
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub enum NodeState {
+    /// Serving.
+    Up,
+    /// Serving, but new placement leaves it out so that it empties.
+    Draining,
+    /// Silent or dead; still in the ring, its slots are empty, nothing moves.
+    Down,
+    /// Not in the ring.
+    Out,
+}
+
+/// One disk as its node reports it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct DiskEntry {
+    /// Identity.
+    pub id: DiskId,
+    /// Directory on its node.
+    pub path: String,
+    /// Bytes.
+    pub capacity: u64,
+    /// Failed or unplugged: what it held is gone from that node (committed, so that writes may go on without it).
+    pub retired: bool,
+}
+
+/// One sheep.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct Node {
+    /// Identity.
+    pub id: NodeId,
+    /// Address.
+    pub addr: NodeAddr,
+    /// Failure zone; a node without one is its own.
+    pub zone: Option<String>,
+    /// Relative weight, 1,000 = one unit (capacity in TiB, at least a little, unless set). Gateways have 0.
+    pub weight: u32,
+    /// Fixed number of virtual nodes instead of weight x 128.
+    pub vnodes: Option<u32>,
+    /// Keeps no data.
+    pub gateway: bool,
+    /// State.
+    pub state: NodeState,
+    /// Random number of the running process; a new one means the process was restarted.
+    pub incarnation: u64,
+    /// Complete for everything up to this epoch: see `NodeMap`.
+    pub synced: Epoch,
+    /// When it went down or out.
+    pub since: Millis,
+    /// Disks.
+    pub disks: Vec<DiskEntry>,
+    /// Software version.
+    pub version: String,
+}
+
+/// Weights of one membership: the input of a placement ring.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct RingVersion {
+    /// Epoch from which it was current.
+    pub epoch: Epoch,
+    /// Members in id order: (node, zone label, virtual nodes).
+    pub members: Vec<(NodeId, String, u32)>,
+}
+
+/// One line of the membership's history, for people and for returning nodes.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct EpochRecord {
+    /// Epoch.
+    pub epoch: Epoch,
+    /// When.
+    pub at: Millis,
+    /// What changed, in words.
+    pub what: String,
+    /// Nodes up (or draining) in this epoch.
+    pub up: Vec<NodeId>,
+}
+
+/// Objects of one chain share this.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct Family {
+    /// Redundancy of all its objects.
+    pub redundancy: Redundancy,
+    /// Bytes.
+    pub object_size: u32,
+}
+
+/// Where a layer is in its life.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub enum LayerState {
+    /// Top of a VDI: takes writes.
+    Live,
+    /// Under a snapshot: never changes.
+    Frozen,
+    /// Its snapshot was deleted but several layers stand on it: kept, not listed.
+    Hidden,
+    /// Being merged into its only child by every node on its own; leaves when all have reported.
+    Merging {
+        /// The child.
+        into: LayerId,
+        /// Nodes that are done.
+        done: BTreeSet<NodeId>,
+    },
+}
+
+/// One layer.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct Layer {
+    /// Id.
+    pub id: LayerId,
+    /// Root of its chain.
+    pub family: LayerId,
+    /// Next older layer, same family.
+    pub parent: Option<LayerId>,
+    /// Only on a root: the layer of another family that a clone stands on.
+    pub base: Option<LayerId>,
+    /// VDI it was made for.
+    pub vdi: VdiId,
+    /// State.
+    pub state: LayerState,
+}
+
+/// A snapshot of a VDI.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct Snapshot {
+    /// Number within the VDI, from 1.
+    pub id: u32,
+    /// Name; unique within the VDI when not empty.
+    pub tag: String,
+    /// Frozen layer.
+    pub layer: LayerId,
+    /// Size at that time, bytes.
+    pub size: u64,
+    /// When.
+    pub created: Millis,
+}
+
+/// A lock that users take on a VDI.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct Lock {
+    /// Who, in words.
+    pub holder: String,
+    /// One holder only.
+    pub exclusive: bool,
+    /// When.
+    pub since: Millis,
+}
+
+/// Who orders the writes of a VDI.
+///
+/// ```text
+/// Closed --open--> Open{ready:false} --ready--> Open{ready:true} --close--> Closed
+///    ^                   |  owner dies / restarts       |
+///    |                   v                              v
+///    '---------------- Unclean --open (by anyone, new generation, must reconcile)--> Open{ready:false}
+/// ```
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub enum Session {
+    /// Nobody; all copies are equal.
+    Closed,
+    /// An owner.
+    Open {
+        /// Node.
+        owner: NodeId,
+        /// Process of that node.
+        incarnation: u64,
+        /// Generation.
+        generation: Generation,
+        /// It has reconciled what its predecessor left and serves.
+        ready: bool,
+    },
+    /// The owner died: copies may differ in the tail.
+    Unclean {
+        /// Last generation.
+        generation: Generation,
+    },
+}
+
+/// A VDI.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct Vdi {
+    /// Id.
+    pub id: VdiId,
+    /// UUID, for CSI and tools.
+    pub uuid: u128,
+    /// Name, unique.
+    pub name: String,
+    /// Bytes.
+    pub size: u64,
+    /// Working layer; `None` when only snapshots are left.
+    pub top: Option<LayerId>,
+    /// Root of the working chain.
+    pub family: LayerId,
+    /// Snapshots, oldest first.
+    pub snapshots: Vec<Snapshot>,
+    /// Number the next snapshot gets.
+    pub next_snapshot: u32,
+    /// When.
+    pub created: Millis,
+    /// Attributes: key up to 256 bytes, value up to 64 KiB.
+    pub attrs: BTreeMap<String, Vec<u8>>,
+    /// Locks by holder.
+    pub locks: Vec<Lock>,
+    /// Session.
+    pub session: Session,
+    /// Highest generation ever given for it.
+    pub generation: Generation,
+    /// The base of a clone is being copied in.
+    pub flattening: bool,
+}
+
+/// Something worth telling people.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct Event {
+    /// Running number.
+    pub id: u64,
+    /// When.
+    pub at: Millis,
+    /// `info`, `warning` or `error`.
+    pub level: EventLevel,
+    /// Text.
+    pub text: String,
+}
+
+/// How bad.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, Debug)]
+pub enum EventLevel {
+    /// Normal life.
+    Info,
+    /// Redundancy or space is reduced, or a person should look.
+    Warning,
+    /// Data or service is affected.
+    Error,
+}
+
+/// Switches for background work.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct RecoveryConfig {
+    /// May data move?
+    pub enabled: bool,
+    /// Bytes a second per node, 0 = no limit.
+    pub max_bytes_per_s: u64,
+    /// Objects at a time per node.
+    pub concurrency: u32,
+}
+
+/// Everything.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug, Default)]
+pub struct ClusterState {
+    /// `None` before format.
+    pub format: Option<Format>,
+    /// Last applied entry.
+    pub index: ControlIndex,
+    /// Current epoch.
+    pub epoch: Epoch,
+    /// Members, past and present.
+    pub nodes: BTreeMap<NodeId, Node>,
+    /// Rings that may still matter, oldest first; the last is current.
+    pub rings: Vec<RingVersion>,
+    /// History, bounded, always reaching back to the oldest epoch a member is synced to.
+    pub history: VecDeque<EpochRecord>,
+    /// Volumes.
+    pub vdis: BTreeMap<VdiId, Vdi>,
+    /// By name.
+    pub names: BTreeMap<String, VdiId>,
+    /// Layers.
+    pub layers: BTreeMap<LayerId, Layer>,
+    /// Families, by root layer.
+    pub families: BTreeMap<LayerId, Family>,
+    /// Bumped whenever a chain changes shape (snapshot, rollback, merge, delete): caches of chains key on it.
+    pub layers_revision: u64,
+    /// Last id given.
+    pub last_id: u32,
+    /// Last generation given.
+    pub last_generation: u64,
+    /// Background work.
+    pub recovery: RecoveryConfig,
+    /// Times a clean shutdown was ordered: a process stops when it sees it grow.
+    pub shutdowns: u64,
+    /// Losses an operator accepted, in words; shown for ever.
+    pub forced: Vec<String>,
+    /// Answers to the latest requests, bounded (4,096): see `Entry::request`.
+    pub recent: VecDeque<(u128, crate::Reply)>,
+    /// Latest events, bounded.
+    pub events: VecDeque<Event>,
+    /// Number the next event gets.
+    pub next_event: u64,
+}
+
+impl Default for RecoveryConfig {
+    fn default() -> Self {
+        Self { enabled: true, max_bytes_per_s: 0, concurrency: 4 }
+    }
+}
+
+mod derived {
+    use super::ClusterState;
+    use crate::map::NodeMap;
+    use crate::{Entry, Reply};
+    use sheepdog_proto::{ControlIndex, LayerId};
+
+    impl ClusterState {
+        /// Apply one committed entry. Never panics, whatever the entry says.
+        pub fn apply(&mut self, index: ControlIndex, entry: &Entry) -> Reply {
+            let _ = (index, entry);
+            todo!("helper")
+        }
+        /// The data plane's view of membership.
+        pub fn node_map(&self) -> NodeMap {
+            todo!("helper")
+        }
+        /// Layers from `top` down to the root of its family, newest first.
+        pub fn chain(&self, top: LayerId) -> Option<Vec<LayerId>> {
+            let _ = top;
+            todo!("helper")
+        }
+    }
+}
