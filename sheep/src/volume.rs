@@ -83,6 +83,8 @@ pub trait Volume {
         len: u64,
         max: usize,
     ) -> LocalFut<'_, Result<Vec<Extent>, VolumeError>>;
+    /// The client is gone but its requests still run: the next open of this volume waits for them (rule 6 of the design).
+    fn abandon(&self) {}
     /// Orderly end: completes when nothing of this open is in flight any more.
     fn close(&self) -> LocalFut<'_, ()>;
 }

@@ -16,6 +16,8 @@ pub struct NodeView {
     pub incarnation: u64,
     /// Complete up to here.
     pub synced: Epoch,
+    /// Epoch in which it last came up: later than `synced` means that it was away since it was last complete.
+    pub up_since: Epoch,
 }
 
 impl NodeView {
@@ -75,5 +77,10 @@ impl NodeMap {
             extra.sort_unstable();
         }
         Acting { targets, extra }
+    }
+
+    /// The ring that was current at an epoch; `None` when that is no longer known.
+    pub fn ring_at(&self, epoch: Epoch) -> Option<&Ring> {
+        self.rings.iter().rev().find(|(e, _)| *e <= epoch).map(|(_, r)| r)
     }
 }

@@ -130,6 +130,8 @@ pub struct Node {
     pub incarnation: u64,
     /// Complete for everything up to this epoch: see `NodeMap`.
     pub synced: Epoch,
+    /// Epoch in which it last came up.
+    pub up_since: Epoch,
     /// When it went down or out.
     pub since: Millis,
     /// Disks.

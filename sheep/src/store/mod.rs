@@ -14,3 +14,5 @@
 pub mod types;
 
 pub use types::*;
+mod stub;
+pub use stub::Store;

@@ -1,0 +1,238 @@
+//! Becoming equal to another copy of one object: for catch-up, rebuild, reconciliation and healing.
+//!
+//! The caller makes sure that the source is a clean copy, and keeps writes away from the object or accepts that the attempt is repeated: the source's version
+//! must be the same before, during and after the copying. First only the blocks that are known to differ are fetched; then both sides' digests (of presence and all block
+//! checksums) are compared, and if they differ everything is fetched.
+
+use super::link::LinkError;
+use super::replica::Replica;
+use crate::store::{FillOp, Store, StoreError, WriteKind};
+use bytes::Bytes;
+use sheepdog_proto::peer::{PullHead, Request, Response, Status};
+use sheepdog_proto::{BLOCK_SHIFT, BlockMap, ControlIndex, LayerId, NodeId, ObjectId, PlacementKey, Version};
+use std::ops::Range;
+use std::rc::Rc;
+
+/// Bytes fetched at a time: small enough to let client I/O in between.
+const CHUNK: u32 = (1 << 20) >> BLOCK_SHIFT;
+/// Attempts while the source keeps changing.
+const ATTEMPTS: usize = 5;
+
+/// Why an object could not be adopted now.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum AdoptError {
+    /// The source cannot be reached or refused.
+    #[error("source: {0}")]
+    Source(String),
+    /// The source kept changing.
+    #[error("the source kept changing")]
+    Moving,
+    /// Our store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<LinkError> for AdoptError {
+    fn from(e: LinkError) -> Self {
+        Self::Source(e.to_string())
+    }
+}
+
+/// What an adoption did.
+#[derive(Debug, Clone, Copy)]
+pub struct Adopted {
+    /// Version now.
+    pub version: Version,
+    /// Bytes fetched.
+    pub bytes: u64,
+}
+
+impl Replica {
+    pub(crate) async fn adopt_request(
+        self: &Rc<Self>,
+        oid: ObjectId,
+        family: LayerId,
+        source: NodeId,
+        blocks: Option<Vec<Range<u32>>>,
+        index: ControlIndex,
+    ) -> Response {
+        if !self.catch_up(index).await {
+            return Response::Failed(Status::NoLease, "behind the control plane".into());
+        }
+        match self.adopt(oid, family, source, blocks).await {
+            Ok(a) => Response::Adopted(a.version),
+            Err(e) => Response::Failed(Status::NotHere, e.to_string()),
+        }
+    }
+
+    /// Make this node's copy equal to the source's.
+    pub async fn adopt(
+        self: &Rc<Self>,
+        oid: ObjectId,
+        family: LayerId,
+        source: NodeId,
+        hint: Option<Vec<Range<u32>>>,
+    ) -> Result<Adopted, AdoptError> {
+        let store = self.store.clone().ok_or(StoreError::NoDisk)?;
+        let _guard = self.sync.begin_fill(oid).await;
+        let mut bytes = 0;
+        for attempt in 0..ATTEMPTS {
+            let Some(head) = self.fetch_head(oid, family, source).await? else {
+                // The source has never had it, or it was removed: so shall we.
+                if store.info(oid).await?.is_some() {
+                    store.remove(oid).await?;
+                }
+                self.sync.resolved(oid);
+                return Ok(Adopted { version: Version::NONE, bytes });
+            };
+            let hint = if attempt == 0 { hint.clone() } else { None };
+            match self.adopt_head(&store, oid, family, source, &head, hint, attempt > 0).await? {
+                (true, n) => {
+                    self.sync.resolved(oid);
+                    return Ok(Adopted { version: head.version, bytes: bytes + n });
+                }
+                (false, n) => bytes += n,
+            }
+        }
+        Err(AdoptError::Moving)
+    }
+
+    async fn fetch_head(
+        &self,
+        oid: ObjectId,
+        family: LayerId,
+        source: NodeId,
+    ) -> Result<Option<Box<PullHead>>, AdoptError> {
+        let control_index = self.control.applied().index;
+        let request = Request::PullHead { oid, family, control_index };
+        match self.links.to(source).request(&request, Vec::new()).await?.0 {
+            Response::Head(head) => Ok(head),
+            Response::Failed(_, why) => Err(AdoptError::Source(why)),
+            other => Err(AdoptError::Source(format!("unexpected answer {other:?}"))),
+        }
+    }
+
+    /// One attempt: (equal now?, bytes fetched).
+    #[allow(clippy::too_many_arguments)]
+    async fn adopt_head(
+        &self,
+        store: &Rc<Store>,
+        oid: ObjectId,
+        family: LayerId,
+        source: NodeId,
+        head: &PullHead,
+        hint: Option<Vec<Range<u32>>>,
+        everything: bool,
+    ) -> Result<(bool, u64), AdoptError> {
+        let key = PlacementKey { family, index: oid.index() };
+        let local = match store.info(oid).await {
+            Ok(i) => i,
+            // An unreadable header: start again from nothing.
+            Err(StoreError::CorruptHeader { .. }) => {
+                store.remove(oid).await?;
+                None
+            }
+            Err(e) => return Err(e.into()),
+        };
+        let total = head.object_size >> BLOCK_SHIFT;
+        let mut want = BlockMap::new(total);
+        match &local {
+            Some(l) if !everything => {
+                // What may differ: what the source marked while we were away, what we have beyond it, presence.
+                want.union(&head.dirty);
+                for r in hint.iter().flatten() {
+                    want.set(r.clone());
+                }
+                for t in store.tail(l.vdi).iter().filter(|t| t.oid == oid) {
+                    want.set(t.blocks.clone());
+                }
+                for b in 0..total {
+                    if l.present.get(b) != head.present.get(b) || l.zero.get(b) != head.zero.get(b) {
+                        want.set(b..b + 1);
+                    }
+                }
+                if l.filling {
+                    want.union(&head.present);
+                }
+            }
+            Some(l) => {
+                want.union(&l.present);
+                want.union(&head.present);
+            }
+            None => want.union(&head.present),
+        }
+        let mut fetched = 0;
+        for run in want.set_runs().collect::<Vec<_>>() {
+            let mut at = run.start;
+            while at < run.end {
+                let chunk = at..(at + CHUNK).min(run.end);
+                at = chunk.end;
+                let Some((ops, n)) = self.fetch(oid, family, source, head, chunk).await? else {
+                    return Ok((false, fetched));
+                };
+                fetched += n;
+                store.fill(oid, key, head.vdi, head.object_size, ops).await?;
+                self.sync.fetched(n);
+            }
+        }
+        // Nothing to fetch still has to create the object and to move its version.
+        if local.is_none() && want.is_empty() {
+            store.fill(oid, key, head.vdi, head.object_size, Vec::new()).await?;
+        }
+        if self.fetch_head(oid, family, source).await?.is_none_or(|h| h.version != head.version) {
+            return Ok((false, fetched));
+        }
+        store.finish_fill(oid, head.version, head.epoch, head.dirty.clone(), head.dirty_since).await?;
+        Ok((store.digest(oid).await? == Some(head.digest), fetched))
+    }
+
+    /// Contents of one chunk as fill steps; `None` when the source has moved on.
+    async fn fetch(
+        &self,
+        oid: ObjectId,
+        family: LayerId,
+        source: NodeId,
+        head: &PullHead,
+        chunk: Range<u32>,
+    ) -> Result<Option<(Vec<FillOp>, u64)>, AdoptError> {
+        let mut ops = Vec::new();
+        let mut data_runs = Vec::new();
+        for (run, present) in head.present.runs(chunk) {
+            if !present {
+                ops.push(FillOp { blocks: run, kind: WriteKind::Remove });
+                continue;
+            }
+            for (run, zero) in head.zero.runs(run) {
+                if zero {
+                    ops.push(FillOp { blocks: run, kind: WriteKind::Zero });
+                } else {
+                    data_runs.push(run);
+                }
+            }
+        }
+        if data_runs.is_empty() {
+            return Ok(Some((ops, 0)));
+        }
+        let expect: usize = data_runs.iter().map(|r| r.len() << BLOCK_SHIFT).sum();
+        self.sync.throttle(expect as u64).await;
+        let request = Request::PullData { oid, family, runs: data_runs.clone() };
+        let (response, payload) = self.links.to(source).request(&request, Vec::new()).await?;
+        match response {
+            Response::Data(before, after) if before == head.version && after == head.version => {}
+            Response::Data(..) => return Ok(None),
+            Response::Failed(_, why) => return Err(AdoptError::Source(why)),
+            other => return Err(AdoptError::Source(format!("unexpected answer {other:?}"))),
+        }
+        if payload.len() != expect {
+            return Err(AdoptError::Source("wrong payload length".into()));
+        }
+        let mut at = 0;
+        for run in data_runs {
+            let len = run.len() << BLOCK_SHIFT;
+            let data: Bytes = payload.slice(at..at + len);
+            at += len;
+            ops.push(FillOp { blocks: run, kind: WriteKind::Data(data) });
+        }
+        Ok(Some((ops, expect as u64)))
+    }
+}

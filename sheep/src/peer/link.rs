@@ -1,0 +1,323 @@
+//! Outgoing half of a data link: calls to one peer, in order, across reconnects.
+//!
+//! A request stays in `pending` until it is answered. When the connection breaks it is sent again on the next one, in the
+//! original order; every request is idempotent. Only the committed map ends the waiting: when it says that the peer is down or out, every pending call fails with
+//! `LinkError::Down`. So a restart of the peer, or a cut cable, is a pause and not an error.
+//!
+//! One task per peer (owned by `Links`) connects on demand, writes, reads and reconnects.
+
+use super::frame_io::{FrameError, FrameReader, Incoming, write_frames};
+use crate::control::Control;
+use crate::volume::LocalFut;
+use bytes::Bytes;
+use sheepdog_cluster::NodeAddr;
+use sheepdog_proto::peer::{self, Frame, Hello, Kind, Request, Response};
+use sheepdog_proto::{ClusterId, NodeId};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{Notify, oneshot};
+use tokio_util::sync::CancellationToken;
+
+/// How long connecting and greeting may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// First and largest pause between attempts.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(300));
+/// Frames handed to one vectored write.
+const BATCH: usize = 32;
+
+/// A connected byte stream of the data thread.
+pub trait LinkStream: AsyncRead + AsyncWrite + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Unpin> LinkStream for T {}
+
+/// Makes streams to peers: TCP with or without TLS, or the simulator's network.
+pub trait Connector {
+    /// Connect to a peer's data port. Does not greet.
+    fn connect<'a>(
+        &'a self,
+        node: NodeId,
+        addr: &'a NodeAddr,
+    ) -> LocalFut<'a, std::io::Result<Box<dyn LinkStream>>>;
+}
+
+/// Why a call has no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum LinkError {
+    /// The committed map says the peer is not up.
+    #[error("peer is down")]
+    Down,
+    /// This daemon is stopping.
+    #[error("shutting down")]
+    ShuttingDown,
+    /// The peer answered nonsense.
+    #[error("peer broke the protocol")]
+    Protocol,
+}
+
+struct Pending {
+    frame: Frame,
+    reply: oneshot::Sender<Result<Incoming, LinkError>>,
+}
+
+#[derive(Default)]
+struct State {
+    next: u64,
+    unsent: VecDeque<u64>,
+    pending: BTreeMap<u64, Pending>,
+    connected: bool,
+}
+
+struct Inner {
+    to: NodeId,
+    state: RefCell<State>,
+    work: Notify,
+}
+
+/// Calls to one peer.
+#[derive(Clone)]
+pub struct Link {
+    inner: Rc<Inner>,
+}
+
+impl Link {
+    /// Send; the future resolves with the reply. The request goes on even if the future is dropped.
+    pub fn call(
+        &self,
+        kind: Kind,
+        meta: &[u8],
+        payload: Vec<Bytes>,
+    ) -> impl Future<Output = Result<Incoming, LinkError>> + use<> {
+        let (tx, rx) = oneshot::channel();
+        {
+            let mut s = self.inner.state.borrow_mut();
+            s.next += 1;
+            let id = s.next;
+            let frame = Frame::new(kind, id, meta, payload);
+            s.unsent.push_back(id);
+            s.pending.insert(id, Pending { frame, reply: tx });
+        }
+        self.inner.work.notify_one();
+        async move { rx.await.unwrap_or(Err(LinkError::ShuttingDown)) }
+    }
+
+    /// A cold request and its decoded answer with payload.
+    pub async fn request(
+        &self,
+        request: &Request,
+        payload: Vec<Bytes>,
+    ) -> Result<(Response, Bytes), LinkError> {
+        let reply = self.call(Kind::Request, &peer::encode(request), payload).await?;
+        if reply.kind != Kind::Response {
+            return Err(LinkError::Protocol);
+        }
+        Ok((peer::decode(&reply.meta).map_err(|_| LinkError::Protocol)?, reply.payload))
+    }
+
+    /// Requests waiting for an answer.
+    pub fn depth(&self) -> usize {
+        self.inner.state.borrow().pending.len()
+    }
+}
+
+/// All outgoing links of this daemon.
+pub struct Links {
+    control: Control,
+    cluster: ClusterId,
+    connector: Rc<dyn Connector>,
+    links: RefCell<BTreeMap<NodeId, Link>>,
+    stop: CancellationToken,
+}
+
+impl Links {
+    /// No connection is made before the first call.
+    pub fn new(
+        control: Control,
+        cluster: ClusterId,
+        connector: Rc<dyn Connector>,
+        stop: CancellationToken,
+    ) -> Self {
+        Self { control, cluster, connector, links: RefCell::default(), stop }
+    }
+
+    /// The link to a peer.
+    pub fn to(&self, node: NodeId) -> Link {
+        self.links
+            .borrow_mut()
+            .entry(node)
+            .or_insert_with(|| {
+                let link = Link {
+                    inner: Rc::new(Inner { to: node, state: RefCell::default(), work: Notify::new() }),
+                };
+                let run = Runner {
+                    link: link.inner.clone(),
+                    control: self.control.clone(),
+                    cluster: self.cluster,
+                    connector: self.connector.clone(),
+                    stop: self.stop.clone(),
+                };
+                tokio::task::spawn_local(run.run());
+                link
+            })
+            .clone()
+    }
+}
+
+struct Runner {
+    link: Rc<Inner>,
+    control: Control,
+    cluster: ClusterId,
+    connector: Rc<dyn Connector>,
+    stop: CancellationToken,
+}
+
+enum Ended {
+    Stop,
+    Down,
+    Broken,
+}
+
+impl Runner {
+    async fn run(self) {
+        let stop = self.stop.clone();
+        let mut backoff = BACKOFF.0;
+        loop {
+            if stop.is_cancelled() {
+                break;
+            }
+            if self.link.state.borrow().pending.is_empty() {
+                tokio::select! { biased; () = stop.cancelled() => break, () = self.link.work.notified() => {} }
+                continue;
+            }
+            let ended = tokio::select! {
+                biased;
+                () = stop.cancelled() => Ended::Stop,
+                () = self.until_down() => Ended::Down,
+                r = self.connection() => match r {
+                    Ok(()) => { backoff = BACKOFF.0; Ended::Broken }
+                    Err(e) => { tracing::debug!(peer = %self.link.to.short(), error = %e, "data link"); Ended::Broken }
+                },
+            };
+            let was_connected = std::mem::take(&mut self.link.state.borrow_mut().connected);
+            match ended {
+                Ended::Stop => break,
+                Ended::Down => self.fail_all(LinkError::Down),
+                Ended::Broken => {
+                    self.control.suspect(self.link.to);
+                    if was_connected {
+                        backoff = BACKOFF.0;
+                    }
+                    tokio::select! {
+                        biased;
+                        () = stop.cancelled() => break,
+                        () = self.until_down() => self.fail_all(LinkError::Down),
+                        () = tokio::time::sleep(backoff) => {}
+                    }
+                    backoff = (backoff * 2).min(BACKOFF.1);
+                }
+            }
+        }
+        self.fail_all(LinkError::ShuttingDown);
+    }
+
+    fn fail_all(&self, error: LinkError) {
+        let pending = {
+            let mut s = self.link.state.borrow_mut();
+            s.unsent.clear();
+            std::mem::take(&mut s.pending)
+        };
+        for p in pending.into_values() {
+            let _ = p.reply.send(Err(error));
+        }
+    }
+
+    async fn until_down(&self) {
+        let mut watch = self.control.watch();
+        loop {
+            watch.borrow_and_update();
+            if !self.control.map().nodes.get(&self.link.to).is_some_and(|n| n.is_up()) {
+                return;
+            }
+            if watch.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn connection(&self) -> Result<(), FrameError> {
+        let addr = self.control.map().nodes.get(&self.link.to).map(|n| n.addr.clone());
+        let Some(addr) = addr else { return Ok(()) };
+        let greet = async {
+            let mut stream = self.connector.connect(self.link.to, &addr).await?;
+            let hello = Hello {
+                cluster: self.cluster,
+                node: self.control.me(),
+                incarnation: self.control.incarnation(),
+                to: self.link.to,
+            };
+            let frame = Frame::new(Kind::Hello, 0, &peer::encode(&hello), Vec::new());
+            write_frames(&mut stream, &[frame]).await?;
+            let (read, write) = tokio::io::split(stream);
+            let mut reader = FrameReader::new(read);
+            let answer = reader.next().await?;
+            let answer: Hello = match answer.kind {
+                Kind::Hello => peer::decode(&answer.meta)?,
+                _ => return Err(FrameError::Wire(sheepdog_proto::peer::WireError::Malformed("greeting"))),
+            };
+            if answer.node != self.link.to || answer.cluster != self.cluster {
+                return Err(FrameError::Io(std::io::Error::other(format!(
+                    "{}:{} is node {} now, not {}",
+                    addr.host, addr.peer_port, answer.node, self.link.to
+                ))));
+            }
+            Ok((reader, write))
+        };
+        let (mut reader, mut writer) = tokio::time::timeout(CONNECT_TIMEOUT, greet)
+            .await
+            .map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
+        {
+            let mut s = self.link.state.borrow_mut();
+            s.connected = true;
+            // Everything unanswered goes again, oldest first.
+            let all: VecDeque<u64> = s.pending.keys().copied().collect();
+            s.unsent = all;
+        }
+        let write = async {
+            loop {
+                let batch = self.next_batch();
+                if batch.is_empty() {
+                    self.link.work.notified().await;
+                    continue;
+                }
+                write_frames(&mut writer, &batch).await?;
+            }
+        };
+        let read = async {
+            loop {
+                let message = reader.next().await?;
+                let pending = self.link.state.borrow_mut().pending.remove(&message.request);
+                if let Some(p) = pending {
+                    let _ = p.reply.send(Ok(message));
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            r = read => r,
+            r = write => r,
+        }
+    }
+
+    fn next_batch(&self) -> Vec<Frame> {
+        let mut s = self.link.state.borrow_mut();
+        let mut batch = Vec::new();
+        while batch.len() < BATCH {
+            let Some(id) = s.unsent.pop_front() else { break };
+            if let Some(p) = s.pending.get(&id) {
+                batch.push(p.frame.clone());
+            }
+        }
+        batch
+    }
+}

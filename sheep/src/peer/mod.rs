@@ -1,0 +1,11 @@
+//! Sheep to sheep, data plane: links out (`link`), links in (`server`), and what a replica does when asked (`replica`).
+
+pub mod adopt;
+pub mod frame_io;
+pub mod inventory;
+pub mod link;
+pub mod replica;
+pub mod server;
+
+pub use link::{Connector, Link, LinkError, LinkStream, Links};
+pub use replica::Replica;

@@ -1,0 +1,427 @@
+//! What one node does as a holder of objects: the same code serves the local session's owner and remote ones.
+//!
+//! Rules kept here (numbers of the design): nothing is served without a lease; a request of an older epoch is refused, of a newer one waits until this node has
+//! caught up (5); a write of another generation than the VDI's latest is refused (5); a write applies only on top of the step
+//! before it (the prefix rule); a node that is not synced answers "not here" for what it cannot vouch for (2, 3).
+
+use super::link::Links;
+use crate::control::Control;
+use crate::store::{Store, StoreError, WriteKind, WriteOp, WriteOutcome};
+use crate::work::sync::Sync;
+use bytes::Bytes;
+use sheepdog_cluster::{NodeMap, Redundancy};
+use sheepdog_proto::peer::{
+    BlockState, CopyDigest, ObjectStat, PullHead, ReadReply, ReadRequest, Request, Response, Status, Tail,
+    WriteAction, WriteReply, WriteRequest,
+};
+use sheepdog_proto::{
+    BLOCK_SHIFT, BLOCK_SIZE, ControlIndex, Epoch, Generation, LayerId, MAX_PAYLOAD, ObjectId, PlacementKey,
+    VdiId, Version,
+};
+use std::ops::Range;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a request may wait for this node to catch up with the control plane before it is sent back.
+const CATCH_UP: Duration = Duration::from_secs(10);
+
+/// The holder side of this daemon.
+pub struct Replica {
+    /// Control plane.
+    pub control: Control,
+    /// `None` on a gateway.
+    pub store: Option<Rc<Store>>,
+    /// Links to others, for healing and filling.
+    pub links: Rc<Links>,
+    /// What this node is missing.
+    pub sync: Sync,
+}
+
+impl Replica {
+    /// This node's epoch view, or why it must not serve.
+    pub(crate) fn admit(&self, epoch: Epoch) -> Result<Arc<NodeMap>, (Status, Epoch)> {
+        let map = self.control.map();
+        if !self.control.lease_valid() {
+            return Err((Status::NoLease, map.epoch));
+        }
+        match epoch.cmp(&map.epoch) {
+            std::cmp::Ordering::Equal => Ok(map),
+            std::cmp::Ordering::Less => Err((Status::StaleEpoch, map.epoch)),
+            std::cmp::Ordering::Greater => Err((Status::NoLease, map.epoch)),
+        }
+    }
+
+    /// Wait until this node knows the control plane's log up to `index`.
+    pub async fn catch_up(&self, index: ControlIndex) -> bool {
+        if self.control.applied().index >= index {
+            return true;
+        }
+        tokio::time::timeout(CATCH_UP, self.control.wait_index(index)).await.is_ok()
+    }
+
+    /// Is this node complete for the current epoch?
+    pub fn is_synced(&self) -> bool {
+        let map = self.control.map();
+        map.nodes.get(&self.control.me()).is_some_and(|n| n.synced >= map.epoch)
+    }
+
+    fn check_write(&self, req: &WriteRequest) -> Result<(), (Status, Epoch)> {
+        let map = self.admit(req.epoch)?;
+        let status = self.control.read(|s| {
+            let Some(vdi) = s.vdis.get(&req.vdi) else { return Status::Fenced };
+            if vdi.generation.0 != req.version.generation || vdi.top != Some(req.oid.layer()) {
+                return Status::Fenced;
+            }
+            let Some(family) = s.families.get(&req.family) else { return Status::Invalid };
+            if family.object_size != req.object_size || req.blocks.end > req.object_size >> BLOCK_SHIFT {
+                return Status::Invalid;
+            }
+            Status::Ok
+        });
+        if status == Status::Ok { Ok(()) } else { Err((status, map.epoch)) }
+    }
+
+    /// Take one step of an object's log. The synchronous part keeps the order of the calls; the future completes when the step is
+    /// durable or refused.
+    pub fn write(
+        self: &Rc<Self>,
+        req: &WriteRequest,
+        payload: Bytes,
+    ) -> impl Future<Output = WriteReply> + use<> {
+        let started = self.check_write(req).and_then(|()| {
+            let store = self.store.as_ref().ok_or((Status::NotHere, req.epoch))?;
+            if self.sync.is_filling(req.oid) {
+                return Err((Status::Behind, req.epoch));
+            }
+            Ok(store.write(WriteOp {
+                oid: req.oid,
+                key: req.key(),
+                vdi: req.vdi,
+                object_size: req.object_size,
+                version: req.version,
+                prev: req.prev,
+                epoch: req.epoch,
+                degraded: req.degraded,
+                watermark: req.watermark,
+                blocks: req.blocks.clone(),
+                kind: match req.action {
+                    WriteAction::Data => WriteKind::Data(payload),
+                    WriteAction::Zero => WriteKind::Zero,
+                    WriteAction::Remove => WriteKind::Remove,
+                },
+            }))
+        });
+        let this = self.clone();
+        let (oid, key, vdi, epoch) = (req.oid, req.key(), req.vdi, req.epoch);
+        async move {
+            let reply = |status, version| WriteReply { status, version, epoch };
+            let outcome = match started {
+                Ok(write) => write.await,
+                Err((Status::Behind, _)) => Ok(WriteOutcome::Behind { current: Version::NONE }),
+                Err((status, epoch)) => return WriteReply { status, version: Version::NONE, epoch },
+            };
+            match outcome {
+                Ok(WriteOutcome::Done | WriteOutcome::Duplicate) => reply(Status::Ok, Version::NONE),
+                Ok(WriteOutcome::Behind { current }) => {
+                    if this.is_synced() {
+                        reply(Status::Behind, current)
+                    } else {
+                        this.sync.missed(oid, key.family, vdi);
+                        reply(Status::NotHere, current)
+                    }
+                }
+                Err(e) => reply(this.status_of(&e), Version::NONE),
+            }
+        }
+    }
+
+    pub(crate) fn status_of(&self, error: &StoreError) -> Status {
+        match error {
+            StoreError::Corrupt { .. } | StoreError::CorruptHeader { .. } => Status::Corrupt,
+            StoreError::Full { .. } => Status::Full,
+            StoreError::DiskFailed { .. } | StoreError::NoDisk => Status::DiskFailed,
+            StoreError::Invalid(_) => Status::Invalid,
+            StoreError::Closed => Status::ShuttingDown,
+        }
+    }
+
+    /// Layers of `top`'s chain that have an object here at this index, newest first. Ids grow along a chain, so the chain is sorted.
+    fn layers(&self, store: &Store, top: LayerId, key: PlacementKey) -> Option<Vec<LayerId>> {
+        let chain = self.control.chain(top)?;
+        let mut here = store.layers_at(key);
+        here.retain(|l| chain.binary_search_by(|c| l.cmp(c)).is_ok());
+        here.sort_unstable_by(|a, b| b.cmp(a));
+        Some(here)
+    }
+
+    /// Can this node vouch for what it has at `key`?
+    fn vouches(&self, map: &NodeMap, key: PlacementKey, layers: &[LayerId]) -> bool {
+        let me = self.control.me();
+        if layers.iter().any(|l| self.sync.lacks(ObjectId::data(*l, key.index))) {
+            return false;
+        }
+        let Some(node) = map.nodes.get(&me) else { return false };
+        if node.synced >= map.epoch || self.sync.inventory_done(map.epoch) {
+            // Complete but for what is listed: an object that is listed under a layer which is not here yet counts too.
+            return !self.sync.lacks_any_at(key);
+        }
+        if node.up_since > node.synced || self.sync.lacks_any_at(key) {
+            return false;
+        }
+        // Up all along: what it was a target of when it was last complete, it still has.
+        let Some(redundancy) = self.redundancy(key.family) else { return false };
+        map.ring_at(node.synced).is_some_and(|r| r.targets(key, redundancy.width()).contains(&me))
+    }
+
+    pub(crate) fn redundancy(&self, family: LayerId) -> Option<Redundancy> {
+        self.control.read(|s| s.families.get(&family).map(|f| f.redundancy))
+    }
+
+    /// Read through a chain of layers.
+    pub async fn read(self: &Rc<Self>, req: &ReadRequest) -> (ReadReply, Bytes) {
+        let epoch = self.control.map().epoch;
+        let fail = |status, epoch| (ReadReply { status, epoch, absent: Vec::new() }, Bytes::new());
+        let map = match self.admit(req.epoch) {
+            Ok(map) => map,
+            Err((status, epoch)) => return fail(status, epoch),
+        };
+        let Some(store) = &self.store else { return fail(Status::NotHere, epoch) };
+        let Some(layers) = self.layers(store, req.top, req.key) else { return fail(Status::Invalid, epoch) };
+        if !req.trusted && !self.vouches(&map, req.key, &layers) {
+            return fail(Status::NotHere, epoch);
+        }
+        match store.read(&layers, req.key, req.blocks.clone()).await {
+            // The data may have become stale while the disk was slow: the lease must still hold.
+            Ok(_) if !self.control.lease_valid() => fail(Status::NoLease, epoch),
+            Ok(r) => (ReadReply { status: Status::Ok, epoch, absent: r.absent }, r.data),
+            Err(e) => {
+                if let StoreError::Corrupt { oid, .. } | StoreError::CorruptHeader { oid } = &e {
+                    self.sync.corrupt(*oid, req.key.family, self.vdi_of(*oid));
+                }
+                fail(self.status_of(&e), epoch)
+            }
+        }
+    }
+
+    pub(crate) fn vdi_of(&self, oid: ObjectId) -> VdiId {
+        self.control.read(|s| s.layers.get(&oid.layer()).map(|l| l.vdi)).unwrap_or_default()
+    }
+
+    /// Everything that is not a plain read or write. Forwarded I/O and joins are the session's and do not come here.
+    pub async fn handle(self: &Rc<Self>, request: Request) -> (Response, Vec<Bytes>) {
+        let none = Vec::new();
+        match request {
+            Request::Fence { vdi, generation, control_index } => {
+                (self.fence(vdi, generation, control_index).await, none)
+            }
+            Request::Watermark { vdi, generation, seq } => {
+                if let Some(store) = &self.store {
+                    store.set_watermark(vdi, generation, seq);
+                }
+                (Response::Done, none)
+            }
+            Request::Stat { objects, control_index } => (self.stat(&objects, control_index).await, none),
+            Request::Adopt { oid, family, source, blocks, control_index } => {
+                (self.adopt_request(oid, family, source, blocks, control_index).await, none)
+            }
+            Request::PullHead { oid, family, control_index } => {
+                (self.pull_head(oid, family, control_index).await, none)
+            }
+            Request::PullData { oid, family, runs } => self.pull_data(oid, family, &runs).await,
+            Request::Inventory { node, since, epoch, after } => {
+                (self.inventory(node, since, epoch, after).await, none)
+            }
+            Request::BlockState { top, key, blocks, control_index, trusted } => {
+                (self.block_state(top, key, blocks, control_index, trusted).await, none)
+            }
+            Request::Digests { objects, deep, control_index } => {
+                (self.digests(&objects, deep, control_index).await, none)
+            }
+            Request::Presence { layer, after } => (self.presence(layer, after).await, none),
+            Request::Join { .. } | Request::Forward { .. } => {
+                (Response::Failed(Status::Invalid, "not a replica's request".into()), none)
+            }
+        }
+    }
+
+    async fn fence(&self, vdi: VdiId, generation: Generation, index: ControlIndex) -> Response {
+        if !self.catch_up(index).await {
+            return Response::Failed(Status::NoLease, "behind the control plane".into());
+        }
+        let known = self.control.read(|s| s.vdis.get(&vdi).map(|v| v.generation));
+        if known != Some(generation) {
+            return Response::Failed(Status::Fenced, "another session began meanwhile".into());
+        }
+        // From here on `check_write` refuses older generations: what the store has now is all there will ever be.
+        let tail = self.store.as_ref().map(|s| s.tail(vdi)).unwrap_or_default();
+        Response::Tail(
+            tail.into_iter()
+                .map(|t| Tail { oid: t.oid, version: t.version, prev: t.prev, blocks: t.blocks })
+                .collect(),
+        )
+    }
+
+    /// Version and standing of one object here.
+    pub async fn stat_one(&self, oid: ObjectId, family: LayerId) -> ObjectStat {
+        let map = self.control.map();
+        let fail = |status| ObjectStat { status, version: Version::NONE };
+        let Some(store) = &self.store else { return fail(Status::NotHere) };
+        match store.info(oid).await {
+            Err(e) => fail(self.status_of(&e)),
+            Ok(info) => {
+                let version = info.as_ref().map_or(Version::NONE, |i| i.version);
+                let key = PlacementKey { family, index: oid.index() };
+                let clean =
+                    info.as_ref().is_none_or(|i| !i.filling) && self.vouches(&map, key, &[oid.layer()]);
+                ObjectStat { status: if clean { Status::Ok } else { Status::NotHere }, version }
+            }
+        }
+    }
+
+    async fn stat(&self, objects: &[(ObjectId, LayerId)], index: ControlIndex) -> Response {
+        if !self.catch_up(index).await || !self.control.lease_valid() {
+            return Response::Failed(Status::NoLease, "behind the control plane".into());
+        }
+        let mut stats = Vec::with_capacity(objects.len());
+        for (oid, family) in objects {
+            stats.push(self.stat_one(*oid, *family).await);
+        }
+        Response::Stats(stats)
+    }
+
+    async fn pull_head(&self, oid: ObjectId, family: LayerId, index: ControlIndex) -> Response {
+        if !self.catch_up(index).await {
+            return Response::Failed(Status::NoLease, "behind the control plane".into());
+        }
+        let Some(store) = &self.store else { return Response::Failed(Status::NotHere, "a gateway".into()) };
+        let _ = family;
+        match (store.info(oid).await, store.digest(oid).await) {
+            (Ok(None), _) => Response::Head(None),
+            (Ok(Some(i)), _) if i.filling => Response::Failed(Status::NotHere, "being filled itself".into()),
+            (Ok(Some(i)), Ok(Some(digest))) => Response::Head(Some(Box::new(PullHead {
+                version: i.version,
+                epoch: i.epoch,
+                vdi: i.vdi,
+                object_size: i.object_size,
+                present: i.present,
+                zero: i.zero,
+                dirty: i.dirty,
+                dirty_since: i.dirty_since,
+                digest,
+            }))),
+            (Ok(_), Ok(None)) => Response::Head(None),
+            (Err(e), _) | (_, Err(e)) => Response::Failed(self.status_of(&e), e.to_string()),
+        }
+    }
+
+    async fn version_of(&self, store: &Store, oid: ObjectId) -> Result<Version, StoreError> {
+        Ok(store.info(oid).await?.map_or(Version::NONE, |i| i.version))
+    }
+
+    async fn pull_data(&self, oid: ObjectId, family: LayerId, runs: &[Range<u32>]) -> (Response, Vec<Bytes>) {
+        let bytes: usize = runs.iter().map(|r| r.len() << BLOCK_SHIFT).sum();
+        let Some(store) = &self.store else {
+            return (Response::Failed(Status::NotHere, "a gateway".into()), Vec::new());
+        };
+        if bytes > MAX_PAYLOAD || runs.iter().any(|r| r.start >= r.end) {
+            return (Response::Failed(Status::Invalid, "too much at once".into()), Vec::new());
+        }
+        let key = PlacementKey { family, index: oid.index() };
+        let result = async {
+            let before = self.version_of(store, oid).await?;
+            let mut parts = Vec::with_capacity(runs.len());
+            for run in runs {
+                parts.push(store.read(&[oid.layer()], key, run.clone()).await?.data);
+            }
+            Ok((before, self.version_of(store, oid).await?, parts))
+        };
+        match result.await {
+            Ok((before, after, parts)) => (Response::Data(before, after), parts),
+            Err(e) => {
+                let e: StoreError = e;
+                if let StoreError::Corrupt { oid, .. } = &e {
+                    self.sync.corrupt(*oid, family, self.vdi_of(*oid));
+                }
+                (Response::Failed(self.status_of(&e), e.to_string()), Vec::new())
+            }
+        }
+    }
+
+    async fn block_state(
+        &self,
+        top: LayerId,
+        key: PlacementKey,
+        blocks: Range<u32>,
+        index: ControlIndex,
+        trusted: bool,
+    ) -> Response {
+        if !self.catch_up(index).await || !self.control.lease_valid() {
+            return Response::Failed(Status::NoLease, "behind the control plane".into());
+        }
+        let Some(store) = &self.store else { return Response::Failed(Status::NotHere, "a gateway".into()) };
+        let Some(layers) = self.layers(store, top, key) else {
+            return Response::Failed(Status::Invalid, "no such layer".into());
+        };
+        if !trusted && !self.vouches(&self.control.map(), key, &layers) {
+            return Response::Failed(Status::NotHere, "not complete yet".into());
+        }
+        match store.status(&layers, key, blocks).await {
+            Ok(runs) => Response::Blocks(runs),
+            Err(e) => Response::Failed(self.status_of(&e), e.to_string()),
+        }
+    }
+
+    async fn digests(&self, objects: &[(ObjectId, LayerId)], deep: bool, index: ControlIndex) -> Response {
+        if !self.catch_up(index).await {
+            return Response::Failed(Status::NoLease, "behind the control plane".into());
+        }
+        let Some(store) = &self.store else { return Response::Failed(Status::NotHere, "a gateway".into()) };
+        let mut out = Vec::with_capacity(objects.len());
+        for (oid, family) in objects {
+            let stat = self.stat_one(*oid, *family).await;
+            let mut d =
+                CopyDigest { status: stat.status, version: stat.version, digest: None, corrupt: Vec::new() };
+            match store.digest(*oid).await {
+                Ok(digest) => d.digest = digest,
+                Err(e) => d.status = self.status_of(&e),
+            }
+            if deep && d.digest.is_some() {
+                match store.verify(*oid).await {
+                    Ok(corrupt) => d.corrupt = corrupt,
+                    Err(e) => d.status = self.status_of(&e),
+                }
+                if !d.corrupt.is_empty() {
+                    d.status = Status::Corrupt;
+                    self.sync.corrupt(*oid, *family, self.vdi_of(*oid));
+                }
+            }
+            out.push(d);
+        }
+        Response::Digests(out)
+    }
+
+    async fn presence(&self, layer: LayerId, after: Option<u32>) -> Response {
+        const PAGE: usize = 256;
+        let Some(store) = &self.store else { return Response::Presence(Vec::new(), false) };
+        let start = after
+            .map(|i| ObjectId::data(layer, i))
+            .or_else(|| (layer.0 > 0).then(|| ObjectId::data(LayerId(layer.0 - 1), u32::MAX)));
+        let rows = store.list(start, PAGE);
+        let full = rows.len() == PAGE && rows.last().is_some_and(|r| r.oid.layer() == layer);
+        let mut out = Vec::new();
+        for row in rows.iter().take_while(|r| r.oid.layer() == layer) {
+            match store.info(row.oid).await {
+                Ok(Some(i)) => out.push((row.oid.index(), i.present, i.zero)),
+                Ok(None) => {}
+                Err(e) => return Response::Failed(self.status_of(&e), e.to_string()),
+            }
+        }
+        Response::Presence(out, full)
+    }
+}
+
+/// Zero-fills are bounded by the payload cap on purpose.
+const _: () = assert!(MAX_PAYLOAD.is_multiple_of(BLOCK_SIZE));
+/// Used by `status` answers.
+pub type Runs = Vec<(Range<u32>, BlockState)>;

@@ -1,0 +1,237 @@
+//! Incoming half of a data link: one connection of one peer.
+//!
+//! Messages are taken in order; the synchronous part of a write happens before the next message is looked at, so the order of a link is the order of the store.
+//! Answers go back as they become ready. What is in flight is bounded in bytes and number: beyond that the socket is simply not read.
+
+use super::frame_io::{FrameError, FrameReader, Incoming, write_frames};
+use super::link::LinkStream;
+use super::replica::Replica;
+use crate::session::Gateway;
+use bytes::Bytes;
+use sheepdog_proto::peer::{
+    self, Frame, Hello, Kind, ReadRequest, Request, Response, Status, WireError, WriteReply, WriteRequest,
+};
+use sheepdog_proto::{ClusterId, NodeId, Version};
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::sync::{Notify, oneshot};
+use tokio_util::sync::CancellationToken;
+
+/// Payload bytes in flight per link.
+const MAX_BYTES: usize = 64 << 20;
+/// Requests in flight per link.
+const MAX_REQUESTS: usize = 4096;
+/// How long the peer may take to greet.
+const GREETING: Duration = Duration::from_secs(5);
+
+type Answer = (Response, Vec<Bytes>);
+
+/// Serves data links.
+pub struct Server {
+    replica: Rc<Replica>,
+    gateway: Rc<Gateway>,
+    cluster: ClusterId,
+    stop: CancellationToken,
+    /// Forwarded requests being run: one that is sent again after a reconnect waits for the first instead of running twice.
+    running: RefCell<HashMap<(NodeId, u64, u64), Vec<oneshot::Sender<Answer>>>>,
+}
+
+struct Connection {
+    out: RefCell<VecDeque<Frame>>,
+    ready: Notify,
+    bytes: Cell<usize>,
+    requests: Cell<usize>,
+    room: Notify,
+}
+
+impl Connection {
+    fn answer(&self, frame: Frame, bytes: usize) {
+        self.out.borrow_mut().push_back(frame);
+        self.bytes.set(self.bytes.get() - bytes);
+        self.requests.set(self.requests.get() - 1);
+        self.ready.notify_one();
+        self.room.notify_one();
+    }
+}
+
+impl Server {
+    /// Ready to serve.
+    pub fn new(
+        replica: Rc<Replica>,
+        gateway: Rc<Gateway>,
+        cluster: ClusterId,
+        stop: CancellationToken,
+    ) -> Rc<Self> {
+        Rc::new(Self { replica, gateway, cluster, stop, running: RefCell::default() })
+    }
+
+    /// Serve one connection until it ends.
+    pub async fn serve(self: Rc<Self>, stream: impl LinkStream + 'static) {
+        let stop = self.stop.clone();
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => {}
+            r = self.connection(stream) => if let Err(e) = r {
+                tracing::debug!(error = %e, "data link from a peer ended");
+            }
+        }
+    }
+
+    async fn connection(self: Rc<Self>, stream: impl LinkStream + 'static) -> Result<(), FrameError> {
+        let (read, mut write) = tokio::io::split(stream);
+        let mut reader = FrameReader::new(read);
+        let first = tokio::time::timeout(GREETING, reader.next())
+            .await
+            .map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
+        let hello: Hello = match first.kind {
+            Kind::Hello => peer::decode(&first.meta)?,
+            _ => return Err(WireError::Malformed("greeting").into()),
+        };
+        let me = self.replica.control.me();
+        if hello.cluster != self.cluster || hello.to != me {
+            return Err(std::io::Error::other(format!(
+                "node {} of cluster {} looked for node {}: refused",
+                hello.node, hello.cluster, hello.to
+            ))
+            .into());
+        }
+        let answer = Hello {
+            cluster: self.cluster,
+            node: me,
+            incarnation: self.replica.control.incarnation(),
+            to: NodeId::default(),
+        };
+        write_frames(&mut write, &[Frame::new(Kind::Hello, 0, &peer::encode(&answer), Vec::new())]).await?;
+        let conn = Rc::new(Connection {
+            out: RefCell::default(),
+            ready: Notify::new(),
+            bytes: Cell::new(0),
+            requests: Cell::new(0),
+            room: Notify::new(),
+        });
+        let reading = async {
+            loop {
+                while conn.bytes.get() > MAX_BYTES || conn.requests.get() > MAX_REQUESTS {
+                    conn.room.notified().await;
+                }
+                let message = reader.next().await?;
+                self.dispatch(&conn, &hello, message).await?;
+            }
+        };
+        let writing = async {
+            loop {
+                let frames: Vec<Frame> = {
+                    let mut out = conn.out.borrow_mut();
+                    let n = out.len().min(32);
+                    out.drain(..n).collect()
+                };
+                if frames.is_empty() {
+                    conn.ready.notified().await;
+                    continue;
+                }
+                write_frames(&mut write, &frames).await?;
+            }
+        };
+        tokio::select! {
+            biased;
+            r = reading => r,
+            r = writing => r,
+        }
+    }
+
+    async fn dispatch(
+        self: &Rc<Self>,
+        conn: &Rc<Connection>,
+        hello: &Hello,
+        message: Incoming,
+    ) -> Result<(), FrameError> {
+        let (id, bytes) = (message.request, message.payload.len());
+        conn.bytes.set(conn.bytes.get() + bytes);
+        conn.requests.set(conn.requests.get() + 1);
+        let conn = conn.clone();
+        let replica = self.replica.clone();
+        match message.kind {
+            Kind::Write => {
+                let req = WriteRequest::decode(&message.meta, bytes)?;
+                if !replica.catch_up(req.control_index).await {
+                    let epoch = replica.control.map().epoch;
+                    let reply = WriteReply { status: Status::NoLease, version: Version::NONE, epoch };
+                    conn.answer(Frame::new(Kind::WriteReply, id, &reply.encode(), Vec::new()), bytes);
+                    return Ok(());
+                }
+                // In order: this call takes the step, the rest only waits for the disk.
+                let write = replica.write(&req, message.payload);
+                tokio::task::spawn_local(async move {
+                    let reply = write.await;
+                    conn.answer(Frame::new(Kind::WriteReply, id, &reply.encode(), Vec::new()), bytes);
+                });
+            }
+            Kind::Read => {
+                let req = ReadRequest::decode(&message.meta)?;
+                tokio::task::spawn_local(async move {
+                    replica.catch_up(req.control_index).await;
+                    let (head, data) = replica.read(&req).await;
+                    let payload = if head.status == Status::Ok { vec![data] } else { Vec::new() };
+                    conn.answer(Frame::new(Kind::ReadReply, id, &head.encode(), payload), bytes);
+                });
+            }
+            Kind::Request => {
+                let request: Request = peer::decode(&message.meta)?;
+                let this = self.clone();
+                let from = (hello.node, hello.incarnation, id);
+                tokio::task::spawn_local(async move {
+                    let (response, payload) = this.request(from, request, message.payload).await;
+                    conn.answer(Frame::new(Kind::Response, id, &peer::encode(&response), payload), bytes);
+                });
+            }
+            Kind::Hello | Kind::WriteReply | Kind::ReadReply | Kind::Response => {
+                return Err(WireError::Malformed("request kind").into());
+            }
+        }
+        Ok(())
+    }
+
+    async fn request(self: &Rc<Self>, from: (NodeId, u64, u64), request: Request, payload: Bytes) -> Answer {
+        match request {
+            Request::Forward { vdi, open, io } => {
+                let duplicate = {
+                    let mut running = self.running.borrow_mut();
+                    match running.get_mut(&from) {
+                        Some(waiters) => {
+                            let (tx, rx) = oneshot::channel();
+                            waiters.push(tx);
+                            Some(rx)
+                        }
+                        None => {
+                            running.insert(from, Vec::new());
+                            None
+                        }
+                    }
+                };
+                if let Some(rx) = duplicate {
+                    return rx
+                        .await
+                        .unwrap_or((Response::ForwardFailed(peer::ForwardError::NotOwner), Vec::new()));
+                }
+                let answer = self.gateway.serve_forward(from.0, vdi, open, io, payload).await;
+                for waiter in self.running.borrow_mut().remove(&from).unwrap_or_default() {
+                    let _ = waiter.send(answer.clone());
+                }
+                answer
+            }
+            Request::Join { vdi, oid, family } => {
+                let response = match self.gateway.session(vdi) {
+                    None => Response::Failed(Status::NotHere, "no serving session here".into()),
+                    Some(session) => match session.join(oid, family, from.0).await {
+                        Ok(()) => Response::Done,
+                        Err(why) => Response::Failed(Status::NotHere, why),
+                    },
+                };
+                (response, Vec::new())
+            }
+            other => self.replica.handle(other).await,
+        }
+    }
+}

@@ -1,0 +1,567 @@
+//! The gateway side: VDIs open on this node, whether this node owns their session or another does.
+//!
+//! Every request goes to whoever owns the session now; when that changes (a death, a hand-over, a restart) it is sent again to the next
+//! owner, so front-ends never see it. A session nobody uses here but others do is handed over; one that nobody uses is closed.
+
+use super::owner::{Session, SessionError};
+use super::read::{read_through, status_through};
+use crate::peer::{LinkError, Replica};
+use crate::volume::{Extent, VolumeError};
+use bytes::Bytes;
+use sheepdog_cluster::{Command, CommandError, Reply, Session as SessionState};
+use sheepdog_proto::peer::{BlockState, Forward, ForwardError, Request, Response};
+use sheepdog_proto::{BLOCK_SHIFT, LayerId, NodeId, PlacementKey, VdiId};
+use sheepdog_volume::pieces;
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// How long a session nobody uses stays open: a client that reconnects finds it.
+const LINGER: Duration = Duration::from_millis(1_000);
+/// Pause before looking again who owns a session.
+const RETRY: Duration = Duration::from_millis(20);
+/// Bytes of one forwarded request at most.
+pub(crate) const MAX_FORWARD: u64 = 1 << 20;
+/// A drain for hand-over or close that takes longer is given up for now.
+const DRAIN: Duration = Duration::from_secs(30);
+
+/// One request, small enough to be forwarded.
+#[derive(Debug, Clone)]
+pub enum Io {
+    /// Bytes of the working layer or a frozen one.
+    Read {
+        /// Layer.
+        layer: Option<LayerId>,
+        /// Offset.
+        offset: u64,
+        /// Length.
+        len: u32,
+    },
+    /// Bytes.
+    Write {
+        /// Offset.
+        offset: u64,
+        /// Data.
+        data: Bytes,
+    },
+    /// Zeros.
+    Zero {
+        /// Offset.
+        offset: u64,
+        /// Length.
+        len: u64,
+        /// Space may go.
+        discard: bool,
+    },
+    /// Extents.
+    Status {
+        /// Layer.
+        layer: Option<LayerId>,
+        /// Offset.
+        offset: u64,
+        /// Length.
+        len: u64,
+        /// At most.
+        max: usize,
+    },
+}
+
+/// Its outcome.
+#[derive(Debug, Clone)]
+pub enum IoDone {
+    /// Read.
+    Data(Vec<Bytes>),
+    /// Write, zero.
+    Done,
+    /// Status.
+    Extents(Vec<Extent>),
+}
+
+/// A VDI that is open here or whose session is.
+pub struct Attached {
+    /// VDI.
+    pub vdi: VdiId,
+    session: RefCell<Option<Rc<Session>>>,
+    /// One opening or closing at a time.
+    turn: tokio::sync::Mutex<()>,
+    opens: Cell<u32>,
+    remote: RefCell<BTreeSet<(NodeId, u64)>>,
+    /// Requests of connections that are gone.
+    dying: Cell<u32>,
+    died: tokio::sync::Notify,
+}
+
+enum Owner {
+    Here(Rc<Session>),
+    There(NodeId),
+}
+
+/// All attached VDIs of this node.
+pub struct Gateway {
+    pub(crate) replica: Rc<Replica>,
+    attached: RefCell<BTreeMap<VdiId, Rc<Attached>>>,
+    next_open: Cell<u64>,
+    stop: CancellationToken,
+    closing: Cell<bool>,
+}
+
+impl Gateway {
+    /// Nothing attached.
+    pub fn new(replica: Rc<Replica>, stop: CancellationToken) -> Rc<Self> {
+        Rc::new(Self {
+            replica,
+            attached: RefCell::default(),
+            next_open: Cell::new(1),
+            stop,
+            closing: Cell::new(false),
+        })
+    }
+
+    /// The entry of a VDI.
+    pub fn entry(&self, vdi: VdiId) -> Rc<Attached> {
+        self.attached
+            .borrow_mut()
+            .entry(vdi)
+            .or_insert_with(|| {
+                Rc::new(Attached {
+                    vdi,
+                    session: RefCell::default(),
+                    turn: tokio::sync::Mutex::default(),
+                    opens: Cell::new(0),
+                    remote: RefCell::default(),
+                    dying: Cell::new(0),
+                    died: tokio::sync::Notify::new(),
+                })
+            })
+            .clone()
+    }
+
+    /// The serving session of a VDI, if this node has it.
+    pub fn session(&self, vdi: VdiId) -> Option<Rc<Session>> {
+        let attached = self.attached.borrow();
+        let session = attached.get(&vdi)?.session.borrow().clone();
+        session.filter(|s| !s.is_dead())
+    }
+
+    /// Count an open; pairs with `detach`.
+    pub async fn attach(self: &Rc<Self>, vdi: VdiId) -> Result<(Rc<Attached>, u64), VolumeError> {
+        let entry = self.entry(vdi);
+        let open = self.next_open.get();
+        self.next_open.set(open + 1);
+        entry.opens.set(entry.opens.get() + 1);
+        let settled = async {
+            self.wait_for_the_dead(&entry).await;
+            loop {
+                match self.owner(&entry).await? {
+                    Owner::Here(_) => return Ok(()),
+                    Owner::There(node) => {
+                        let request = Request::Forward { vdi, open, io: Forward::Attach };
+                        match self.replica.links.to(node).request(&request, Vec::new()).await {
+                            Ok((Response::Forwarded, _)) => return Ok(()),
+                            Ok((Response::ForwardFailed(ForwardError::Gone(why)), _)) => {
+                                return Err(VolumeError::Gone(why));
+                            }
+                            _ => tokio::time::sleep(RETRY).await,
+                        }
+                    }
+                }
+            }
+        };
+        match settled.await {
+            Ok(()) => Ok((entry, open)),
+            Err(e) => {
+                entry.opens.set(entry.opens.get() - 1);
+                Err(e)
+            }
+        }
+    }
+
+    /// Requests of connections that are gone must not come after those of a new one (rule 6).
+    async fn wait_for_the_dead(&self, entry: &Attached) {
+        while entry.dying.get() > 0 {
+            let died = entry.died.notified();
+            tokio::pin!(died);
+            died.as_mut().enable();
+            if entry.dying.get() == 0 {
+                return;
+            }
+            died.await;
+        }
+    }
+
+    /// A client is gone; its requests still run.
+    pub(crate) fn abandon(&self, entry: &Attached) {
+        entry.dying.set(entry.dying.get() + 1);
+    }
+
+    /// Its requests have ended.
+    pub(crate) fn buried(&self, entry: &Attached) {
+        entry.dying.set(entry.dying.get() - 1);
+        entry.died.notify_waiters();
+    }
+
+    /// The open is over.
+    pub fn detach(self: &Rc<Self>, entry: Rc<Attached>, open: u64) {
+        entry.opens.set(entry.opens.get() - 1);
+        if let Some(node) = self.remote_owner(entry.vdi) {
+            let link = self.replica.links.to(node);
+            let request = Request::Forward { vdi: entry.vdi, open, io: Forward::Detach };
+            tokio::task::spawn_local(async move {
+                let _ = link.request(&request, Vec::new()).await;
+            });
+        }
+        self.settle(entry);
+    }
+
+    fn remote_owner(&self, vdi: VdiId) -> Option<NodeId> {
+        self.replica.control.read(|s| match &s.vdis.get(&vdi)?.session {
+            SessionState::Open { owner, .. } if *owner != self.replica.control.me() => Some(*owner),
+            _ => None,
+        })
+    }
+
+    /// Close or hand over a session this node no longer needs.
+    fn settle(self: &Rc<Self>, entry: Rc<Attached>) {
+        if entry.opens.get() > 0 || entry.session.borrow().is_none() {
+            return;
+        }
+        let this = self.clone();
+        tokio::task::spawn_local(async move {
+            if entry.remote.borrow().is_empty() {
+                tokio::select! { () = tokio::time::sleep(LINGER) => {} () = this.stop.cancelled() => {} }
+            }
+            if entry.opens.get() == 0 {
+                this.close(&entry).await;
+            }
+        });
+    }
+
+    /// Drain and close the session, if this node has it.
+    pub async fn close(&self, entry: &Rc<Attached>) {
+        let _turn = entry.turn.lock().await;
+        let Some(session) = entry.session.borrow().clone() else { return };
+        if session.is_dead() {
+            *entry.session.borrow_mut() = None;
+            return;
+        }
+        let Ok(_held) = tokio::time::timeout(DRAIN, session.quiesce()).await else { return };
+        let command = Command::SessionClose { vdi: entry.vdi, generation: session.generation };
+        match self.replica.control.propose(command).await {
+            Ok(_) => {
+                session.kill();
+                *entry.session.borrow_mut() = None;
+                entry.remote.borrow_mut().clear();
+            }
+            Err(e) => tracing::warn!(vdi = %entry.vdi, error = %e, "the session stays open"),
+        }
+    }
+
+    /// Close everything (orderly end).
+    pub async fn close_all(&self) {
+        self.closing.set(true);
+        let all: Vec<_> = self.attached.borrow().values().cloned().collect();
+        futures::future::join_all(all.iter().map(|e| self.close(e))).await;
+    }
+
+    /// Who owns the session; opens it when nobody does. Waits while that is being decided.
+    async fn owner(self: &Rc<Self>, entry: &Rc<Attached>) -> Result<Owner, VolumeError> {
+        loop {
+            if let Some(s) = entry.session.borrow().as_ref().filter(|s| !s.is_dead()) {
+                return Ok(Owner::Here(s.clone()));
+            }
+            if self.closing.get() || self.stop.is_cancelled() {
+                return Err(VolumeError::ShuttingDown);
+            }
+            let control = &self.replica.control;
+            let mut watch = control.watch();
+            watch.borrow_and_update();
+            let me = (control.me(), control.incarnation());
+            let state = control
+                .read(|s| s.vdis.get(&entry.vdi).filter(|v| v.top.is_some()).map(|v| v.session.clone()));
+            match state {
+                None => return Err(VolumeError::Gone("the VDI was deleted".into())),
+                Some(SessionState::Open { owner, incarnation, ready, .. }) if (owner, incarnation) != me => {
+                    let up = control.map().nodes.get(&owner).is_some_and(|n| n.is_up());
+                    if ready && up {
+                        return Ok(Owner::There(owner));
+                    }
+                    let _ = tokio::time::timeout(Duration::from_millis(500), watch.changed()).await;
+                }
+                Some(_) => {
+                    if !control.lease_valid() {
+                        tokio::time::sleep(RETRY).await;
+                        continue;
+                    }
+                    self.open_session(entry).await?;
+                }
+            }
+        }
+    }
+
+    async fn open_session(self: &Rc<Self>, entry: &Rc<Attached>) -> Result<(), VolumeError> {
+        let _turn = entry.turn.lock().await;
+        if entry.session.borrow().as_ref().is_some_and(|s| !s.is_dead()) {
+            return Ok(());
+        }
+        let control = &self.replica.control;
+        let command =
+            Command::SessionOpen { vdi: entry.vdi, node: control.me(), incarnation: control.incarnation() };
+        let (generation, reconcile) = match control.propose(command).await {
+            Ok(Reply::Session { generation, reconcile }) => (generation, reconcile),
+            Ok(Reply::Owned { .. }) => return Ok(()),
+            Ok(Reply::Error(CommandError::NotFound(why))) => return Err(VolumeError::Gone(why)),
+            Ok(Reply::Error(e)) => return Err(VolumeError::Busy(e.to_string())),
+            Ok(other) => return Err(VolumeError::Io(format!("unexpected answer {other:?}"))),
+            Err(e) => {
+                tracing::debug!(error = %e, "session open");
+                tokio::time::sleep(RETRY).await;
+                return Ok(());
+            }
+        };
+        let Some(session) = Session::new(self.replica.clone(), entry.vdi, generation, &self.stop) else {
+            return Err(VolumeError::Gone("the VDI was deleted".into()));
+        };
+        if reconcile && session.take_over().await.is_err() {
+            session.kill();
+            return Ok(());
+        }
+        match control.propose(Command::SessionReady { vdi: entry.vdi, generation }).await {
+            Ok(Reply::Done) => {
+                *entry.session.borrow_mut() = Some(session);
+            }
+            other => {
+                tracing::debug!(?other, "session ready");
+                session.kill();
+            }
+        }
+        Ok(())
+    }
+
+    /// Run one request at whoever owns the session.
+    pub async fn submit(
+        self: &Rc<Self>,
+        entry: &Rc<Attached>,
+        open: u64,
+        io: &Io,
+    ) -> Result<IoDone, VolumeError> {
+        loop {
+            let result = match self.owner(entry).await? {
+                Owner::Here(session) => run(&session, io).await,
+                Owner::There(node) => self.forward(node, entry.vdi, open, io).await,
+            };
+            match result {
+                Ok(done) => return Ok(done),
+                Err(SessionError::Volume(e)) => return Err(e),
+                Err(SessionError::NotOwner) => tokio::time::sleep(RETRY).await,
+            }
+        }
+    }
+
+    async fn forward(&self, node: NodeId, vdi: VdiId, open: u64, io: &Io) -> Result<IoDone, SessionError> {
+        let mut payload = Vec::new();
+        let forward = match io {
+            Io::Read { layer, offset, len } => Forward::Read { layer: *layer, offset: *offset, len: *len },
+            Io::Write { offset, data } => {
+                payload.push(data.clone());
+                Forward::Write { offset: *offset }
+            }
+            Io::Zero { offset, len, discard: true } => Forward::Trim { offset: *offset, len: *len },
+            Io::Zero { offset, len, discard: false } => Forward::Zero { offset: *offset, len: *len },
+            Io::Status { layer, offset, len, max } => {
+                Forward::BlockStatus { layer: *layer, offset: *offset, len: *len, max: *max as u32 }
+            }
+        };
+        let request = Request::Forward { vdi, open, io: forward };
+        match self.replica.links.to(node).request(&request, payload).await {
+            Ok((Response::Forwarded, data)) => Ok(match io {
+                Io::Read { .. } => IoDone::Data(vec![data]),
+                _ => IoDone::Done,
+            }),
+            Ok((Response::Extents(e), _)) => Ok(IoDone::Extents(
+                e.into_iter().map(|(len, hole, zero)| Extent { len, hole, zero }).collect(),
+            )),
+            Ok((Response::ForwardFailed(e), _)) => Err(match e {
+                ForwardError::NotOwner | ForwardError::ShuttingDown => SessionError::NotOwner,
+                ForwardError::OutOfRange => VolumeError::OutOfRange.into(),
+                ForwardError::ReadOnly => VolumeError::ReadOnly.into(),
+                ForwardError::Gone(why) => VolumeError::Gone(why).into(),
+                ForwardError::Io(why) => VolumeError::Io(why).into(),
+            }),
+            Ok(_) => Err(VolumeError::Io("the owner answered nonsense".into()).into()),
+            Err(LinkError::ShuttingDown) => Err(VolumeError::ShuttingDown.into()),
+            Err(_) => Err(SessionError::NotOwner),
+        }
+    }
+
+    /// A request that another gateway forwarded to us.
+    pub async fn serve_forward(
+        self: &Rc<Self>,
+        from: NodeId,
+        vdi: VdiId,
+        open: u64,
+        io: Forward,
+        payload: Bytes,
+    ) -> (Response, Vec<Bytes>) {
+        let failed = |e| (Response::ForwardFailed(e), Vec::new());
+        let Some(session) = self.session(vdi) else { return failed(ForwardError::NotOwner) };
+        let entry = self.entry(vdi);
+        let io = match io {
+            Forward::Attach => {
+                self.wait_for_the_dead(&entry).await;
+                entry.remote.borrow_mut().insert((from, open));
+                // Nobody here needs it: let it move to where it is used.
+                self.settle(entry);
+                return (Response::Forwarded, Vec::new());
+            }
+            Forward::Detach => {
+                entry.remote.borrow_mut().remove(&(from, open));
+                self.settle(entry);
+                return (Response::Forwarded, Vec::new());
+            }
+            Forward::Yield => {
+                self.settle(entry);
+                return (Response::Forwarded, Vec::new());
+            }
+            Forward::Read { layer, offset, len } if len as u64 <= MAX_FORWARD => {
+                Io::Read { layer, offset, len }
+            }
+            Forward::Read { .. } => return failed(ForwardError::OutOfRange),
+            Forward::Write { offset } => Io::Write { offset, data: payload },
+            Forward::Zero { offset, len } => Io::Zero { offset, len, discard: false },
+            Forward::Trim { offset, len } => Io::Zero { offset, len, discard: true },
+            Forward::BlockStatus { layer, offset, len, max } => {
+                Io::Status { layer, offset, len, max: (max as usize).min(4096) }
+            }
+        };
+        match run(&session, &io).await {
+            Ok(IoDone::Data(parts)) => (Response::Forwarded, parts),
+            Ok(IoDone::Done) => (Response::Forwarded, Vec::new()),
+            Ok(IoDone::Extents(e)) => {
+                (Response::Extents(e.into_iter().map(|x| (x.len, x.hole, x.zero)).collect()), Vec::new())
+            }
+            Err(SessionError::NotOwner) => failed(ForwardError::NotOwner),
+            Err(SessionError::Volume(e)) => failed(match e {
+                VolumeError::OutOfRange => ForwardError::OutOfRange,
+                VolumeError::ReadOnly => ForwardError::ReadOnly,
+                VolumeError::ShuttingDown => ForwardError::ShuttingDown,
+                VolumeError::Gone(why) => ForwardError::Gone(why),
+                other => ForwardError::Io(other.to_string()),
+            }),
+        }
+    }
+
+    /// Frozen layers need no session: any copy will do.
+    pub(crate) async fn read_frozen(
+        &self,
+        layer: LayerId,
+        offset: u64,
+        len: u32,
+    ) -> Result<Vec<Bytes>, VolumeError> {
+        let (family, object_size) = self.shape(layer)?;
+        let mut out = Vec::new();
+        for p in pieces(offset, len as u64, object_size) {
+            let mut first = p.blocks.start;
+            while first < p.blocks.end {
+                let end = (first + 256).min(p.blocks.end);
+                let base = ((first - p.blocks.start) as usize) << BLOCK_SHIFT;
+                let key = PlacementKey { family, index: p.index };
+                let data = read_through(&self.replica, layer, key, first..end).await?;
+                let from = p.bytes.start.max(base) - base;
+                let to = p.bytes.end.min(base + data.len()) - base;
+                out.push(data.slice(from..to));
+                first = end;
+            }
+        }
+        Ok(out)
+    }
+
+    fn shape(&self, layer: LayerId) -> Result<(LayerId, u32), VolumeError> {
+        self.replica
+            .control
+            .read(|s| {
+                let family = s.layers.get(&layer)?.family;
+                Some((family, s.families.get(&family)?.object_size))
+            })
+            .ok_or_else(|| VolumeError::Gone("the snapshot was deleted".into()))
+    }
+
+    /// Extents of a layer.
+    pub(crate) async fn extents(
+        &self,
+        layer: LayerId,
+        offset: u64,
+        len: u64,
+        max: usize,
+    ) -> Result<Vec<Extent>, VolumeError> {
+        let (family, object_size) = self.shape(layer)?;
+        extents(&self.replica, layer, family, object_size, offset, len, max).await
+    }
+}
+
+async fn run(session: &Rc<Session>, io: &Io) -> Result<IoDone, SessionError> {
+    match io {
+        Io::Read { layer, offset, len } => session.read(*layer, *offset, *len).await.map(IoDone::Data),
+        Io::Write { offset, data } => session.write(*offset, data.clone()).await.map(|()| IoDone::Done),
+        Io::Zero { offset, len, discard } => {
+            session.zero(*offset, *len, *discard).await.map(|()| IoDone::Done)
+        }
+        Io::Status { layer, offset, len, max } => {
+            let layer = layer.unwrap_or(session.top());
+            let r = &session.replica;
+            Ok(extents(r, layer, session.family, session.object_size, *offset, *len, *max)
+                .await
+                .map(IoDone::Extents)?)
+        }
+    }
+}
+
+async fn extents(
+    r: &Rc<Replica>,
+    layer: LayerId,
+    family: LayerId,
+    object_size: u32,
+    offset: u64,
+    len: u64,
+    max: usize,
+) -> Result<Vec<Extent>, VolumeError> {
+    let mut out: Vec<Extent> = Vec::new();
+    for p in pieces(offset, len, object_size) {
+        let key = PlacementKey { family, index: p.index };
+        let runs = status_through(r, layer, key, p.blocks.clone()).await?;
+        for (run, state) in runs {
+            let from = (((run.start - p.blocks.start) as usize) << BLOCK_SHIFT).max(p.bytes.start);
+            let to = (((run.end - p.blocks.start) as usize) << BLOCK_SHIFT).min(p.bytes.end);
+            let (hole, zero) = match state {
+                BlockState::Data => (false, false),
+                BlockState::Zero | BlockState::Absent => (true, true),
+            };
+            let len = (to - from) as u64;
+            let full = out.len() == max;
+            match out.last_mut() {
+                Some(last) if last.hole == hole && last.zero == zero => last.len += len,
+                _ if full => return Ok(out),
+                _ => out.push(Extent { len, hole, zero }),
+            }
+        }
+    }
+    Ok(out)
+}
+
+impl crate::work::sync::Joiner for Gateway {
+    fn join(
+        &self,
+        vdi: VdiId,
+        oid: sheepdog_proto::ObjectId,
+        family: LayerId,
+        from: NodeId,
+    ) -> crate::volume::LocalFut<'_, Result<bool, String>> {
+        Box::pin(async move {
+            match self.session(vdi) {
+                Some(session) => session.join(oid, family, from).await.map(|()| true),
+                None => Ok(false),
+            }
+        })
+    }
+}

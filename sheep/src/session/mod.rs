@@ -1,0 +1,12 @@
+//! Sessions: one owner per attached VDI orders its writes (`owner`), other gateways forward to it (`attach`), front-ends see
+//! volumes (`volume`).
+
+pub mod attach;
+pub mod owner;
+pub mod read;
+pub mod replicate;
+pub mod takeover;
+pub mod volume;
+
+pub use attach::Gateway;
+pub use owner::{Session, SessionError};

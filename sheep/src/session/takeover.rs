@@ -1,0 +1,164 @@
+//! Taking over a session that did not end cleanly: fence, collect, bring the copies to one state.
+//!
+//! The generation is already committed. (1) Every up node is asked to fence: once it has applied that commit it refuses older generations, and answers with
+//! its tail: the writes it has that were not yet known to be on every copy. A node that does not answer is waited for until it does or is declared down. (2) For every
+//! object in any tail, the copies that can vouch for themselves are compared; the one with the longest log wins (an acknowledged write is on all of them) and the
+//! others adopt it. (3) Older tails are dropped everywhere, and the session serves.
+
+use super::owner::{Session, SessionError};
+use futures::stream::{FuturesUnordered, StreamExt};
+use sheepdog_proto::peer::{Request, Response, Status, Tail};
+use sheepdog_proto::{NodeId, ObjectId, Version};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Pause before something that failed is tried again.
+const RETRY: Duration = Duration::from_millis(50);
+/// Objects reconciled at a time.
+const CONCURRENCY: usize = 16;
+
+impl Session {
+    /// Bring the copies of this VDI to one state. Returns when that is so, however long it takes, or when the session dies.
+    pub async fn take_over(self: &Rc<Self>) -> Result<(), SessionError> {
+        self.alive(async {
+            let tails = self.fence().await?;
+            let mut objects: BTreeMap<ObjectId, Vec<Range<u32>>> = BTreeMap::new();
+            for t in tails {
+                objects.entry(t.oid).or_default().push(t.blocks);
+            }
+            tracing::info!(vdi = %self.vdi, generation = %self.generation, objects = objects.len(), "taking over an unclean session");
+            let mut todo = objects.into_iter();
+            let mut running = FuturesUnordered::new();
+            loop {
+                while running.len() < CONCURRENCY {
+                    let Some((oid, blocks)) = todo.next() else { break };
+                    running.push(self.reconcile(oid, blocks));
+                }
+                match running.next().await {
+                    None => break,
+                    Some(r) => r?,
+                }
+            }
+            self.drop_old_tails().await;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn fence(&self) -> Result<Vec<Tail>, SessionError> {
+        let mut tails = Vec::new();
+        let mut answered = BTreeSet::new();
+        loop {
+            let map = self.control.map();
+            let waiting: Vec<NodeId> = map
+                .nodes
+                .iter()
+                .filter(|(n, v)| v.is_up() && !answered.contains(*n))
+                .map(|(n, _)| *n)
+                .collect();
+            if waiting.is_empty() {
+                return Ok(tails);
+            }
+            let request = Request::Fence {
+                vdi: self.vdi,
+                generation: self.generation,
+                control_index: self.control.applied().index,
+            };
+            let mut asked: FuturesUnordered<_> = waiting
+                .into_iter()
+                .map(|n| {
+                    let request = request.clone();
+                    async move {
+                        if n == self.control.me() {
+                            return (n, Ok(self.replica.handle(request).await.0));
+                        }
+                        let answer = self.replica.links.to(n).request(&request, Vec::new()).await;
+                        (n, answer.map(|(r, _)| r))
+                    }
+                })
+                .collect();
+            let mut failed = false;
+            while let Some((node, answer)) = asked.next().await {
+                match answer {
+                    Ok(Response::Tail(tail)) => {
+                        answered.insert(node);
+                        tails.extend(tail);
+                    }
+                    Ok(Response::Failed(Status::Fenced, _)) => {
+                        self.refresh();
+                        failed = true;
+                    }
+                    _ => failed = true,
+                }
+            }
+            if failed {
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+
+    /// Make every reachable copy of one object equal.
+    async fn reconcile(&self, oid: ObjectId, blocks: Vec<Range<u32>>) -> Result<(), SessionError> {
+        loop {
+            match self.reconcile_once(oid, &blocks).await {
+                Ok(()) => return Ok(()),
+                Err(why) => {
+                    tracing::debug!(%oid, %why, "reconcile");
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
+    }
+
+    async fn reconcile_once(&self, oid: ObjectId, blocks: &[Range<u32>]) -> Result<(), String> {
+        if self.control.read(|s| !s.layers.contains_key(&oid.layer())) {
+            return Ok(());
+        }
+        let map = self.control.map();
+        let acting = map.acting(self.key(oid.index()), self.redundancy);
+        let mut clean: Vec<(NodeId, Version)> = Vec::new();
+        for n in acting.all().filter(|n| map.nodes.get(n).is_some_and(|v| v.is_up())) {
+            let stat = crate::work::sync::stat(&self.replica, n, oid, self.family).await?;
+            match stat.status {
+                Status::Ok => clean.push((n, stat.version)),
+                // Not complete: it fills this object itself later.
+                Status::NotHere => {}
+                other => return Err(format!("node {} answers {other:?}", n.short())),
+            }
+        }
+        let Some((winner, version)) = clean.iter().max_by_key(|(_, v)| *v).copied() else {
+            return Err("no clean copy is up".into());
+        };
+        for (node, _) in clean.into_iter().filter(|(_, v)| *v != version) {
+            let hint = Some(blocks.to_vec());
+            if node == self.control.me() {
+                self.replica.adopt(oid, self.family, winner, hint).await.map_err(|e| e.to_string())?;
+                continue;
+            }
+            let control_index = self.control.applied().index;
+            let request =
+                Request::Adopt { oid, family: self.family, source: winner, blocks: hint, control_index };
+            match self.replica.links.to(node).request(&request, Vec::new()).await {
+                Ok((Response::Adopted(_), _)) => {}
+                Ok((Response::Failed(_, why), _)) => return Err(why),
+                Ok(_) => return Err("unexpected answer".into()),
+                Err(e) => return Err(e.to_string()),
+            }
+        }
+        // A node may have come or gone meanwhile; then look again.
+        if self.control.map().epoch == map.epoch { Ok(()) } else { Err("the map changed".into()) }
+    }
+
+    async fn drop_old_tails(&self) {
+        if let Some(store) = &self.replica.store {
+            store.set_watermark(self.vdi, self.generation, 0);
+        }
+        let map = self.control.map();
+        for (n, _) in map.nodes.iter().filter(|(n, v)| **n != self.control.me() && v.is_up()) {
+            let request = Request::Watermark { vdi: self.vdi, generation: self.generation, seq: 0 };
+            let _ = self.replica.links.to(*n).request(&request, Vec::new()).await;
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! `Volume` and `VolumeSource` over sessions: what the front-ends get.
+
+use super::attach::{Attached, Gateway, Io, IoDone, MAX_FORWARD};
+use crate::volume::{ExportInfo, Extent, LocalFut, Volume, VolumeError, VolumeSource, ZeroFlags};
+use bytes::Bytes;
+use futures::stream::{FuturesOrdered, FuturesUnordered, StreamExt};
+use sheepdog_cluster::{ClusterState, Vdi};
+use sheepdog_proto::{LayerId, VdiId};
+use std::cell::Cell;
+use std::rc::Rc;
+
+/// Parts of one large request in flight at a time.
+const PARTS: usize = 8;
+
+/// The VDI table.
+pub struct Table {
+    gateway: Rc<Gateway>,
+}
+
+impl Table {
+    /// Over this node's gateway.
+    pub fn new(gateway: Rc<Gateway>) -> Rc<Self> {
+        Rc::new(Self { gateway })
+    }
+}
+
+/// Working volume (`None`) or a snapshot's layer and size.
+type Found = (VdiId, Option<(LayerId, u64)>);
+
+/// Find `name` or `name@tag` (tag or number).
+pub fn find(state: &ClusterState, name: &str) -> Result<Found, VolumeError> {
+    let missing = || VolumeError::NotFound(format!("there is no VDI or snapshot named \"{name}\""));
+    let (base, tag) = match name.split_once('@') {
+        Some((base, tag)) => (base, Some(tag)),
+        None => (name, None),
+    };
+    let vdi = state.names.get(base).and_then(|id| state.vdis.get(id)).ok_or_else(missing)?;
+    match tag {
+        None if vdi.top.is_some() => Ok((vdi.id, None)),
+        None => Err(missing()),
+        Some(tag) => {
+            let by_tag = vdi.snapshots.iter().rfind(|s| s.tag == tag);
+            let by_id = || vdi.snapshots.iter().find(|s| tag.parse() == Ok(s.id));
+            let s = by_tag.or_else(by_id).ok_or_else(missing)?;
+            Ok((vdi.id, Some((s.layer, s.size))))
+        }
+    }
+}
+
+fn exports(vdi: &Vdi) -> Vec<ExportInfo> {
+    let mut out = Vec::new();
+    if vdi.top.is_some() {
+        out.push(ExportInfo { name: vdi.name.clone(), size: vdi.size, read_only: false });
+    }
+    for s in &vdi.snapshots {
+        let tag = if s.tag.is_empty() { s.id.to_string() } else { s.tag.clone() };
+        out.push(ExportInfo { name: format!("{}@{tag}", vdi.name), size: s.size, read_only: true });
+    }
+    out
+}
+
+impl VolumeSource for Table {
+    fn list(&self) -> LocalFut<'_, Result<Vec<ExportInfo>, VolumeError>> {
+        let all = self.gateway.replica.control.read(|s| s.vdis.values().flat_map(exports).collect());
+        Box::pin(std::future::ready(Ok(all)))
+    }
+    fn info(&self, name: &str) -> LocalFut<'_, Result<ExportInfo, VolumeError>> {
+        let found = self.gateway.replica.control.read(|s| {
+            let (vdi, snapshot) = find(s, name)?;
+            let size = snapshot.map_or_else(|| s.vdis.get(&vdi).map_or(0, |v| v.size), |(_, size)| size);
+            Ok(ExportInfo { name: name.to_owned(), size, read_only: snapshot.is_some() })
+        });
+        Box::pin(std::future::ready(found))
+    }
+    fn open(&self, name: &str) -> LocalFut<'_, Result<Rc<dyn Volume>, VolumeError>> {
+        let found = self.gateway.replica.control.read(|s| find(s, name));
+        let gateway = self.gateway.clone();
+        Box::pin(async move {
+            let (vdi, snapshot) = found?;
+            let volume: Rc<dyn Volume> = match snapshot {
+                Some((layer, size)) => Rc::new(Frozen { gateway, layer, size }),
+                None => {
+                    let (entry, open) = gateway.attach(vdi).await?;
+                    Rc::new(Live {
+                        gateway,
+                        entry,
+                        open,
+                        in_flight: Cell::new(0),
+                        idle: tokio::sync::Notify::new(),
+                        gone: Cell::new(Gone::No),
+                    })
+                }
+            };
+            Ok(volume)
+        })
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Gone {
+    No,
+    Dying,
+    Closed,
+}
+
+/// A working volume.
+struct Live {
+    gateway: Rc<Gateway>,
+    entry: Rc<Attached>,
+    open: u64,
+    in_flight: Cell<u32>,
+    idle: tokio::sync::Notify,
+    gone: Cell<Gone>,
+}
+
+struct InFlight<'a>(&'a Live);
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.in_flight.set(self.0.in_flight.get() - 1);
+        if self.0.in_flight.get() == 0 {
+            self.0.idle.notify_waiters();
+        }
+    }
+}
+
+impl Live {
+    fn enter(&self) -> Result<InFlight<'_>, VolumeError> {
+        if self.gone.get() == Gone::Closed {
+            return Err(VolumeError::Gone("closed".into()));
+        }
+        self.in_flight.set(self.in_flight.get() + 1);
+        Ok(InFlight(self))
+    }
+    async fn one(&self, io: Io) -> Result<IoDone, VolumeError> {
+        let _in_flight = self.enter()?;
+        self.gateway.submit(&self.entry, self.open, &io).await
+    }
+    /// Cut into parts that can be forwarded and run some of them at a time.
+    async fn parts(
+        &self,
+        offset: u64,
+        len: u64,
+        max: u64,
+        make: impl Fn(u64, u64) -> Io,
+    ) -> Result<(), VolumeError> {
+        if len <= max {
+            return self.one(make(offset, len)).await.map(drop);
+        }
+        let mut todo = (0..len.div_ceil(max)).map(|i| {
+            let at = offset + i * max;
+            make(at, max.min(offset + len - at))
+        });
+        let mut running = FuturesUnordered::new();
+        let mut failed = None;
+        loop {
+            while running.len() < PARTS && failed.is_none() {
+                let Some(io) = todo.next() else { break };
+                running.push(self.one(io));
+            }
+            match running.next().await {
+                None => return failed.map_or(Ok(()), Err),
+                Some(Err(e)) => failed = Some(e),
+                Some(Ok(_)) => {}
+            }
+        }
+    }
+}
+
+impl Volume for Live {
+    fn size(&self) -> u64 {
+        self.gateway.replica.control.read(|s| s.vdis.get(&self.entry.vdi).map_or(0, |v| v.size))
+    }
+    fn read_only(&self) -> bool {
+        false
+    }
+    fn read(&self, offset: u64, len: u32) -> LocalFut<'_, Result<Vec<Bytes>, VolumeError>> {
+        Box::pin(async move {
+            if len as u64 <= MAX_FORWARD {
+                return match self.one(Io::Read { layer: None, offset, len }).await? {
+                    IoDone::Data(d) => Ok(d),
+                    other => Err(VolumeError::Io(format!("a read ended as {other:?}"))),
+                };
+            }
+            let mut running = FuturesOrdered::new();
+            let (mut at, end) = (offset, offset + len as u64);
+            let mut out = Vec::new();
+            loop {
+                while running.len() < PARTS && at < end {
+                    let n = MAX_FORWARD.min(end - at) as u32;
+                    running.push_back(self.one(Io::Read { layer: None, offset: at, len: n }));
+                    at += n as u64;
+                }
+                match running.next().await {
+                    None => return Ok(out),
+                    Some(Ok(IoDone::Data(d))) => out.extend(d),
+                    Some(Ok(other)) => return Err(VolumeError::Io(format!("a read ended as {other:?}"))),
+                    Some(Err(e)) => return Err(e),
+                }
+            }
+        })
+    }
+    fn write(&self, offset: u64, data: Bytes) -> LocalFut<'_, Result<(), VolumeError>> {
+        Box::pin(async move {
+            let len = data.len() as u64;
+            self.parts(offset, len, MAX_FORWARD, |at, n| Io::Write {
+                offset: at,
+                data: data.slice((at - offset) as usize..(at - offset + n) as usize),
+            })
+            .await
+        })
+    }
+    fn zero(&self, offset: u64, len: u64, _flags: ZeroFlags) -> LocalFut<'_, Result<(), VolumeError>> {
+        Box::pin(self.parts(offset, len, 256 << 20, |at, n| Io::Zero { offset: at, len: n, discard: false }))
+    }
+    fn trim(&self, offset: u64, len: u64) -> LocalFut<'_, Result<(), VolumeError>> {
+        Box::pin(self.parts(offset, len, 256 << 20, |at, n| Io::Zero { offset: at, len: n, discard: true }))
+    }
+    fn flush(&self) -> LocalFut<'_, Result<(), VolumeError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+    fn block_status(
+        &self,
+        offset: u64,
+        len: u64,
+        max: usize,
+    ) -> LocalFut<'_, Result<Vec<Extent>, VolumeError>> {
+        Box::pin(async move {
+            // Bounded work per request: a shorter answer is allowed.
+            let len = len.min(1 << 30);
+            match self.one(Io::Status { layer: None, offset, len, max }).await? {
+                IoDone::Extents(e) => Ok(e),
+                other => Err(VolumeError::Io(format!("a status ended as {other:?}"))),
+            }
+        })
+    }
+    fn abandon(&self) {
+        if self.gone.get() == Gone::No {
+            self.gone.set(Gone::Dying);
+            self.gateway.abandon(&self.entry);
+        }
+    }
+    fn close(&self) -> LocalFut<'_, ()> {
+        Box::pin(async move {
+            self.abandon();
+            while self.in_flight.get() > 0 {
+                let idle = self.idle.notified();
+                tokio::pin!(idle);
+                idle.as_mut().enable();
+                if self.in_flight.get() > 0 {
+                    idle.await;
+                }
+            }
+            if self.gone.replace(Gone::Closed) == Gone::Dying {
+                self.gateway.buried(&self.entry);
+                self.gateway.detach(self.entry.clone(), self.open);
+            }
+        })
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        // A front-end that ends without `close` (it was aborted) still gives its open back.
+        match self.gone.get() {
+            Gone::Closed => {}
+            Gone::Dying => {
+                self.gateway.buried(&self.entry);
+                self.gateway.detach(self.entry.clone(), self.open);
+            }
+            Gone::No => self.gateway.detach(self.entry.clone(), self.open),
+        }
+    }
+}
+
+/// A snapshot.
+struct Frozen {
+    gateway: Rc<Gateway>,
+    layer: LayerId,
+    size: u64,
+}
+
+impl Volume for Frozen {
+    fn size(&self) -> u64 {
+        self.size
+    }
+    fn read_only(&self) -> bool {
+        true
+    }
+    fn read(&self, offset: u64, len: u32) -> LocalFut<'_, Result<Vec<Bytes>, VolumeError>> {
+        Box::pin(async move {
+            if offset.checked_add(len as u64).is_none_or(|e| e > self.size) {
+                return Err(VolumeError::OutOfRange);
+            }
+            self.gateway.read_frozen(self.layer, offset, len).await
+        })
+    }
+    fn write(&self, _: u64, _: Bytes) -> LocalFut<'_, Result<(), VolumeError>> {
+        Box::pin(std::future::ready(Err(VolumeError::ReadOnly)))
+    }
+    fn zero(&self, _: u64, _: u64, _: ZeroFlags) -> LocalFut<'_, Result<(), VolumeError>> {
+        Box::pin(std::future::ready(Err(VolumeError::ReadOnly)))
+    }
+    fn trim(&self, _: u64, _: u64) -> LocalFut<'_, Result<(), VolumeError>> {
+        Box::pin(std::future::ready(Err(VolumeError::ReadOnly)))
+    }
+    fn flush(&self) -> LocalFut<'_, Result<(), VolumeError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+    fn block_status(
+        &self,
+        offset: u64,
+        len: u64,
+        max: usize,
+    ) -> LocalFut<'_, Result<Vec<Extent>, VolumeError>> {
+        Box::pin(async move { self.gateway.extents(self.layer, offset, len.min(1 << 30), max).await })
+    }
+    fn close(&self) -> LocalFut<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
+}

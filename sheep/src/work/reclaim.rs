@@ -1,0 +1,165 @@
+//! Giving space back: objects of deleted layers, and copies this node no longer has to hold.
+//!
+//! A layer that the state does not know although its id was given out is deleted for good (ids are never used again), so its objects go. A copy of an object that the
+//! current rings do not place here goes only after every target has *shown* that it has the object, complete, at this version or a later one.
+//! Layers being merged into their child are merged object by object, each replica on its own.
+
+use super::sync::stat;
+use crate::peer::Replica;
+use sheepdog_cluster::{Command, LayerState};
+use sheepdog_proto::peer::Status;
+use sheepdog_proto::{LayerId, ObjectId, PlacementKey};
+use std::collections::BTreeSet;
+use std::rc::Rc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// Objects looked at per round before others get a turn.
+const PAGE: usize = 1024;
+/// Pause after a round that left something to do.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The worker.
+pub struct Reclaim {
+    /// Holder side.
+    pub replica: Rc<Replica>,
+    /// Stop.
+    pub stop: CancellationToken,
+}
+
+impl Reclaim {
+    /// Run until stopped: a round whenever the layers or the rings changed.
+    pub async fn run(self) {
+        let stop = self.stop.clone();
+        tokio::select! { biased; () = stop.cancelled() => {} () = self.work() => {} }
+    }
+
+    async fn work(&self) {
+        let mut watch = self.replica.control.watch();
+        let mut seen = None;
+        loop {
+            let applied = *watch.borrow_and_update();
+            let now = (applied.epoch, applied.layers_revision, self.replica.control.map().rings.len());
+            let mut again = false;
+            if seen != Some(now) && self.replica.control.lease_valid() {
+                again = self.round().await;
+                if !again {
+                    seen = Some(now);
+                }
+            }
+            if again || seen != Some(now) {
+                tokio::time::sleep(RETRY).await;
+            } else if watch.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// One pass over all objects; `true`: something is left.
+    async fn round(&self) -> bool {
+        let Some(store) = self.replica.store.clone() else { return false };
+        let control = &self.replica.control;
+        let mut left = self.merge().await;
+        let mut gone: BTreeSet<LayerId> = BTreeSet::new();
+        let mut after = None;
+        loop {
+            let page = store.list(after, PAGE);
+            for row in &page {
+                let layer = row.oid.layer();
+                if gone.contains(&layer) {
+                    continue;
+                }
+                let known =
+                    control.read(|s| (layer.0 <= s.last_id && !s.layers.contains_key(&layer), s.epoch));
+                if known.0 {
+                    gone.insert(layer);
+                    if let Err(e) = store.remove_layer(layer).await {
+                        tracing::warn!(%layer, error = %e, "objects of a deleted layer");
+                        left = true;
+                    }
+                    continue;
+                }
+                left |= self.surplus(row.oid, row.key).await;
+            }
+            match page.last() {
+                Some(last) if page.len() == PAGE => after = Some(last.oid),
+                _ => return left,
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Remove a copy that belongs elsewhere, with proof; `true`: not yet.
+    async fn surplus(&self, oid: ObjectId, key: PlacementKey) -> bool {
+        let r = &self.replica;
+        let me = r.control.me();
+        let Some(redundancy) = r.redundancy(key.family) else { return false };
+        let map = r.control.map();
+        let acting = map.acting(key, redundancy);
+        if acting.all().any(|n| n == me) {
+            return false;
+        }
+        let mine = r.stat_one(oid, key.family).await;
+        for target in &acting.targets {
+            if !map.nodes.get(target).is_some_and(|n| n.is_up() && n.synced >= map.epoch) {
+                return true;
+            }
+            match stat(r, *target, oid, key.family).await {
+                Ok(s) if s.status == Status::Ok && s.version >= mine.version => {}
+                _ => return true,
+            }
+        }
+        if acting.targets.is_empty() || r.control.map().epoch != map.epoch {
+            return true;
+        }
+        let Some(store) = &r.store else { return false };
+        store.remove(oid).await.is_err()
+    }
+
+    /// Merge layers that are to be merged; `true`: some objects are left.
+    async fn merge(&self) -> bool {
+        let r = &self.replica;
+        let Some(store) = r.store.clone() else { return false };
+        let me = r.control.me();
+        let todo: Vec<(LayerId, LayerId)> = r.control.read(|s| {
+            s.layers
+                .values()
+                .filter_map(|l| match &l.state {
+                    LayerState::Merging { into, done } if !done.contains(&me) => Some((l.id, *into)),
+                    _ => None,
+                })
+                .collect()
+        });
+        let mut left = false;
+        'layers: for (from, into) in todo {
+            // A node that lacks something could merge too early: first it catches up.
+            if !r.is_synced() {
+                left = true;
+                continue;
+            }
+            let mut after = (from.0 > 0).then(|| ObjectId::data(LayerId(from.0 - 1), u32::MAX));
+            loop {
+                let page = store.list(after, PAGE);
+                for row in page.iter().take_while(|row| row.oid.layer() == from) {
+                    let target = ObjectId::data(into, row.oid.index());
+                    if r.sync.lacks(row.oid) || r.sync.lacks(target) {
+                        left = true;
+                        continue 'layers;
+                    }
+                    if let Err(e) = store.merge(row.oid, target).await {
+                        tracing::warn!(from = %row.oid, into = %target, error = %e, "layer merge");
+                        left = true;
+                        continue 'layers;
+                    }
+                }
+                match page.last() {
+                    Some(last) if page.len() == PAGE && last.oid.layer() == from => after = Some(last.oid),
+                    _ => break,
+                }
+            }
+            let command = Command::LayerMerged { layer: from, node: me };
+            left |= r.control.propose(command).await.is_err();
+        }
+        left
+    }
+}

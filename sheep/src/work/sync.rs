@@ -1,0 +1,590 @@
+//! Catching up: what this node lacks, and the worker that gets it.
+//!
+//! A node is *synced* to the epoch up to which it has everything the map says it should have. When its `synced` is behind the map (it was down, or the ring changed,
+//! or a disk went away) the worker
+//! 1. asks every other up node for the objects this one may lack (`Inventory`), and adds its own uncommitted tail;
+//! 2. waits if a node that is away may know more than it does (it was complete to a later epoch);
+//! 3. fills each listed object: through the session's owner when there is one (`Join`: the owner holds writes to that object
+//!    and has it adopted), else straight from a clean copy;
+//! 4. proposes `NodeSynced`.
+//!
+//! Nothing here is needed for safety: a replica refuses a write that does not follow on what it has, and answers "not here" for
+//! what it cannot vouch for. This makes it complete again.
+
+use crate::control::Control;
+use crate::peer::Replica;
+use crate::peer::adopt::AdoptError;
+use futures::stream::{FuturesUnordered, StreamExt};
+use sheepdog_cluster::{Command, LayerState, NodeMap, Redundancy, Session};
+use sheepdog_proto::peer::{Request, Response, Status};
+use sheepdog_proto::{Epoch, LayerId, NodeId, ObjectId, PlacementKey, VdiId, Version};
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::sync::{Notify, OwnedMutexGuard};
+use tokio_util::sync::CancellationToken;
+
+/// Pause before something that failed is tried again.
+const RETRY: Duration = Duration::from_millis(200);
+/// Most objects remembered as missing one by one; beyond it the inventory is taken again when these are done.
+const MAX_MISSING: usize = 1 << 20;
+
+#[derive(Debug, Clone, Copy)]
+struct Missing {
+    family: LayerId,
+    vdi: VdiId,
+}
+
+/// Progress of the current or last catch-up.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Progress {
+    /// Objects found missing.
+    pub total: u64,
+    /// Of these, done.
+    pub done: u64,
+    /// Bytes fetched since the process started.
+    pub bytes: u64,
+    /// A run is going on.
+    pub active: bool,
+}
+
+/// What this node lacks.
+pub struct Sync {
+    control: Control,
+    missing: RefCell<BTreeMap<ObjectId, Missing>>,
+    missing_at: RefCell<HashMap<PlacementKey, u32>>,
+    heal: RefCell<BTreeMap<ObjectId, Missing>>,
+    filling: RefCell<HashMap<ObjectId, Rc<FillSlot>>>,
+    /// (synced, epoch) an inventory was completed for.
+    inventory: Cell<Option<(Epoch, Epoch)>>,
+    blocked: RefCell<Option<String>>,
+    progress: Cell<Progress>,
+    tokens: Cell<(f64, Option<tokio::time::Instant>)>,
+    changed: Notify,
+}
+
+struct FillSlot {
+    lock: std::sync::Arc<tokio::sync::Mutex<()>>,
+    users: Cell<u32>,
+}
+
+/// Held while an object is being filled: one fill at a time, writes are refused meanwhile.
+pub struct FillGuard<'a> {
+    sync: &'a Sync,
+    oid: ObjectId,
+    _lock: OwnedMutexGuard<()>,
+}
+
+impl Drop for FillGuard<'_> {
+    fn drop(&mut self) {
+        self.sync.leave(self.oid);
+    }
+}
+
+/// Counts a waiter for a fill, also when it is dropped while waiting.
+struct Waiter<'a>(&'a Sync, ObjectId, bool);
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        if !self.2 {
+            self.0.leave(self.1);
+        }
+    }
+}
+
+impl Sync {
+    /// Nothing known yet.
+    pub fn new(control: Control) -> Self {
+        Self {
+            control,
+            missing: RefCell::default(),
+            missing_at: RefCell::default(),
+            heal: RefCell::default(),
+            filling: RefCell::default(),
+            inventory: Cell::new(None),
+            blocked: RefCell::default(),
+            progress: Cell::default(),
+            tokens: Cell::new((0.0, None)),
+            changed: Notify::new(),
+        }
+    }
+    /// A fill of this object is going on.
+    pub fn is_filling(&self, oid: ObjectId) -> bool {
+        self.filling.borrow().contains_key(&oid)
+    }
+    /// Known to be missing or stale here, or being filled.
+    pub fn lacks(&self, oid: ObjectId) -> bool {
+        self.missing.borrow().contains_key(&oid) || self.is_filling(oid)
+    }
+    /// Any layer's object at this key is missing.
+    pub fn lacks_any_at(&self, key: PlacementKey) -> bool {
+        self.missing_at.borrow().contains_key(&key)
+    }
+    /// The list of missing objects is complete for this epoch.
+    pub fn inventory_done(&self, epoch: Epoch) -> bool {
+        self.inventory.get().is_some_and(|(_, e)| e == epoch)
+    }
+    /// This node has been up since it was last complete, and the object was its own then.
+    pub fn was_up_since(&self, map: &NodeMap, key: PlacementKey, redundancy: Redundancy) -> bool {
+        let me = self.control.me();
+        map.nodes.get(&me).is_some_and(|n| n.up_since <= n.synced && n.synced.0 > 0)
+            && map
+                .nodes
+                .get(&me)
+                .and_then(|n| map.ring_at(n.synced))
+                .is_some_and(|r| r.targets(key, redundancy.width()).contains(&me))
+    }
+    /// A write could not be applied because an earlier one is missing.
+    pub fn missed(&self, oid: ObjectId, family: LayerId, vdi: VdiId) {
+        let mut missing = self.missing.borrow_mut();
+        if missing.len() >= MAX_MISSING {
+            self.inventory.set(None);
+            return;
+        }
+        if missing.insert(oid, Missing { family, vdi }).is_none() {
+            *self.missing_at.borrow_mut().entry(PlacementKey { family, index: oid.index() }).or_default() +=
+                1;
+            let mut p = self.progress.get();
+            p.total += 1;
+            self.progress.set(p);
+            self.changed.notify_one();
+        }
+    }
+    /// Blocks of this object are damaged on disk.
+    pub fn corrupt(&self, oid: ObjectId, family: LayerId, vdi: VdiId) {
+        if self.heal.borrow_mut().insert(oid, Missing { family, vdi }).is_none() {
+            self.changed.notify_one();
+        }
+    }
+    /// The object is equal to a clean copy again.
+    pub fn resolved(&self, oid: ObjectId) {
+        if let Some(m) = self.missing.borrow_mut().remove(&oid) {
+            let key = PlacementKey { family: m.family, index: oid.index() };
+            let mut at = self.missing_at.borrow_mut();
+            if let Some(n) = at.get_mut(&key) {
+                *n -= 1;
+                if *n == 0 {
+                    at.remove(&key);
+                }
+            }
+            let mut p = self.progress.get();
+            p.done += 1;
+            self.progress.set(p);
+        }
+        self.heal.borrow_mut().remove(&oid);
+    }
+    /// Wait for the object's turn to be filled.
+    pub async fn begin_fill(&self, oid: ObjectId) -> FillGuard<'_> {
+        let slot = self
+            .filling
+            .borrow_mut()
+            .entry(oid)
+            .or_insert_with(|| Rc::new(FillSlot { lock: Default::default(), users: Cell::new(0) }))
+            .clone();
+        slot.users.set(slot.users.get() + 1);
+        let mut waiter = Waiter(self, oid, false);
+        let lock = slot.lock.clone().lock_owned().await;
+        waiter.2 = true;
+        FillGuard { sync: self, oid, _lock: lock }
+    }
+    fn leave(&self, oid: ObjectId) {
+        let mut filling = self.filling.borrow_mut();
+        if let Some(slot) = filling.get(&oid) {
+            slot.users.set(slot.users.get() - 1);
+            if slot.users.get() == 0 {
+                filling.remove(&oid);
+            }
+        }
+    }
+    /// Bytes were fetched.
+    pub fn fetched(&self, bytes: u64) {
+        let mut p = self.progress.get();
+        p.bytes += bytes;
+        self.progress.set(p);
+    }
+    /// Wait until the recovery budget allows `bytes` more (token bucket of one second).
+    pub async fn throttle(&self, bytes: u64) {
+        loop {
+            let rate = self.control.read(|s| s.recovery.max_bytes_per_s) as f64;
+            if rate == 0.0 {
+                return;
+            }
+            let now = tokio::time::Instant::now();
+            let (tokens, last) = self.tokens.get();
+            let grown = last.map_or(rate, |l| (tokens + rate * (now - l).as_secs_f64()).min(rate));
+            // A request larger than a second's budget passes when the bucket is full.
+            if grown >= (bytes as f64).min(rate) {
+                self.tokens.set((grown - bytes as f64, Some(now)));
+                return;
+            }
+            self.tokens.set((grown, Some(now)));
+            let wait = ((bytes as f64).min(rate) - grown) / rate;
+            tokio::time::sleep(Duration::from_secs_f64(wait.clamp(0.001, 1.0))).await;
+        }
+    }
+    /// For listings.
+    pub fn progress(&self) -> Progress {
+        self.progress.get()
+    }
+    /// Objects still missing, and why nothing happens if nothing does.
+    pub fn state(&self) -> (usize, Option<String>) {
+        (self.missing.borrow().len(), self.blocked.borrow().clone())
+    }
+}
+
+/// Asks a session's owner on this node to let a copy join. The worker gets it from the node so that it need not know sessions.
+pub trait Joiner {
+    /// `Ok(false)`: no such session here.
+    fn join(
+        &self,
+        vdi: VdiId,
+        oid: ObjectId,
+        family: LayerId,
+        from: NodeId,
+    ) -> crate::volume::LocalFut<'_, Result<bool, String>>;
+}
+
+/// The worker. Runs until stopped.
+pub struct Worker {
+    /// Holder side.
+    pub replica: Rc<Replica>,
+    /// Sessions of this node.
+    pub joiner: Rc<dyn Joiner>,
+    /// Stop.
+    pub stop: CancellationToken,
+}
+
+impl Worker {
+    /// Run.
+    pub async fn run(self) {
+        let stop = self.stop.clone();
+        tokio::select! { biased; () = stop.cancelled() => {} () = self.work() => {} }
+    }
+
+    async fn work(&self) {
+        let sync = &self.replica.sync;
+        let mut watch = self.replica.control.watch();
+        loop {
+            watch.borrow_and_update();
+            let again = self.step().await;
+            let mut p = sync.progress.get();
+            p.active = again || !sync.missing.borrow().is_empty();
+            sync.progress.set(p);
+            if again {
+                tokio::time::sleep(RETRY).await;
+                continue;
+            }
+            tokio::select! {
+                biased;
+                r = watch.changed() => if r.is_err() { return },
+                () = sync.changed.notified() => {}
+            }
+        }
+    }
+
+    /// One round; `true`: something is left to do and nothing will tell us when.
+    async fn step(&self) -> bool {
+        let control = &self.replica.control;
+        let sync = &self.replica.sync;
+        if !control.lease_valid() {
+            return true;
+        }
+        let healing = self.heal().await;
+        let map = control.map();
+        let Some(node) = map.nodes.get(&control.me()) else { return healing };
+        if self.replica.store.is_none() {
+            return false;
+        }
+        let enabled = control.read(|s| s.recovery.enabled);
+        if node.synced < map.epoch {
+            if !sync.inventory_done(map.epoch) {
+                match self.take_inventory(&map, node.synced, node.up_since > node.synced).await {
+                    Ok(()) => sync.inventory.set(Some((node.synced, map.epoch))),
+                    Err(why) => {
+                        tracing::debug!(%why, "inventory");
+                        *sync.blocked.borrow_mut() = Some(why);
+                        return true;
+                    }
+                }
+            }
+            *sync.blocked.borrow_mut() = None;
+        }
+        if !enabled {
+            return healing;
+        }
+        let left = self.fill_missing().await;
+        if left {
+            return true;
+        }
+        let map = control.map();
+        let behind = map.nodes.get(&control.me()).is_some_and(|n| n.synced < map.epoch);
+        if behind && sync.inventory_done(map.epoch) {
+            let command = Command::NodeSynced {
+                node: control.me(),
+                incarnation: control.incarnation(),
+                epoch: map.epoch,
+            };
+            return control.propose(command).await.is_err() || healing;
+        }
+        behind || healing
+    }
+
+    async fn take_inventory(&self, map: &NodeMap, since: Epoch, was_down: bool) -> Result<(), String> {
+        let r = &self.replica;
+        let me = r.control.me();
+        let store = r.store.as_ref().ok_or("a gateway")?;
+        if was_down {
+            for (id, n) in &map.nodes {
+                if !n.is_up() && n.synced > since {
+                    return Err(format!("node {} is away and may have newer data", id.short()));
+                }
+            }
+        }
+        let mut wanted: BTreeMap<ObjectId, (LayerId, VdiId, Vec<(Version, bool)>)> = BTreeMap::new();
+        for (id, _) in map.nodes.iter().filter(|(id, n)| **id != me && n.is_up()) {
+            let mut after = None;
+            loop {
+                let request = Request::Inventory { node: me, since, epoch: map.epoch, after };
+                match r.links.to(*id).request(&request, Vec::new()).await {
+                    Ok((Response::Inventory { rows, next }, _)) => {
+                        for row in rows {
+                            let entry =
+                                wanted.entry(row.oid).or_insert_with(|| (row.family, row.vdi, Vec::new()));
+                            entry.2.push((row.version, !row.missing));
+                        }
+                        match next {
+                            Some(n) => after = Some(n),
+                            None => break,
+                        }
+                    }
+                    Ok((Response::Failed(_, why), _)) => return Err(why),
+                    Ok(_) => return Err("unexpected answer".into()),
+                    Err(e) => return Err(format!("node {}: {e}", id.short())),
+                }
+            }
+        }
+        for (oid, (family, vdi, versions)) in wanted {
+            let info = store.info(oid).await.ok().flatten();
+            let mine = info.as_ref().filter(|i| !i.filling).map(|i| i.version);
+            let best = versions
+                .iter()
+                .filter(|(_, clean)| *clean)
+                .map(|(v, _)| *v)
+                .max()
+                .or_else(|| versions.iter().map(|(v, _)| *v).max());
+            // After being out or losing a disk, an equal version is not enough: layers may have been merged meanwhile.
+            if mine != best || since.0 == 0 {
+                r.sync.missed(oid, family, vdi);
+            }
+        }
+        if was_down {
+            for vdi in store.tail_vdis() {
+                for t in store.tail(vdi) {
+                    if let Some(family) = r.control.read(|s| s.layers.get(&t.oid.layer()).map(|l| l.family)) {
+                        r.sync.missed(t.oid, family, vdi);
+                    }
+                }
+            }
+        }
+        // Fills that a crash interrupted.
+        let mut after = None;
+        loop {
+            let page = store.list(after, 4096);
+            for row in page.iter().filter(|row| row.filling) {
+                r.sync.missed(row.oid, row.key.family, row.vdi);
+            }
+            match page.last() {
+                Some(last) if page.len() == 4096 => after = Some(last.oid),
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    /// `true`: some are left.
+    async fn fill_missing(&self) -> bool {
+        let sync = &self.replica.sync;
+        let mut failed = BTreeSet::new();
+        let mut running = FuturesUnordered::new();
+        let mut busy = BTreeSet::new();
+        loop {
+            let limit = self.replica.control.read(|s| s.recovery.concurrency).clamp(1, 64) as usize;
+            if self.replica.control.read(|s| s.recovery.enabled) {
+                let next: Vec<_> = sync
+                    .missing
+                    .borrow()
+                    .iter()
+                    .filter(|(o, _)| !failed.contains(*o) && !busy.contains(*o))
+                    .take(limit.saturating_sub(running.len()))
+                    .map(|(o, m)| (*o, *m))
+                    .collect();
+                for (oid, m) in next {
+                    busy.insert(oid);
+                    running.push(async move { (oid, self.fill(oid, m).await) });
+                }
+            }
+            match running.next().await {
+                None => return !sync.missing.borrow().is_empty(),
+                Some((oid, result)) => {
+                    busy.remove(&oid);
+                    if let Err(why) = result {
+                        tracing::debug!(%oid, %why, "fill");
+                        failed.insert(oid);
+                    }
+                }
+            }
+        }
+    }
+
+    async fn fill(&self, oid: ObjectId, m: Missing) -> Result<(), String> {
+        let r = &self.replica;
+        let me = r.control.me();
+        let key = PlacementKey { family: m.family, index: oid.index() };
+        let known = r.control.read(|s| {
+            let layer = s.layers.get(&oid.layer())?;
+            let redundancy = s.families.get(&m.family)?.redundancy;
+            let owner = s.vdis.get(&layer.vdi).and_then(|v| match &v.session {
+                Session::Open { owner, ready: true, .. } if v.top == Some(layer.id) => Some(*owner),
+                _ => None,
+            });
+            Some((redundancy, owner, layer.vdi, matches!(layer.state, LayerState::Live)))
+        });
+        let Some((redundancy, owner, vdi, _)) = known else {
+            // The layer was deleted meanwhile: `reclaim` removes what is left of it.
+            r.sync.resolved(oid);
+            return Ok(());
+        };
+        let map = r.control.map();
+        let acting = map.acting(key, redundancy);
+        if !acting.all().any(|n| n == me) {
+            r.sync.resolved(oid);
+            return Ok(());
+        }
+        if let Some(owner) = owner {
+            return self.join(owner, vdi, oid, m.family).await;
+        }
+        let others: Vec<NodeId> = acting.all().filter(|n| *n != me).collect();
+        let source = match self.choose_source(&map, oid, m.family, &others).await? {
+            Some(source) => source,
+            None => {
+                r.sync.resolved(oid);
+                return Ok(());
+            }
+        };
+        r.adopt(oid, m.family, source, None).await.map(drop).map_err(|e: AdoptError| e.to_string())
+    }
+
+    /// A clean copy, or the longest one when nobody is clean and nobody who is away can know better. `None`: ours is it.
+    async fn choose_source(
+        &self,
+        map: &NodeMap,
+        oid: ObjectId,
+        family: LayerId,
+        others: &[NodeId],
+    ) -> Result<Option<NodeId>, String> {
+        let r = &self.replica;
+        let mine_synced = map.nodes.get(&r.control.me()).map_or(Epoch(0), |n| n.synced);
+        let mut best: Option<(Version, NodeId)> = None;
+        for n in others {
+            let Some(view) = map.nodes.get(n) else { continue };
+            if !view.is_up() {
+                if view.synced > mine_synced {
+                    return Err(format!("node {} is away and may have newer data", n.short()));
+                }
+                continue;
+            }
+            let stat = stat(r, *n, oid, family).await?;
+            match stat.status {
+                Status::Ok => return Ok(Some(*n)),
+                Status::NotHere if best.is_none_or(|(v, _)| stat.version > v) => {
+                    best = Some((stat.version, *n));
+                }
+                _ => {}
+            }
+        }
+        let store = r.store.as_ref().ok_or("a gateway")?;
+        let info = store.info(oid).await.map_err(|e| e.to_string())?;
+        let mine = info.as_ref().filter(|i| !i.filling).map_or(Version::NONE, |i| i.version);
+        Ok(best.filter(|(v, _)| *v > mine).map(|(_, n)| n))
+    }
+
+    async fn join(&self, owner: NodeId, vdi: VdiId, oid: ObjectId, family: LayerId) -> Result<(), String> {
+        let me = self.replica.control.me();
+        if owner == me {
+            return match self.joiner.join(vdi, oid, family, me).await? {
+                true => Ok(()),
+                false => Err("the session is not serving yet".into()),
+            };
+        }
+        let request = Request::Join { vdi, oid, family };
+        match self.replica.links.to(owner).request(&request, Vec::new()).await {
+            Ok((Response::Done, _)) => Ok(()),
+            Ok((Response::Failed(_, why), _)) => Err(why),
+            Ok(_) => Err("unexpected answer".into()),
+            Err(e) => Err(e.to_string()),
+        }
+    }
+
+    /// Rewrite damaged blocks from another copy; `true`: some could not be.
+    async fn heal(&self) -> bool {
+        let r = &self.replica;
+        let Some(store) = &r.store else { return false };
+        let mut left = false;
+        let damaged: Vec<_> = r.sync.heal.borrow().iter().map(|(o, m)| (*o, *m)).collect();
+        for (oid, m) in damaged {
+            let runs = match store.verify(oid).await {
+                Ok(runs) => Some(runs),
+                Err(crate::store::StoreError::CorruptHeader { .. }) => None,
+                Err(_) => continue,
+            };
+            if runs.as_ref().is_some_and(Vec::is_empty) {
+                r.sync.heal.borrow_mut().remove(&oid);
+                continue;
+            }
+            let me = r.control.me();
+            let map = r.control.map();
+            let key = PlacementKey { family: m.family, index: oid.index() };
+            let Some(redundancy) = r.redundancy(m.family) else {
+                r.sync.heal.borrow_mut().remove(&oid);
+                continue;
+            };
+            let mut healed = false;
+            for source in map.acting(key, redundancy).all().filter(|n| *n != me) {
+                if !map.nodes.get(&source).is_some_and(|n| n.is_up()) {
+                    continue;
+                }
+                if stat(r, source, oid, m.family).await.is_ok_and(|s| s.status == Status::Ok)
+                    && r.adopt(oid, m.family, source, runs.clone()).await.is_ok()
+                {
+                    tracing::warn!(%oid, source = %source.short(), "damaged blocks were healed from another copy");
+                    healed = true;
+                    break;
+                }
+            }
+            left |= !healed && redundancy.width() > 1;
+            if !healed && redundancy.width() == 1 {
+                r.sync.heal.borrow_mut().remove(&oid);
+            }
+        }
+        left
+    }
+}
+
+/// Ask one node for its version and standing of an object.
+pub async fn stat(
+    r: &Rc<Replica>,
+    node: NodeId,
+    oid: ObjectId,
+    family: LayerId,
+) -> Result<sheepdog_proto::peer::ObjectStat, String> {
+    if node == r.control.me() {
+        return Ok(r.stat_one(oid, family).await);
+    }
+    let request = Request::Stat { objects: vec![(oid, family)], control_index: r.control.applied().index };
+    match r.links.to(node).request(&request, Vec::new()).await {
+        Ok((Response::Stats(stats), _)) => stats.first().copied().ok_or_else(|| "empty answer".into()),
+        Ok((Response::Failed(_, why), _)) => Err(why),
+        Ok(_) => Err("unexpected answer".into()),
+        Err(e) => Err(e.to_string()),
+    }
+}
