@@ -5,6 +5,8 @@
 //! They share the cluster state behind one read-write lock and talk through channels.
 
 pub mod buf;
+pub mod cli;
+pub mod config;
 pub mod control;
 pub mod front;
 pub mod peer;
