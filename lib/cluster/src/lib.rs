@@ -9,6 +9,7 @@
 //! a session's generation is the highest ever given for its VDI; a node's `synced` never exceeds the epoch; `rings` is ordered by epoch and
 //! its last entry is the ring of the current membership.
 
+mod apply;
 pub mod command;
 pub mod map;
 pub mod state;

@@ -84,3 +84,48 @@ impl NodeMap {
         self.rings.iter().rev().find(|(e, _)| *e <= epoch).map(|(_, r)| r)
     }
 }
+
+impl crate::ClusterState {
+    /// The data plane's view of membership.
+    pub fn node_map(&self) -> NodeMap {
+        let nodes = self
+            .nodes
+            .values()
+            .filter(|n| n.state != NodeState::Out)
+            .map(|n| {
+                let view = NodeView {
+                    addr: n.addr.clone(),
+                    state: n.state,
+                    incarnation: n.incarnation,
+                    synced: n.synced,
+                    up_since: n.up_since,
+                };
+                (n.id, view)
+            })
+            .collect();
+        let rings = self
+            .rings
+            .iter()
+            .map(|r| {
+                let member = |(node, zone, vnodes): &(NodeId, String, u32)| sheepdog_placement::Member {
+                    node: *node,
+                    zone: zone.clone(),
+                    vnodes: *vnodes,
+                };
+                (r.epoch, Ring::new(r.members.iter().map(member).collect()))
+            })
+            .collect();
+        NodeMap { epoch: self.epoch, nodes, rings }
+    }
+
+    /// Layers from `top` down to the root of its family, newest first.
+    pub fn chain(&self, top: sheepdog_proto::LayerId) -> Option<Vec<sheepdog_proto::LayerId>> {
+        let mut chain = vec![self.layers.get(&top)?.id];
+        let mut at = top;
+        while let Some(parent) = self.layers.get(&at)?.parent {
+            chain.push(parent);
+            at = parent;
+        }
+        Some(chain)
+    }
+}

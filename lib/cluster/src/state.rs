@@ -379,26 +379,3 @@ impl Default for RecoveryConfig {
     }
 }
 
-mod derived {
-    use super::ClusterState;
-    use crate::map::NodeMap;
-    use crate::{Entry, Reply};
-    use sheepdog_proto::{ControlIndex, LayerId};
-
-    impl ClusterState {
-        /// Apply one committed entry. Never panics, whatever the entry says.
-        pub fn apply(&mut self, index: ControlIndex, entry: &Entry) -> Reply {
-            let _ = (index, entry);
-            todo!("helper")
-        }
-        /// The data plane's view of membership.
-        pub fn node_map(&self) -> NodeMap {
-            todo!("helper")
-        }
-        /// Layers from `top` down to the root of its family, newest first.
-        pub fn chain(&self, top: LayerId) -> Option<Vec<LayerId>> {
-            let _ = top;
-            todo!("helper")
-        }
-    }
-}

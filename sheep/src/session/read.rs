@@ -17,10 +17,11 @@ const RETRY: Duration = Duration::from_millis(50);
 /// Runs of blocks with their state.
 pub type BlockRuns = Vec<(Range<u32>, BlockState)>;
 
-/// What to look under when a family has nothing.
-fn base_of(r: &Replica, family: LayerId) -> Option<(LayerId, LayerId)> {
+/// What to look under when the chain of a layer has nothing: the base of its oldest layer.
+fn base_of(r: &Replica, top: LayerId) -> Option<(LayerId, LayerId)> {
+    let root = *r.control.chain(top)?.last()?;
     r.control.read(|s| {
-        let base = s.layers.get(&family)?.base?;
+        let base = s.layers.get(&root)?.base?;
         Some((base, s.layers.get(&base)?.family))
     })
 }
@@ -111,7 +112,7 @@ pub fn read_through<'a>(
         if absent.is_empty() {
             return Ok(data);
         }
-        let Some((base, family)) = base_of(r, key.family) else { return Ok(data) };
+        let Some((base, family)) = base_of(r, top) else { return Ok(data) };
         let mut buf = AlignedBuf::copy_of(&data);
         for run in absent {
             let under = read_through(r, base, PlacementKey { family, index: key.index }, run.clone()).await?;
@@ -161,7 +162,7 @@ pub fn status_through<'a>(
             }
             pause(r).await;
         };
-        let Some((base, family)) = base_of(r, key.family) else { return Ok(runs) };
+        let Some((base, family)) = base_of(r, top) else { return Ok(runs) };
         let mut out = Vec::with_capacity(runs.len());
         for (run, state) in runs {
             if state == BlockState::Absent {

@@ -1,0 +1,130 @@
+//! Format, restore, switches.
+
+use super::Outcome;
+use crate::{ClusterState, CommandError, EventLevel, Format, Millis, NodeState, Redundancy, Reply, Session, Timing};
+use sheepdog_proto::{Epoch, Generation, MAX_OBJECT_SIZE, MIN_OBJECT_SIZE};
+
+pub(super) fn check_object_size(size: u32) -> Result<(), CommandError> {
+    if size.is_power_of_two() && (MIN_OBJECT_SIZE..=MAX_OBJECT_SIZE).contains(&size) {
+        return Ok(());
+    }
+    Err(CommandError::Invalid("the object size must be a power of two from 1M to 64M".into()))
+}
+
+pub(super) fn check_redundancy(r: Redundancy) -> Result<(), CommandError> {
+    match r {
+        Redundancy::Copies(1..=16) => Ok(()),
+        Redundancy::Copies(_) => Err(CommandError::Invalid("the number of copies must be 1 to 16".into())),
+        Redundancy::Erasure { .. } => {
+            Err(CommandError::Invalid("erasure coding is not part of this release: use --copies".into()))
+        }
+    }
+}
+
+impl ClusterState {
+    pub(super) fn format(&mut self, now: Millis, format: &Format) -> Outcome {
+        if let Some(f) = &self.format {
+            return if f.cluster == format.cluster {
+                Ok(Reply::Formatted(f.cluster))
+            } else {
+                Err(CommandError::Exists("the cluster is formatted already".into()))
+            };
+        }
+        check_object_size(format.object_size)?;
+        check_redundancy(format.redundancy)?;
+        if format.min_copies.is_some_and(|m| m == 0 || m as usize > format.redundancy.width()) {
+            return Err(CommandError::Invalid("min copies must be at least 1 and at most the number of copies".into()));
+        }
+        self.format = Some(format.clone());
+        self.epoch = Epoch(1);
+        self.recovery = crate::RecoveryConfig::default();
+        self.ring_changed(now, "the cluster was formatted".into());
+        self.event(now, EventLevel::Info, "the cluster was formatted".into());
+        Ok(Reply::Formatted(format.cluster))
+    }
+
+    pub(super) fn restore(&mut self, now: Millis, state: &ClusterState) -> Outcome {
+        if !self.vdis.is_empty() {
+            return Err(CommandError::Exists("this cluster has volumes: rebuild only into an empty one".into()));
+        }
+        let Some(format) = &state.format else {
+            return Err(CommandError::Invalid("the state found on the disks was never formatted".into()));
+        };
+        let index = self.index;
+        let recent = std::mem::take(&mut self.recent);
+        let mut new = state.clone();
+        new.format = Some(format.clone());
+        for n in new.nodes.values_mut().filter(|n| n.state != NodeState::Out) {
+            n.state = NodeState::Down;
+            n.since = now;
+        }
+        for v in new.vdis.values_mut() {
+            if v.session != Session::Closed {
+                v.session = Session::Unclean { generation: v.generation };
+            }
+        }
+        *self = new;
+        self.index = index;
+        self.recent = recent;
+        // Commits after the snapshot that was found may have given out more of these.
+        self.last_generation += 1 << 20;
+        self.last_id = (self.last_id + 1024).min(sheepdog_proto::MAX_LAYER_ID);
+        for v in self.vdis.values_mut() {
+            v.generation = Generation(v.generation.0);
+        }
+        self.epoch = Epoch(self.epoch.0 + 1024);
+        self.ring_changed(now, "the control plane was rebuilt from disks".into());
+        self.forced.push("the control plane was rebuilt from the snapshots on the data disks".into());
+        self.event(now, EventLevel::Warning, "the control plane was rebuilt from disks".into());
+        Ok(Reply::Done)
+    }
+
+    pub(super) fn set_recovery(
+        &mut self,
+        now: Millis,
+        enabled: Option<bool>,
+        max_bytes_per_s: Option<u64>,
+        concurrency: Option<u32>,
+    ) -> Outcome {
+        if concurrency.is_some_and(|c| !(1..=64).contains(&c)) {
+            return Err(CommandError::Invalid("recovery works on 1 to 64 objects at a time".into()));
+        }
+        if let Some(on) = enabled
+            && on != self.recovery.enabled
+        {
+            self.recovery.enabled = on;
+            let text = if on { "recovery was resumed" } else { "recovery was paused" };
+            self.event(now, EventLevel::Info, text.into());
+        }
+        self.recovery.max_bytes_per_s = max_bytes_per_s.unwrap_or(self.recovery.max_bytes_per_s);
+        self.recovery.concurrency = concurrency.unwrap_or(self.recovery.concurrency);
+        Ok(Reply::Done)
+    }
+
+    pub(super) fn set_timing(&mut self, timing: Timing) -> Outcome {
+        if timing.heartbeat == 0 || timing.lease < 2 * timing.heartbeat || timing.down_out < timing.lease {
+            return Err(CommandError::Invalid(
+                "the lease must be at least two heartbeats, the down-out interval at least a lease".into(),
+            ));
+        }
+        if let Some(f) = &mut self.format {
+            f.timing = timing;
+        }
+        Ok(Reply::Done)
+    }
+
+    pub(super) fn force(&mut self, now: Millis, reason: &str) -> Outcome {
+        self.forced.push(reason.to_owned());
+        let epoch = self.epoch;
+        for n in self.nodes.values_mut().filter(|n| matches!(n.state, NodeState::Up | NodeState::Draining)) {
+            n.synced = epoch;
+            n.up_since = n.up_since.min(epoch);
+        }
+        for n in self.nodes.values_mut().filter(|n| n.state == NodeState::Down) {
+            n.synced = Epoch(0);
+        }
+        self.settle();
+        self.event(now, EventLevel::Error, format!("an operator accepted loss: {reason}"));
+        Ok(Reply::Epoch(self.epoch))
+    }
+}

@@ -1,0 +1,313 @@
+//! Membership: every change is a new epoch.
+//!
+//! `synced = E` of a node means: it has everything that the map of epoch E says it should have. When a later epoch asks nothing of a node (it was up all
+//! along and the ring did not change) its `synced` moves on with the epoch. A ring change asks everybody to look; coming back after `Down` asks the one that was
+//! away. Old rings stay until every member of the current one is synced past its beginning: only then may the old holders be forgotten.
+
+use super::Outcome;
+use crate::{
+    ClusterState, CommandError, DiskEntry, EpochRecord, EventLevel, Millis, Node, NodeHello, NodeState, Reply,
+    RingVersion, Session,
+};
+use sheepdog_proto::{DEFAULT_VNODES, DiskId, Epoch, MAX_NODES, NodeId};
+
+/// Epochs kept for people even when nothing needs them.
+const HISTORY: usize = 512;
+
+impl Node {
+    /// Serves requests.
+    pub fn is_up(&self) -> bool {
+        matches!(self.state, NodeState::Up | NodeState::Draining)
+    }
+    fn ring_member(&self) -> Option<(NodeId, String, u32)> {
+        if self.gateway || !matches!(self.state, NodeState::Up | NodeState::Down) {
+            return None;
+        }
+        let vnodes = self.vnodes.unwrap_or_else(|| {
+            (self.weight as u64 * DEFAULT_VNODES as u64 / 1000).clamp(1, 1 << 16) as u32
+        });
+        Some((self.id, self.zone.clone().unwrap_or_else(|| self.id.to_string()), vnodes))
+    }
+}
+
+impl ClusterState {
+    fn record(&mut self, at: Millis, what: String) {
+        let up = self.nodes.values().filter(|n| n.is_up()).map(|n| n.id).collect();
+        self.history.push_back(EpochRecord { epoch: self.epoch, at, what, up });
+        let oldest = self
+            .nodes
+            .values()
+            .filter(|n| n.state != NodeState::Out)
+            .map(|n| n.synced)
+            .min()
+            .unwrap_or(self.epoch);
+        while self.history.len() > HISTORY && self.history.front().is_some_and(|r| r.epoch < oldest) {
+            self.history.pop_front();
+        }
+    }
+
+    /// A change that alters nobody's duties but those of `except`.
+    fn membership_changed(&mut self, at: Millis, what: String, except: Option<NodeId>) {
+        let before = self.epoch;
+        self.epoch = before.next();
+        let now = self.epoch;
+        for n in self.nodes.values_mut() {
+            if n.gateway || (n.is_up() && n.synced == before && Some(n.id) != except) {
+                n.synced = now;
+            }
+        }
+        self.record(at, what);
+        self.settle();
+    }
+
+    /// The ring is not what it was.
+    pub(crate) fn ring_changed(&mut self, at: Millis, what: String) {
+        let members: Vec<_> = self.nodes.values().filter_map(Node::ring_member).collect();
+        if self.rings.last().is_some_and(|r| r.members == members) {
+            return self.membership_changed(at, what, None);
+        }
+        let before = self.epoch;
+        self.epoch = before.next();
+        let now = self.epoch;
+        self.rings.push(RingVersion { epoch: now, members });
+        let empty = self.layers.is_empty();
+        for n in self.nodes.values_mut() {
+            if n.gateway || (empty && n.is_up()) {
+                n.synced = now;
+            }
+        }
+        self.record(at, what);
+        self.settle();
+    }
+
+    /// Forget rings that nobody needs any more.
+    pub(crate) fn settle(&mut self) {
+        let Some(current) = self.rings.last() else { return };
+        let members = current.members.iter().filter_map(|(n, ..)| self.nodes.get(n));
+        let complete = |since: Epoch| {
+            members.clone().filter(|n| n.state != NodeState::Out).all(|n| n.synced >= since)
+        };
+        if self.layers.is_empty() || complete(current.epoch) {
+            let last = self.rings.pop();
+            self.rings.clear();
+            self.rings.extend(last);
+        }
+    }
+
+    fn fence_sessions(&mut self, node: NodeId, but: Option<u64>) {
+        for v in self.vdis.values_mut() {
+            if let Session::Open { owner, incarnation, .. } = v.session
+                && owner == node
+                && Some(incarnation) != but
+            {
+                v.session = Session::Unclean { generation: v.generation };
+            }
+        }
+    }
+
+    pub(super) fn node_up(&mut self, now: Millis, hello: &NodeHello) -> Outcome {
+        if hello.id.is_nil() {
+            return Err(CommandError::Invalid("a node without an id".into()));
+        }
+        if !self.nodes.contains_key(&hello.id) && self.nodes.len() >= MAX_NODES {
+            return Err(CommandError::NotEnough(format!("a cluster has at most {MAX_NODES} nodes")));
+        }
+        self.fence_sessions(hello.id, Some(hello.incarnation));
+        let known = self.nodes.get(&hello.id).cloned();
+        let place = hello.addr.host.clone() + ":" + &hello.addr.client_port.to_string();
+        let mut node = Node {
+            id: hello.id,
+            addr: hello.addr.clone(),
+            zone: hello.zone.clone(),
+            weight: if hello.gateway { 0 } else { hello.weight.max(1) },
+            vnodes: hello.vnodes,
+            gateway: hello.gateway,
+            state: NodeState::Up,
+            incarnation: hello.incarnation,
+            synced: Epoch(0),
+            up_since: self.epoch.next(),
+            since: now,
+            disks: hello.disks.clone(),
+            version: hello.version.clone(),
+        };
+        let Some(old) = known else {
+            let joined = format!("node {} joined ({place})", hello.id.short());
+            self.nodes.insert(hello.id, node);
+            self.event(now, EventLevel::Info, joined.clone());
+            if hello.gateway {
+                self.membership_changed(now, joined, None);
+            } else {
+                self.ring_changed(now, joined);
+            }
+            return Ok(Reply::Epoch(self.epoch));
+        };
+        let keeps = hello.has_data || old.gateway;
+        let was_up = old.is_up();
+        node.state = if old.state == NodeState::Draining { NodeState::Draining } else { NodeState::Up };
+        // A weight that was set by hand, or a capacity that moved a little, does not shuffle data.
+        let drift = old.weight.abs_diff(node.weight) * 10 > old.weight;
+        if !drift && !hello.gateway {
+            node.weight = old.weight;
+        }
+        node.vnodes = hello.vnodes.or(old.vnodes);
+        node.disks.extend(old.disks.iter().filter(|d| d.retired && hello.disks.iter().all(|h| h.id != d.id)).cloned());
+        node.synced = match old.state {
+            NodeState::Out => Epoch(0),
+            _ if !keeps => Epoch(0),
+            _ => old.synced,
+        };
+        node.up_since = if was_up && keeps { old.up_since } else { self.epoch.next() };
+        let same = was_up
+            && keeps
+            && (&old.addr, &old.zone, old.weight, old.vnodes, old.gateway)
+                == (&node.addr, &node.zone, node.weight, node.vnodes, node.gateway);
+        self.nodes.insert(hello.id, node);
+        if same {
+            // The process was restarted faster than anybody noticed: its copies are what they were.
+            return Ok(Reply::Epoch(self.epoch));
+        }
+        let text = format!("node {} is up ({place})", hello.id.short());
+        self.event(now, EventLevel::Info, text.clone());
+        if was_up && keeps && self.rings.last().map(|r| &r.members)
+            == Some(&self.nodes.values().filter_map(Node::ring_member).collect::<Vec<_>>())
+        {
+            self.membership_changed(now, text, None);
+        } else if self.rings.last().is_some_and(|r| {
+            r.members == self.nodes.values().filter_map(Node::ring_member).collect::<Vec<_>>()
+        }) {
+            self.membership_changed(now, text, Some(hello.id));
+        } else {
+            self.ring_changed(now, text);
+        }
+        Ok(Reply::Epoch(self.epoch))
+    }
+
+    fn node_mut(&mut self, id: NodeId) -> Result<&mut Node, CommandError> {
+        self.nodes
+            .get_mut(&id)
+            .ok_or_else(|| CommandError::NotFound(format!("there is no node {id}: see `dog node list`")))
+    }
+
+    pub(super) fn node_down(&mut self, now: Millis, id: NodeId, incarnation: u64) -> Outcome {
+        let n = self.node_mut(id)?;
+        if n.incarnation != incarnation || !n.is_up() {
+            return Ok(Reply::Epoch(self.epoch));
+        }
+        // A draining node that dies is in the ring no more, but may still hold what nobody else has yet.
+        n.state = NodeState::Down;
+        n.since = now;
+        self.fence_sessions(id, None);
+        let text = format!("node {} is down", id.short());
+        self.event(now, EventLevel::Warning, text.clone());
+        let in_ring = self.rings.last().is_some_and(|r| r.members.iter().any(|(n, ..)| *n == id));
+        let gateway = self.nodes.get(&id).is_some_and(|n| n.gateway);
+        if in_ring || gateway {
+            self.membership_changed(now, text, Some(id));
+        } else {
+            // It was draining: being down again makes it a member of the ring.
+            self.ring_changed(now, text);
+        }
+        Ok(Reply::Epoch(self.epoch))
+    }
+
+    pub(super) fn node_out(&mut self, now: Millis, id: NodeId) -> Outcome {
+        let n = self.node_mut(id)?;
+        if n.state == NodeState::Out {
+            return Ok(Reply::Epoch(self.epoch));
+        }
+        n.state = NodeState::Out;
+        n.since = now;
+        self.fence_sessions(id, None);
+        let text = format!("node {} is out", id.short());
+        self.event(now, EventLevel::Warning, format!("{text}: its data is rebuilt elsewhere"));
+        self.ring_changed(now, text);
+        self.finish_merges();
+        Ok(Reply::Epoch(self.epoch))
+    }
+
+    pub(super) fn node_drain(&mut self, now: Millis, id: NodeId, on: bool) -> Outcome {
+        let n = self.node_mut(id)?;
+        match (n.state, on) {
+            (NodeState::Up, true) => n.state = NodeState::Draining,
+            (NodeState::Draining, false) => n.state = NodeState::Up,
+            (NodeState::Draining, true) | (NodeState::Up, false) => return Ok(Reply::Epoch(self.epoch)),
+            (NodeState::Down | NodeState::Out, _) => {
+                return Err(CommandError::Invalid(format!("node {} is not up", id.short())));
+            }
+        }
+        let text =
+            format!("node {} {}", id.short(), if on { "is being drained" } else { "takes data again" });
+        self.event(now, EventLevel::Info, text.clone());
+        self.ring_changed(now, text);
+        Ok(Reply::Epoch(self.epoch))
+    }
+
+    pub(super) fn node_synced(&mut self, now: Millis, id: NodeId, incarnation: u64, epoch: Epoch) -> Outcome {
+        let (current, ring) = (self.epoch, self.rings.last().map_or(Epoch(0), |r| r.epoch));
+        let n = self.node_mut(id)?;
+        if n.incarnation != incarnation || !n.is_up() || epoch <= n.synced || epoch > current {
+            return Ok(Reply::Epoch(current));
+        }
+        // What came after asks nothing of it: it has been up since, and the ring has not changed since.
+        n.synced = if epoch >= ring && n.up_since <= epoch { current } else { epoch };
+        let complete = n.synced == current;
+        self.settle();
+        if complete {
+            self.event(now, EventLevel::Info, format!("node {} has all its data", id.short()));
+        }
+        Ok(Reply::Epoch(self.epoch))
+    }
+
+    pub(super) fn node_weight(
+        &mut self,
+        now: Millis,
+        id: NodeId,
+        weight: Option<u32>,
+        vnodes: Option<u32>,
+    ) -> Outcome {
+        let n = self.node_mut(id)?;
+        if n.gateway {
+            return Err(CommandError::Invalid(format!("node {} is a gateway: it holds no data", id.short())));
+        }
+        if vnodes.is_some_and(|v| v > 1 << 16) {
+            return Err(CommandError::Invalid("virtual nodes: at most 65536".into()));
+        }
+        if let Some(w) = weight {
+            n.weight = w.max(1);
+        }
+        if let Some(v) = vnodes {
+            n.vnodes = (v > 0).then_some(v);
+        }
+        let text = format!("the weight of node {} was changed", id.short());
+        self.event(now, EventLevel::Info, text.clone());
+        self.ring_changed(now, text);
+        Ok(Reply::Epoch(self.epoch))
+    }
+
+    pub(super) fn disk_retired(&mut self, now: Millis, id: NodeId, disk: DiskId) -> Outcome {
+        let next = self.epoch.next();
+        let n = self.node_mut(id)?;
+        let Some(d) = n.disks.iter_mut().find(|d| d.id == disk) else {
+            return Err(CommandError::NotFound(format!("node {} has no disk {disk}", id.short())));
+        };
+        if d.retired {
+            return Ok(Reply::Epoch(self.epoch));
+        }
+        d.retired = true;
+        // What was on it is gone: the node looks at everything again.
+        n.synced = Epoch(0);
+        n.up_since = next;
+        let text = format!("disk {} of node {} was retired", disk.short(), id.short());
+        self.event(now, EventLevel::Error, text.clone());
+        self.membership_changed(now, text, Some(id));
+        Ok(Reply::Epoch(self.epoch))
+    }
+
+    pub(super) fn disk_added(&mut self, now: Millis, id: NodeId, disk: &DiskEntry) -> Outcome {
+        let n = self.node_mut(id)?;
+        n.disks.retain(|d| d.id != disk.id);
+        n.disks.push(disk.clone());
+        self.event(now, EventLevel::Info, format!("disk {} was added to node {}", disk.id.short(), id.short()));
+        Ok(Reply::Epoch(self.epoch))
+    }
+}

@@ -1,0 +1,333 @@
+//! Layers: snapshots, clones, rollback, deletion, merging.
+//!
+//! A layer can go at once when nothing stands on it. With exactly one child (and no clone) it is merged into that child by every node on its own; with several,
+//! or with a clone on it, it stays hidden until that changes.
+
+use super::Outcome;
+use super::vdi::check_size;
+use crate::{
+    ClusterState, CommandError, Layer, LayerState, Millis, NodeState, Redundancy, Reply, Session, Snapshot, SnapshotRef,
+    Vdi,
+};
+use sheepdog_proto::{Generation, LayerId, NodeId, VdiId};
+use std::collections::BTreeSet;
+
+/// Snapshots of one VDI.
+const MAX_SNAPSHOTS: usize = 65_536;
+
+fn find<'a>(v: &'a Vdi, which: &SnapshotRef) -> Result<&'a Snapshot, CommandError> {
+    let found = match which {
+        SnapshotRef::Id(id) => v.snapshots.iter().find(|s| s.id == *id),
+        SnapshotRef::Tag(tag) => v
+            .snapshots
+            .iter()
+            .find(|s| s.tag == *tag)
+            .or_else(|| v.snapshots.iter().find(|s| tag.parse() == Ok(s.id))),
+    };
+    found.ok_or_else(|| {
+        let name = match which {
+            SnapshotRef::Id(id) => id.to_string(),
+            SnapshotRef::Tag(tag) => tag.clone(),
+        };
+        CommandError::NotFound(format!("VDI {} has no snapshot {name}", v.name))
+    })
+}
+
+impl ClusterState {
+    fn children(&self, layer: LayerId) -> Vec<LayerId> {
+        self.layers.values().filter(|l| l.parent == Some(layer)).map(|l| l.id).collect()
+    }
+    fn is_base(&self, layer: LayerId) -> bool {
+        self.layers.values().any(|l| l.base == Some(layer))
+    }
+
+    pub(super) fn snapshot(
+        &mut self,
+        now: Millis,
+        vdis: &[(VdiId, Option<Generation>)],
+        tag: &str,
+    ) -> Outcome {
+        if tag.len() > 255 || tag.chars().any(|c| c.is_control() || c == '/' || c == '@') {
+            return Err(CommandError::Invalid(
+                "a tag has at most 255 bytes, without \"@\", \"/\" and control characters".into(),
+            ));
+        }
+        // All or none: everything is checked before anything is changed.
+        let mut seen = BTreeSet::new();
+        for (id, generation) in vdis {
+            self.check_generation(*id, *generation)?;
+            let v = self.vdi_mut(*id)?;
+            if v.top.is_none() {
+                return Err(CommandError::NotFound(format!("VDI {} has only snapshots left", v.name)));
+            }
+            if !tag.is_empty() && v.snapshots.iter().any(|s| s.tag == tag) {
+                return Err(CommandError::Exists(format!("VDI {} has a snapshot {tag}", v.name)));
+            }
+            if v.snapshots.len() >= MAX_SNAPSHOTS || v.flattening {
+                return Err(CommandError::Busy(format!(
+                    "VDI {} is being flattened or has {MAX_SNAPSHOTS} snapshots",
+                    v.name
+                )));
+            }
+            if matches!(v.session, Session::Unclean { .. }) {
+                return Err(CommandError::Busy(format!(
+                    "the last session of VDI {} did not end cleanly: open it once, then snapshot",
+                    v.name
+                )));
+            }
+            if !seen.insert(*id) {
+                return Err(CommandError::Invalid(format!("VDI {} is named twice", v.name)));
+            }
+        }
+        if self.last_id as usize + vdis.len() > sheepdog_proto::MAX_LAYER_ID as usize {
+            return self.take_id().map(|_| Reply::Done);
+        }
+        let mut made = Vec::with_capacity(vdis.len());
+        for (id, _) in vdis {
+            let new = self.take_id()?;
+            let v = self.vdi_mut(*id)?;
+            let Some(old) = v.top.replace(new) else { continue };
+            let number = v.next_snapshot;
+            v.next_snapshot += 1;
+            let size = v.size;
+            v.snapshots.push(Snapshot { id: number, tag: tag.to_owned(), layer: old, size, created: now });
+            let family = v.family;
+            if let Some(l) = self.layers.get_mut(&old) {
+                l.state = LayerState::Frozen;
+            }
+            self.layers.insert(
+                new,
+                Layer { id: new, family, parent: Some(old), base: None, vdi: *id, state: LayerState::Live },
+            );
+            made.push((*id, number, new));
+        }
+        self.layers_revision += 1;
+        Ok(Reply::Snapshots(made))
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn clone_vdi(
+        &mut self,
+        now: Millis,
+        source: VdiId,
+        snapshot: &SnapshotRef,
+        name: &str,
+        uuid: u128,
+        redundancy: Option<Redundancy>,
+        flatten: bool,
+    ) -> Outcome {
+        if let Some(v) = self.names.get(name).and_then(|id| self.vdis.get(id))
+            && v.uuid == uuid
+        {
+            return Ok(Reply::Vdi(v.id));
+        }
+        self.check_free_name(name)?;
+        let v = self.vdi_mut(source)?;
+        let s = find(v, snapshot)?.clone();
+        let layer = self.layers.get(&s.layer).ok_or_else(|| CommandError::NotFound("no such layer".into()))?;
+        let family = self
+            .families
+            .get(&layer.family)
+            .cloned()
+            .ok_or_else(|| CommandError::NotFound("no such family".into()))?;
+        let redundancy = redundancy.unwrap_or(family.redundancy);
+        self.check_width(redundancy)?;
+        check_size(s.size, family.object_size)?;
+        let id = self.insert_vdi(now, name, uuid, s.size, redundancy, family.object_size, Some(s.layer))?;
+        if let Ok(v) = self.vdi_mut(id) {
+            v.flattening = flatten;
+        }
+        Ok(Reply::Vdi(id))
+    }
+
+    pub(super) fn flatten_start(&mut self, vdi: VdiId) -> Outcome {
+        let v = self.vdi_mut(vdi)?;
+        let Some(top) = v.top else {
+            return Err(CommandError::NotFound(format!("VDI {} has only snapshots left", v.name)));
+        };
+        let family = v.family;
+        if self.layers.get(&family).is_none_or(|l| l.base.is_none()) {
+            return Ok(Reply::Done);
+        }
+        if top != family {
+            return Err(CommandError::Busy(
+                "the clone has snapshots of its own that need its base: delete them first".into(),
+            ));
+        }
+        self.vdi_mut(vdi)?.flattening = true;
+        Ok(Reply::Done)
+    }
+
+    pub(super) fn flatten_done(&mut self, vdi: VdiId, generation: Generation) -> Outcome {
+        self.check_generation(vdi, Some(generation))?;
+        let v = self.vdi_mut(vdi)?;
+        if !v.flattening || v.top != Some(v.family) {
+            return Err(CommandError::Busy("the VDI is not being flattened".into()));
+        }
+        v.flattening = false;
+        let family = v.family;
+        let base = self.layers.get_mut(&family).and_then(|l| l.base.take());
+        self.layers_revision += 1;
+        if let Some(base) = base {
+            self.reconsider(base);
+        }
+        Ok(Reply::Done)
+    }
+
+    pub(super) fn rollback(
+        &mut self,
+        _now: Millis,
+        vdi: VdiId,
+        snapshot: &SnapshotRef,
+        generation: Option<Generation>,
+    ) -> Outcome {
+        self.check_generation(vdi, generation)?;
+        let v = self.vdi_mut(vdi)?;
+        let s = find(v, snapshot)?.clone();
+        let new = self.take_id()?;
+        let v = self.vdi_mut(vdi)?;
+        let family = v.family;
+        let old = v.top.replace(new);
+        v.size = s.size;
+        self.layers.insert(
+            new,
+            Layer {
+                id: new,
+                family,
+                parent: Some(s.layer),
+                base: None,
+                vdi,
+                state: LayerState::Live,
+            },
+        );
+        if let Some(old) = old {
+            self.drop_layer(old);
+        }
+        self.layers_revision += 1;
+        Ok(Reply::Done)
+    }
+
+    pub(super) fn vdi_delete(&mut self, _now: Millis, id: VdiId, snapshot: Option<&SnapshotRef>) -> Outcome {
+        let v = self.vdi_mut(id)?;
+        if let Some(which) = snapshot {
+            let s = find(v, which)?.clone();
+            v.snapshots.retain(|x| x.id != s.id);
+            if let Some(l) = self.layers.get_mut(&s.layer) {
+                l.state = LayerState::Hidden;
+            }
+            self.reconsider(s.layer);
+        } else {
+            if let Session::Open { owner, .. } = v.session {
+                return Err(CommandError::Busy(format!("VDI {} is in use on node {}", v.name, owner.short())));
+            }
+            if let Some(l) = v.locks.first() {
+                return Err(CommandError::Busy(format!("VDI {} is locked by {}", v.name, l.holder)));
+            }
+            v.session = Session::Closed;
+            v.flattening = false;
+            let Some(top) = v.top.take() else {
+                return Err(CommandError::NotFound(format!("VDI {} has only snapshots left", v.name)));
+            };
+            self.drop_layer(top);
+        }
+        let v = self.vdi_mut(id)?;
+        if v.top.is_none() && v.snapshots.is_empty() {
+            let name = v.name.clone();
+            self.vdis.remove(&id);
+            self.names.remove(&name);
+        }
+        self.layers_revision += 1;
+        Ok(Reply::Done)
+    }
+
+    /// A working layer goes; whatever it stood on is looked at again.
+    fn drop_layer(&mut self, layer: LayerId) {
+        if let Some(l) = self.layers.get_mut(&layer) {
+            l.state = LayerState::Hidden;
+        }
+        self.reconsider(layer);
+    }
+
+    fn remove_layer(&mut self, layer: LayerId) -> Vec<LayerId> {
+        let Some(l) = self.layers.remove(&layer) else { return Vec::new() };
+        if !self.layers.values().any(|x| x.family == l.family) {
+            self.families.remove(&l.family);
+        }
+        self.layers_revision += 1;
+        l.parent.into_iter().chain(l.base).collect()
+    }
+
+    /// Let hidden layers go as far as they can.
+    fn reconsider(&mut self, layer: LayerId) {
+        let mut todo = vec![layer];
+        while let Some(layer) = todo.pop() {
+            let Some(l) = self.layers.get(&layer) else { continue };
+            let parent = l.parent;
+            if l.state != LayerState::Hidden || self.is_base(layer) {
+                continue;
+            }
+            match self.children(layer).as_slice() {
+                [] => todo.extend(self.remove_layer(layer)),
+                [child] => {
+                    // One merge at a time along a chain: neither neighbour may be changing.
+                    let merging = |id: LayerId| {
+                        matches!(self.layers.get(&id).map(|l| &l.state), Some(LayerState::Merging { .. }))
+                    };
+                    if !merging(*child) && !parent.is_some_and(merging) && !self.is_base(*child) {
+                        let state = LayerState::Merging { into: *child, done: BTreeSet::new() };
+                        if let Some(l) = self.layers.get_mut(&layer) {
+                            l.state = state;
+                        }
+                        self.layers_revision += 1;
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    pub(super) fn layer_merged(&mut self, layer: LayerId, node: NodeId) -> Outcome {
+        match self.layers.get_mut(&layer).map(|l| &mut l.state) {
+            Some(LayerState::Merging { done, .. }) => {
+                done.insert(node);
+            }
+            _ => return Ok(Reply::Done),
+        }
+        self.finish_merges();
+        Ok(Reply::Done)
+    }
+
+    /// Layers that every holder has merged leave the chain.
+    pub(crate) fn finish_merges(&mut self) {
+        let holders: Vec<NodeId> = self
+            .nodes
+            .values()
+            .filter(|n| !n.gateway && n.state != NodeState::Out)
+            .map(|n| n.id)
+            .collect();
+        let ready: Vec<(LayerId, LayerId)> = self
+            .layers
+            .values()
+            .filter_map(|l| match &l.state {
+                LayerState::Merging { into, done } if holders.iter().all(|h| done.contains(h)) => {
+                    Some((l.id, *into))
+                }
+                _ => None,
+            })
+            .collect();
+        for (layer, into) in ready {
+            let Some(l) = self.layers.get(&layer) else { continue };
+            let (parent, base) = (l.parent, l.base);
+            if let Some(child) = self.layers.get_mut(&into) {
+                child.parent = parent;
+                child.base = base;
+            }
+            self.layers.remove(&layer);
+            self.layers_revision += 1;
+            self.reconsider(into);
+            if let Some(p) = parent {
+                self.reconsider(p);
+            }
+        }
+    }
+}

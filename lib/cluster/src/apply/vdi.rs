@@ -1,0 +1,245 @@
+//! Volumes: names, sizes, attributes, locks.
+
+use super::Outcome;
+use super::lifecycle::{check_object_size, check_redundancy};
+use crate::{
+    ClusterState, CommandError, EventLevel, Family, Layer, LayerState, Lock, Millis, NodeState, Redundancy, Reply,
+    Session, Vdi,
+};
+use sheepdog_proto::{Generation, VdiId};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Attribute limits, bytes.
+const MAX_KEY: usize = 256;
+const MAX_VALUE: usize = 64 << 10;
+/// Attributes of one VDI.
+const MAX_ATTRS: usize = 1024;
+
+/// A name that can be an export, a file name and a command line word.
+pub(super) fn check_name(name: &str) -> Result<(), CommandError> {
+    let bad = |c: char| c.is_control() || c == '@' || c == '/';
+    if name.is_empty() || name.len() > 255 || name.chars().any(bad) || name == "." || name == ".." {
+        return Err(CommandError::Invalid(
+            "a VDI name has 1 to 255 bytes, without \"@\", \"/\" and control characters".into(),
+        ));
+    }
+    Ok(())
+}
+
+pub(super) fn check_size(size: u64, object_size: u32) -> Result<(), CommandError> {
+    let limit = (object_size as u64) << 32;
+    if size == 0 || size > limit || !size.is_multiple_of(512) {
+        return Err(CommandError::Invalid(format!(
+            "the size must be a multiple of 512 bytes, more than 0 and at most {} TiB with this object size",
+            limit >> 40
+        )));
+    }
+    Ok(())
+}
+
+impl ClusterState {
+    /// Enough nodes (and, when strict, zones) for this redundancy.
+    pub(super) fn check_width(&self, r: Redundancy) -> Result<(), CommandError> {
+        check_redundancy(r)?;
+        let holders = || self.nodes.values().filter(|n| !n.gateway && n.state != NodeState::Out);
+        let nodes = holders().count();
+        if nodes < r.width() {
+            return Err(CommandError::NotEnough(format!(
+                "{} copies need {} sheep that store data, there are {nodes}: add sheep or ask for fewer copies (--copies)",
+                r.width(),
+                r.width()
+            )));
+        }
+        if self.format.as_ref().is_some_and(|f| f.strict) {
+            let zones: BTreeSet<_> =
+                holders().map(|n| n.zone.clone().unwrap_or_else(|| n.id.to_string())).collect();
+            if zones.len() < r.width() {
+                return Err(CommandError::NotEnough(format!(
+                    "{} copies need {} zones in a strict cluster, there are {}",
+                    r.width(),
+                    r.width(),
+                    zones.len()
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn check_free_name(&self, name: &str) -> Result<(), CommandError> {
+        check_name(name)?;
+        match self.names.get(name).and_then(|id| self.vdis.get(id)) {
+            None => Ok(()),
+            Some(v) if v.top.is_none() => Err(CommandError::Exists(format!(
+                "snapshots of a deleted VDI named {name} are left: delete them first or choose another name"
+            ))),
+            Some(_) => Err(CommandError::Exists(format!("a VDI named {name} exists"))),
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn insert_vdi(
+        &mut self,
+        now: Millis,
+        name: &str,
+        uuid: u128,
+        size: u64,
+        redundancy: Redundancy,
+        object_size: u32,
+        base: Option<sheepdog_proto::LayerId>,
+    ) -> Result<VdiId, CommandError> {
+        let root = self.take_id()?;
+        let id = VdiId(root.0);
+        self.families.insert(root, Family { redundancy, object_size });
+        self.layers.insert(
+            root,
+            Layer { id: root, family: root, parent: None, base, vdi: id, state: LayerState::Live },
+        );
+        self.vdis.insert(
+            id,
+            Vdi {
+                id,
+                uuid,
+                name: name.to_owned(),
+                size,
+                top: Some(root),
+                family: root,
+                snapshots: Vec::new(),
+                next_snapshot: 1,
+                created: now,
+                attrs: BTreeMap::new(),
+                locks: Vec::new(),
+                session: Session::Closed,
+                generation: Generation(0),
+                flattening: false,
+            },
+        );
+        self.names.insert(name.to_owned(), id);
+        self.layers_revision += 1;
+        Ok(id)
+    }
+
+    pub(super) fn vdi_create(
+        &mut self,
+        now: Millis,
+        name: &str,
+        uuid: u128,
+        size: u64,
+        redundancy: Option<Redundancy>,
+        object_size: Option<u32>,
+    ) -> Outcome {
+        let format = self.format.as_ref().ok_or(CommandError::NotFormatted)?;
+        let redundancy = redundancy.unwrap_or(format.redundancy);
+        let object_size = object_size.unwrap_or(format.object_size);
+        check_object_size(object_size)?;
+        check_size(size, object_size)?;
+        if let Some(v) = self.names.get(name).and_then(|id| self.vdis.get(id))
+            && v.uuid == uuid
+        {
+            return Ok(Reply::Vdi(v.id));
+        }
+        self.check_free_name(name)?;
+        self.check_width(redundancy)?;
+        let id = self.insert_vdi(now, name, uuid, size, redundancy, object_size, None)?;
+        Ok(Reply::Vdi(id))
+    }
+
+    pub(super) fn vdi_rename(&mut self, id: VdiId, name: &str) -> Outcome {
+        let v = self.vdi_mut(id)?;
+        if v.name == name {
+            return Ok(Reply::Done);
+        }
+        self.check_free_name(name)?;
+        let v = self.vdi_mut(id)?;
+        let old = std::mem::replace(&mut v.name, name.to_owned());
+        self.names.remove(&old);
+        self.names.insert(name.to_owned(), id);
+        Ok(Reply::Done)
+    }
+
+    pub(super) fn vdi_resize(&mut self, id: VdiId, size: u64, generation: Option<Generation>) -> Outcome {
+        self.check_generation(id, generation)?;
+        let family = self.vdi_mut(id)?.family;
+        let object_size = self.families.get(&family).map_or(0, |f| f.object_size);
+        check_size(size, object_size)?;
+        self.vdi_mut(id)?.size = size;
+        Ok(Reply::Done)
+    }
+
+    pub(super) fn alter_copies(&mut self, now: Millis, vdi: Option<VdiId>, redundancy: Redundancy) -> Outcome {
+        self.check_width(redundancy)?;
+        match vdi {
+            None => {
+                if let Some(f) = &mut self.format {
+                    f.redundancy = redundancy;
+                    f.min_copies = f.min_copies.filter(|m| *m as usize <= redundancy.width());
+                }
+                self.event(
+                    now,
+                    EventLevel::Info,
+                    format!("new VDIs get {} copies from now on", redundancy.width()),
+                );
+                Ok(Reply::Done)
+            }
+            Some(id) => {
+                let v = self.vdi_mut(id)?;
+                if !matches!(v.session, Session::Closed) {
+                    return Err(CommandError::Busy(format!("VDI {} is in use: detach it first", v.name)));
+                }
+                Err(CommandError::Invalid(
+                    "changing the copies of an existing VDI is not part of this release: clone it with --copies and --flatten".into(),
+                ))
+            }
+        }
+    }
+
+    pub(super) fn set_attr(&mut self, id: VdiId, key: &str, value: Option<&[u8]>, exclusive: bool) -> Outcome {
+        if key.is_empty() || key.len() > MAX_KEY || value.is_some_and(|v| v.len() > MAX_VALUE) {
+            return Err(CommandError::Invalid(
+                "an attribute has a key of 1 to 256 bytes and a value of at most 64 KiB".into(),
+            ));
+        }
+        let v = self.vdi_mut(id)?;
+        match value {
+            None => match v.attrs.remove(key) {
+                Some(_) => Ok(Reply::Done),
+                None => Err(CommandError::NotFound(format!("VDI {} has no attribute {key}", v.name))),
+            },
+            Some(_) if exclusive && v.attrs.contains_key(key) => {
+                Err(CommandError::Exists(format!("VDI {} has an attribute {key}", v.name)))
+            }
+            Some(_) if v.attrs.len() >= MAX_ATTRS && !v.attrs.contains_key(key) => {
+                Err(CommandError::Invalid(format!("VDI {} has {MAX_ATTRS} attributes already", v.name)))
+            }
+            Some(value) => {
+                v.attrs.insert(key.to_owned(), value.to_vec());
+                Ok(Reply::Done)
+            }
+        }
+    }
+
+    pub(super) fn lock(&mut self, now: Millis, id: VdiId, holder: &str, exclusive: bool) -> Outcome {
+        let v = self.vdi_mut(id)?;
+        let others = v.locks.iter().find(|l| l.holder != holder && (exclusive || l.exclusive));
+        if let Some(l) = others {
+            return Err(CommandError::Busy(format!("VDI {} is locked by {}", v.name, l.holder)));
+        }
+        v.locks.retain(|l| l.holder != holder);
+        v.locks.push(Lock { holder: holder.to_owned(), exclusive, since: now });
+        Ok(Reply::Done)
+    }
+
+    pub(super) fn unlock(&mut self, id: VdiId, holder: Option<&str>) -> Outcome {
+        let v = self.vdi_mut(id)?;
+        match holder {
+            None => v.locks.clear(),
+            Some(h) => {
+                let before = v.locks.len();
+                v.locks.retain(|l| l.holder != h);
+                if v.locks.len() == before {
+                    return Err(CommandError::NotFound(format!("VDI {} is not locked by {h}", v.name)));
+                }
+            }
+        }
+        Ok(Reply::Done)
+    }
+}
