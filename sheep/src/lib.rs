@@ -8,4 +8,5 @@ pub mod buf;
 pub mod control;
 pub mod front;
 pub mod store;
+pub mod transport;
 pub mod volume;
