@@ -12,5 +12,6 @@ pub mod front;
 pub mod peer;
 pub mod session;
 pub mod store;
+pub mod transport;
 pub mod volume;
 pub mod work;

@@ -4,6 +4,22 @@
 //! current `NodeMap`, a watch that ticks on every applied entry, the lease, and a way to propose. Behind it stands a `Driver`: `local` (one node),
 //! `sdcluster` (raft) or the simulator's.
 
+mod core;
+pub mod detector;
+pub mod identity;
+mod join;
+mod lead;
+pub mod link;
+pub mod log_store;
+pub mod plane;
+pub mod raft_net;
+pub mod raft_types;
+pub mod rpc;
+mod server;
+pub mod state_machine;
+pub mod voters;
+mod watching;
+
 use sheepdog_cluster::{ClusterState, Command, Entry, NodeMap, Reply};
 use sheepdog_proto::{ControlIndex, Epoch, LayerId, NodeId};
 use std::collections::HashMap;
@@ -12,6 +28,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 /// A boxed future that may cross threads.
 pub type SendFut<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -88,6 +105,9 @@ struct Shared {
     applied: watch::Sender<Applied>,
     lease: Lease,
     boottime: fn() -> u64,
+    /// `ClusterState::shutdowns` when this process was taken in: an order given before that was for its predecessor.
+    shutdowns_at_start: Mutex<Option<u64>>,
+    shutdown: CancellationToken,
 }
 
 /// Cheap to clone, `Send`.
@@ -129,6 +149,8 @@ impl Publisher {
                 applied: watch::Sender::new(applied),
                 lease: Lease::default(),
                 boottime,
+                shutdowns_at_start: Mutex::default(),
+                shutdown: CancellationToken::new(),
             }),
         }
     }
@@ -148,6 +170,25 @@ impl Publisher {
     pub fn skip(&self, index: ControlIndex) {
         self.update(|state| state.index = index);
     }
+    /// Apply an entry (`None`: one of raft's own) unless the state has that position already; then `None`.
+    pub fn apply_once(&self, index: ControlIndex, entry: Option<&Entry>) -> Option<Reply> {
+        self.update(|state| match entry {
+            _ if state.index >= index => None,
+            Some(e) => Some(state.apply(index, e)),
+            None => {
+                state.index = index;
+                Some(Reply::Done)
+            }
+        })
+    }
+    /// Replace everything by a later state; an older one is ignored.
+    pub fn install_newer(&self, new: ClusterState) {
+        self.update(|state| {
+            if state.index < new.index || state.format.is_none() {
+                *state = new;
+            }
+        });
+    }
     /// The lease, for the driver.
     pub fn lease(&self) -> &Lease {
         &self.shared.lease
@@ -161,6 +202,7 @@ impl Publisher {
             let mut state = self.shared.state.write().expect("the applier does not panic");
             let before = (state.epoch, state.nodes.values().map(|n| n.synced.0).sum::<u64>());
             let r = f(&mut state);
+            self.shared.see_shutdown(&state);
             let after = (state.epoch, state.nodes.values().map(|n| n.synced.0).sum::<u64>());
             let map = (before != after).then(|| Arc::new(state.node_map()));
             let applied = Applied {
@@ -179,7 +221,28 @@ impl Publisher {
     }
 }
 
+impl Shared {
+    fn see_shutdown(&self, state: &ClusterState) {
+        if state.nodes.get(&self.me).is_none_or(|n| n.incarnation != self.incarnation) {
+            return;
+        }
+        let mut base = self.shutdowns_at_start.lock().expect("no panic under this lock");
+        if state.shutdowns > *base.get_or_insert(state.shutdowns) {
+            self.shutdown.cancel();
+        }
+    }
+}
+
 impl Control {
+    /// Completes when a clean shutdown of the cluster was ordered after this process was taken in. (`Applied::shutdowns` also grows while an
+    /// old log is read back; this does not.)
+    pub async fn shutdown_ordered(&self) {
+        self.shared.shutdown.cancelled().await;
+    }
+    /// Was it?
+    pub fn is_shutdown_ordered(&self) -> bool {
+        self.shared.shutdown.is_cancelled()
+    }
     /// This node.
     pub fn me(&self) -> NodeId {
         self.shared.me

@@ -1,0 +1,451 @@
+//! The control plane of one sheep: starts raft and the tasks around it, formats, stops.
+//!
+//! Directory: `node.json` (identity), `raft/log.redb` (log, vote), `raft/snapshot` (state), `raft/peers.json` (last known addresses; may be lost).
+//! Tasks: the peer port's acceptor, one per control link, `join::membership`, `join::leases`, `lead::lead`, `lead::suspicions`,
+//! `watching::follow`, `keep_book`, and raft's own. All end with one token; `stop` waits for them. Killing the process at any
+//! point is safe.
+
+use super::core::{Core, wall_millis};
+use super::detector::Detector;
+use super::identity::{Identity, IdentityError};
+use super::link::LinkPool;
+use super::log_store::{LogError, LogStore};
+use super::raft_net::{NetFactory, Peers};
+use super::raft_types::{RaftId, SheepRaft};
+use super::rpc::PeerInfo;
+use super::state_machine::{StateMachine, write_atomically};
+use super::{
+    Control, ControlError, Driver, Publisher, SendFut, boottime_millis, join, lead, server, watching,
+};
+use crate::transport::{DataLink, PeerListener, PeerTls};
+use openraft::{Config, EmptyNode, SnapshotPolicy};
+use serde::{Deserialize, Serialize};
+use sheepdog_cluster::{ClusterState, Command, Entry, Format, NodeAddr, NodeHello, NodeState, Reply};
+use sheepdog_proto::{ClusterId, ControlIndex, NodeId};
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Between two raft heartbeats, milliseconds.
+const HEARTBEAT: u64 = 150;
+/// Shortest election timeout, milliseconds.
+const ELECTION_MIN: u64 = 400;
+/// Longest election timeout, milliseconds; also how long voters stay with a leader they heard.
+pub(super) const ELECTION_MAX: u64 = 600;
+/// Entries between two snapshots.
+const SNAPSHOT_EVERY: u64 = 5_000;
+/// Entries kept below a snapshot for followers and watchers that are a little behind.
+const KEEP: u64 = 2_000;
+/// How long a proposal looks for a leader.
+pub const PROPOSE_DEADLINE: Duration = Duration::from_secs(30);
+
+/// The network side of `sdcluster`; `local` has none.
+pub struct Network {
+    /// Peer port.
+    pub listener: PeerListener,
+    /// Where accepted data links go.
+    pub data_links: mpsc::Sender<DataLink>,
+    /// Credentials.
+    pub tls: PeerTls,
+    /// `host:port` of peer ports to look for a cluster at.
+    pub seeds: Vec<String>,
+}
+
+/// How to start.
+pub struct ControlConfig {
+    /// Directory of this sheep.
+    pub dir: PathBuf,
+    /// How this node introduces itself. `id` is overwritten by the identity in `dir`; `incarnation` 0 means: make one up.
+    pub hello: NodeHello,
+    /// `None`: driver `local`.
+    pub network: Option<Network>,
+}
+
+/// The control plane cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// `node.json`.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// `raft/log.redb`.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// Part of the directory was lost.
+    #[error(
+        "{0} is missing, but this node may have voted in its cluster: restore it; or, if it is lost, empty the directory so that \
+         the node joins as a new one"
+    )]
+    LogMissing(PathBuf),
+    /// Disk.
+    #[error("{path}: {source}")]
+    Io {
+        /// File.
+        path: PathBuf,
+        /// Cause.
+        source: io::Error,
+    },
+    /// openraft.
+    #[error("raft does not start: {0}")]
+    Raft(String),
+}
+
+/// Why a cluster cannot be formatted.
+#[derive(Debug, thiserror::Error)]
+pub enum FormatError {
+    /// Once only.
+    #[error("this sheep already belongs to cluster {0}")]
+    Member(ClusterId),
+    /// The state machine says no.
+    #[error("{0}")]
+    Refused(sheepdog_cluster::CommandError),
+    /// Disk.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// Raft or time.
+    #[error("{0}")]
+    Control(#[from] ControlError),
+}
+
+/// For people.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ControlStatus {
+    /// This node.
+    pub node: NodeId,
+    /// This process.
+    pub incarnation: u64,
+    /// Cluster it belongs to or is joining.
+    pub cluster: Option<ClusterId>,
+    /// The state of a formatted cluster is known here.
+    pub formatted: bool,
+    /// Leader as known here.
+    pub leader: Option<NodeId>,
+    /// Leading, and sure of it.
+    pub leading: bool,
+    /// Raft's term.
+    pub term: u64,
+    /// Voters as known here.
+    pub voters: Vec<NodeId>,
+    /// This node votes.
+    pub voter: bool,
+    /// Milliseconds that the lease is still good for.
+    pub lease: u64,
+    /// Position of the applier.
+    pub applied: ControlIndex,
+}
+
+/// See the module. Dropping it without `stop` leaves the tasks running until the runtime ends.
+pub struct ControlPlane {
+    core: Arc<Core>,
+    control: Control,
+}
+
+struct CoreDriver(Arc<Core>);
+
+impl Driver for CoreDriver {
+    fn propose(&self, entry: Entry) -> SendFut<'_, Result<(Reply, ControlIndex), ControlError>> {
+        Box::pin(self.0.propose(entry, PROPOSE_DEADLINE))
+    }
+    fn suspect(&self, node: NodeId) {
+        // A full queue means that many suspicions are being looked at already.
+        let _ = self.0.suspects.try_send(node);
+    }
+    fn now_millis(&self) -> u64 {
+        wall_millis()
+    }
+}
+
+fn raft_config(local: bool) -> Result<Arc<Config>, StartError> {
+    let slow = if local { 4 } else { 1 };
+    let config = Config {
+        cluster_name: "sheepdog".into(),
+        heartbeat_interval: HEARTBEAT * slow,
+        election_timeout_min: ELECTION_MIN * slow,
+        election_timeout_max: ELECTION_MAX * slow,
+        install_snapshot_timeout: 120_000,
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_EVERY),
+        max_in_snapshot_log_to_keep: KEEP,
+        purge_batch_size: 256,
+        enable_pre_vote: Some(true),
+        ..Config::default()
+    };
+    config.validate().map(Arc::new).map_err(|e| StartError::Raft(e.to_string()))
+}
+
+fn open_log(dir: &Path, identity: &Identity) -> Result<LogStore, StartError> {
+    let raft_dir = dir.join("raft");
+    let log_path = raft_dir.join("log.redb");
+    if identity.cluster.is_some() && !log_path.exists() {
+        return Err(StartError::LogMissing(log_path));
+    }
+    std::fs::create_dir_all(&raft_dir).map_err(|source| StartError::Io { path: raft_dir, source })?;
+    Ok(LogStore::open(&log_path)?)
+}
+
+impl ControlPlane {
+    /// Start. Raft takes part at once; a member introduces itself (`NodeUp`) as soon as it finds a leader.
+    pub async fn start(cfg: ControlConfig) -> Result<(Control, Self), StartError> {
+        let identity = Identity::load_or_create(&cfg.dir)?;
+        let log = open_log(&cfg.dir, &identity)?;
+        let mut hello = cfg.hello;
+        hello.id = identity.node;
+        while hello.incarnation == 0 {
+            hello.incarnation = rand::random();
+        }
+        let (me, incarnation) = (identity.node, hello.incarnation);
+        let publisher = Publisher::new(me, incarnation, ClusterState::default(), boottime_millis);
+        let raft_applied = watch::Sender::new(None);
+        let sm = StateMachine::new(publisher.clone(), cfg.dir.join("raft/snapshot"), raft_applied.clone());
+        let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
+        let (suspects, suspected) = mpsc::channel(256);
+        let local = cfg.network.is_none();
+        let (tls, seeds) = match &cfg.network {
+            Some(n) => (n.tls.clone(), n.seeds.clone()),
+            None => (PeerTls::default(), Vec::new()),
+        };
+        let peers = Arc::new(Peers {
+            pool: LinkPool::new(tls, suspects.clone(), tracker.clone(), stop.clone()),
+            identity: Mutex::new(identity),
+            me: PeerInfo { node: me, incarnation, addr: hello.addr.clone() },
+            version: hello.version.clone(),
+            takeover_until: AtomicU64::new(0),
+        });
+        load_book(&cfg.dir, &peers);
+        let raft =
+            SheepRaft::new(RaftId(me), raft_config(local)?, NetFactory(peers.clone()), log.clone(), sm)
+                .await
+                .map_err(|e| StartError::Raft(e.to_string()))?;
+        let started = Instant::now();
+        let core = Arc::new(Core {
+            dir: cfg.dir,
+            me,
+            incarnation,
+            local,
+            seeds,
+            hello: Mutex::new(hello),
+            publisher: publisher.clone(),
+            log,
+            raft,
+            raft_applied,
+            peers,
+            detector: Mutex::new(Detector::default()),
+            suspects,
+            waiting: Mutex::default(),
+            hint: Mutex::default(),
+            voters_hint: Mutex::default(),
+            incoming: Mutex::default(),
+            outgoing: Mutex::default(),
+            nudge: Notify::new(),
+            slept: Mutex::new((boottime_millis(), started)),
+            started,
+            stop,
+            tracker,
+        });
+        spawn_tasks(&core, cfg.network, suspected);
+        let control = publisher.control(Arc::new(CoreDriver(core.clone())));
+        Ok((control.clone(), Self { core, control }))
+    }
+    /// The handle that `start` gave.
+    pub fn control(&self) -> Control {
+        self.control.clone()
+    }
+    /// Make a cluster of this sheep, then take in those that wait. Idempotent after a crash in the middle.
+    pub async fn format(&self, format: Format) -> Result<ClusterId, FormatError> {
+        let cluster = format.cluster;
+        self.found(cluster, Command::Format(format)).await?;
+        Ok(cluster)
+    }
+    /// Start a new log from a state read back from disks. `state.format` names the cluster.
+    pub async fn rebuild(&self, state: ClusterState) -> Result<ClusterId, FormatError> {
+        let cluster = state.format.as_ref().map(|f| f.cluster).unwrap_or_default();
+        self.found(cluster, Command::Restore(Box::new(state))).await?;
+        // So that joining nodes get a snapshot and not one huge entry.
+        if self.core.raft.trigger().snapshot().await.is_ok() {
+            let upto = self.core.publisher.read(|s| s.index.0);
+            let _ = self.core.raft.trigger().purge_log(upto).await;
+        }
+        Ok(cluster)
+    }
+    async fn found(&self, cluster: ClusterId, command: Command) -> Result<(), FormatError> {
+        let core = &self.core;
+        {
+            let mut id = core.peers.identity.lock().expect("no panic under this lock");
+            if let Some(c) = id.cluster
+                && (id.member || core.publisher.read(|s| s.format.is_some()) || c != cluster)
+                && (id.member || !self.alone())
+            {
+                return Err(FormatError::Member(c));
+            }
+            let new = Identity { cluster: Some(cluster), ..id.clone() };
+            new.save(&core.dir)?;
+            *id = new;
+        }
+        let unavailable = |e: &dyn std::fmt::Display| ControlError::Unavailable(e.to_string());
+        let fresh = !core.raft.is_initialized().await.map_err(|e| unavailable(&e))?;
+        if fresh {
+            let alone = BTreeMap::from([(RaftId(core.me), EmptyNode::new())]);
+            core.raft.initialize(alone).await.map_err(|e| unavailable(&e))?;
+        }
+        let entry = Entry { now: wall_millis(), request: uuid::Uuid::new_v4().as_u128(), command };
+        let (reply, _) = core.propose(entry, PROPOSE_DEADLINE).await?;
+        if let Reply::Error(e) = reply {
+            let mut id = core.peers.identity.lock().expect("no panic under this lock");
+            id.cluster = None;
+            id.save(&core.dir)?;
+            return Err(FormatError::Refused(e));
+        }
+        core.nudge.notify_waiters();
+        core.say_hello(PROPOSE_DEADLINE).await;
+        Ok(())
+    }
+    /// No other node ever had a part in this raft log.
+    fn alone(&self) -> bool {
+        let v = self.core.raft_view();
+        v.voters.is_empty() || v.voters == [self.core.me]
+    }
+    /// For people.
+    pub fn status(&self) -> ControlStatus {
+        let core = &self.core;
+        let v = core.raft_view();
+        let voter = v.voters.contains(&core.me);
+        let voters = match v.member {
+            true => v.voters,
+            false => core.voters_hint.lock().expect("no panic under this lock").clone(),
+        };
+        ControlStatus {
+            node: core.me,
+            incarnation: core.incarnation,
+            cluster: core.cluster(),
+            formatted: core.publisher.read(|s| s.format.is_some()),
+            leader: core.leader(),
+            leading: v.established,
+            term: v.term,
+            voters,
+            voter,
+            lease: core.publisher.lease().until().saturating_sub(boottime_millis()),
+            applied: core.publisher.read(|s| s.index),
+        }
+    }
+    /// Sheep that wait for format and know this one, or that this one knows.
+    pub fn peers_waiting(&self) -> Vec<PeerInfo> {
+        self.core.waiting_peers()
+    }
+    /// Change how this node introduces itself, and do it (disks, weight, address).
+    pub async fn update_hello(&self, change: impl FnOnce(&mut NodeHello)) -> bool {
+        {
+            let mut h = self.core.hello.lock().expect("no panic under this lock");
+            change(&mut h);
+            (h.id, h.incarnation) = (self.core.me, self.core.incarnation);
+        }
+        self.core.say_hello(PROPOSE_DEADLINE).await
+    }
+    /// Cut this sheep's control plane off from the network, or join it again: for tests of partitions.
+    pub fn set_partitioned(&self, cut: bool) {
+        self.core.peers.pool.set_cut(cut);
+    }
+    /// Stop: tasks end, the log is durable. The others notice by the closed port.
+    pub async fn stop(self) {
+        let core = self.core;
+        core.stop.cancel();
+        if let Err(error) = core.raft.shutdown().await {
+            tracing::warn!(%error, "raft did not stop in order");
+        }
+        core.tracker.close();
+        core.tracker.wait().await;
+        if let Err(error) = core.log.sync().await {
+            tracing::warn!(%error, "the control log was not synced");
+        }
+    }
+    /// Stop without any order, as a crash would: for tests.
+    pub async fn kill(self) {
+        self.core.stop.cancel();
+        self.core.tracker.close();
+        self.core.tracker.wait().await;
+        let _ = self.core.raft.shutdown().await;
+    }
+}
+
+fn spawn_tasks(core: &Arc<Core>, network: Option<Network>, suspected: mpsc::Receiver<NodeId>) {
+    let t = &core.tracker;
+    if let Some(n) = network {
+        let (tx, rx) = mpsc::channel(256);
+        t.spawn(n.listener.run(tx, n.data_links, core.stop.clone()));
+        t.spawn(server::accept(core.clone(), rx));
+        t.spawn(watching::follow(core.clone()));
+        t.spawn(keep_book(core.clone()));
+    }
+    t.spawn(lead::suspicions(core.clone(), suspected));
+    t.spawn(lead::lead(core.clone()));
+    t.spawn(join::membership(core.clone()));
+    t.spawn(join::leases(core.clone()));
+}
+
+#[derive(Serialize, Deserialize)]
+struct KnownPeer {
+    node: String,
+    host: String,
+    client_port: u16,
+    peer_port: u16,
+}
+
+fn load_book(dir: &Path, peers: &Peers) {
+    let known: Vec<KnownPeer> = std::fs::read(dir.join("raft/peers.json"))
+        .ok()
+        .and_then(|b| serde_json::from_slice(&b).ok())
+        .unwrap_or_default();
+    let nodes = known.into_iter().filter_map(|k| {
+        let addr = NodeAddr { host: k.host, client_port: k.client_port, peer_port: k.peer_port };
+        NodeId::parse(&k.node).map(|n| (n, addr, 0))
+    });
+    peers.pool.book.commit(nodes);
+}
+
+/// Follows the addresses in the state, and keeps a copy on disk for a start without a state.
+async fn keep_book(core: Arc<Core>) {
+    let mut applied = core.publisher.shared.applied.subscribe();
+    let mut saved: Vec<(NodeId, NodeAddr, u64)> = Vec::new();
+    let mut epoch = None;
+    loop {
+        let now = applied.borrow_and_update().epoch;
+        let formatted = core.publisher.read(|s| s.format.is_some());
+        if formatted && epoch != Some(now) {
+            epoch = Some(now);
+            let nodes: Vec<_> = core.publisher.read(|s| {
+                let here = s.nodes.values().filter(|n| n.state != NodeState::Out);
+                here.map(|n| (n.id, n.addr.clone(), n.incarnation)).collect()
+            });
+            if nodes != saved {
+                core.peers.pool.book.commit(nodes.iter().cloned());
+                save_book(&core, &nodes);
+                saved = nodes;
+            }
+        }
+        tokio::select! {
+            () = core.stop.cancelled() => return,
+            r = applied.changed() => if r.is_err() { return },
+        }
+    }
+}
+
+fn save_book(core: &Core, nodes: &[(NodeId, NodeAddr, u64)]) {
+    let known: Vec<KnownPeer> = nodes
+        .iter()
+        .map(|(n, a, _)| KnownPeer {
+            node: n.to_string(),
+            host: a.host.clone(),
+            client_port: a.client_port,
+            peer_port: a.peer_port,
+        })
+        .collect();
+    let saved = serde_json::to_vec(&known)
+        .map_err(io::Error::other)
+        .and_then(|json| write_atomically(&core.dir.join("raft/peers.json"), &[&json]));
+    if let Err(error) = saved {
+        tracing::warn!(%error, "known peers not saved");
+    }
+}

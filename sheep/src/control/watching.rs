@@ -1,0 +1,110 @@
+//! The watch stream of a node that is not part of raft: the state once, then every entry in order, from a voter.
+//!
+//! It is a chain of requests that the voter holds until there is something to say. When its voter is gone another one is asked
+//! from where it stopped. A node that is part of raft does not watch.
+
+use super::core::Core;
+use super::rpc::{MAX_SNAPSHOT, Request, Response, WatchReply};
+use super::state_machine::decode_state;
+use sheepdog_proto::checksum::crc32c;
+use sheepdog_proto::{ControlIndex, NodeId};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Longer than a voter holds a request.
+const PATIENCE: Duration = Duration::from_secs(8);
+
+/// Watch while not part of raft.
+pub(super) async fn follow(core: Arc<Core>) {
+    let mut source: Option<NodeId> = None;
+    loop {
+        if core.cluster().is_none() || core.raft_view().member {
+            source = None;
+            tokio::select! {
+                () = core.stop.cancelled() => return,
+                () = core.nudge.notified() => {}
+                () = tokio::time::sleep(Duration::from_millis(500)) => {}
+            }
+            continue;
+        }
+        let voter = match source {
+            Some(v) => v,
+            None => match pick(&core).await {
+                Some(v) => v,
+                None => {
+                    tokio::select! {
+                        () = core.stop.cancelled() => return,
+                        () = tokio::time::sleep(Duration::from_millis(200)) => continue,
+                    }
+                }
+            },
+        };
+        let step = tokio::select! {
+            () = core.stop.cancelled() => return,
+            r = step(&core, voter) => r,
+        };
+        source = match step {
+            Ok(()) => Some(voter),
+            Err(error) => {
+                tracing::debug!(%error, voter = %voter.short(), "watch stream moves on");
+                // So that a cluster in trouble is not asked without pause.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                None
+            }
+        };
+    }
+}
+
+/// Any voter; the leader only when nobody else is known, it has enough to do.
+async fn pick(core: &Core) -> Option<NodeId> {
+    core.ask_around().await;
+    let leader = core.leader();
+    let mut voters = core.voters_hint.lock().expect("no panic under this lock").clone();
+    voters.retain(|v| *v != core.me && core.peers.pool.book.get(*v).is_some());
+    if voters.is_empty() {
+        return leader.filter(|l| *l != core.me);
+    }
+    Some(voters[rand::random_range(0..voters.len())])
+}
+
+async fn step(core: &Core, voter: NodeId) -> io::Result<()> {
+    let after = core.publisher.read(|s| s.index);
+    let r = core.peers.call(voter, &Request::Watch { after }, PATIENCE).await.map_err(io::Error::other)?;
+    match r {
+        Response::Watch(WatchReply::Entries(list)) => {
+            for (index, entry) in list {
+                let at = core.publisher.read(|s| s.index);
+                if index > at.next() {
+                    return Err(io::Error::other("the watch stream has a gap"));
+                }
+                core.publisher.apply_once(index, entry.as_ref());
+            }
+            Ok(())
+        }
+        Response::Watch(WatchReply::Snapshot { index, total, crc }) => {
+            fetch(core, voter, index, total, crc).await
+        }
+        Response::Error(e) => Err(io::Error::other(e)),
+        _ => Err(io::Error::other("an answer to another question")),
+    }
+}
+
+async fn fetch(core: &Core, voter: NodeId, index: ControlIndex, total: u64, crc: u32) -> io::Result<()> {
+    if total > MAX_SNAPSHOT {
+        return Err(io::Error::other("the state is larger than this sheep takes"));
+    }
+    let mut data = Vec::new();
+    while (data.len() as u64) < total {
+        let ask = Request::SnapshotRead { index, offset: data.len() as u64 };
+        match core.peers.call(voter, &ask, PATIENCE).await.map_err(io::Error::other)? {
+            Response::SnapshotData(part) if !part.is_empty() => data.extend_from_slice(&part),
+            _ => return Err(io::Error::other("the state went away while it was fetched")),
+        }
+    }
+    if data.len() as u64 != total || crc32c(&data) != crc {
+        return Err(io::Error::other("the state is damaged"));
+    }
+    core.publisher.install_newer(decode_state(&data)?);
+    Ok(())
+}
