@@ -223,7 +223,8 @@ mod tests {
     fn file_gives_defaults_and_the_command_line_wins() {
         let dir = tempfile::tempdir().expect("tempdir");
         let file = dir.path().join("sheep.toml");
-        std::fs::write(&file, "port = 7100\nzone = \"a\"\nseed = [\"x:7001\", \"y:7001\"]\nnbd = true\n").expect("write");
+        std::fs::write(&file, "port = 7100\nzone = \"a\"\nseed = [\"x:7001\", \"y:7001\"]\nnbd = true\n")
+            .expect("write");
         let argv = ["sheep", "--zone", "b", "--config", file.to_str().expect("utf8"), "/d"];
         let a = Args::load(argv.map(OsString::from)).expect("valid");
         assert_eq!((a.port, a.zone.as_deref(), a.nbd, a.seed.len()), (7100, Some("b"), true, 2));

@@ -79,7 +79,9 @@ pub fn parse_time(option: &str, text: &str) -> Result<u64, ConfigError> {
         _ => 0,
     };
     let value = number.parse::<u64>().ok().and_then(|n| n.checked_mul(scale)).filter(|v| *v > 0);
-    value.ok_or_else(|| ConfigError(format!("--{option}: \"{text}\" is not a time: write for example 500ms, 4s or 10m")))
+    value.ok_or_else(|| {
+        ConfigError(format!("--{option}: \"{text}\" is not a time: write for example 500ms, 4s or 10m"))
+    })
 }
 
 /// Bytes, with k M G T P or Ki Mi Gi Ti Pi (all powers of 1,024, as Sheepdog always had it).
@@ -95,8 +97,11 @@ pub fn parse_size(option: &str, text: &str) -> Result<u64, ConfigError> {
         "p" | "P" => 50,
         _ => 64,
     };
-    let value = number.parse::<u64>().ok().filter(|_| shift < 64).and_then(|n| n.checked_mul(1 << (shift % 64)));
-    value.ok_or_else(|| ConfigError(format!("--{option}: \"{text}\" is not a size: write for example 512M or 4G")))
+    let value =
+        number.parse::<u64>().ok().filter(|_| shift < 64).and_then(|n| n.checked_mul(1 << (shift % 64)));
+    value.ok_or_else(|| {
+        ConfigError(format!("--{option}: \"{text}\" is not a size: write for example 512M or 4G"))
+    })
 }
 
 fn is_loopback(host: &str) -> bool {
@@ -133,9 +138,10 @@ impl Config {
             }
         }
         let secure = a.secret_file.is_some();
-        let bind = a.bind_addr.clone().unwrap_or_else(|| {
-            if secure || a.insecure { "0.0.0.0".into() } else { "127.0.0.1".into() }
-        });
+        let bind = a
+            .bind_addr
+            .clone()
+            .unwrap_or_else(|| if secure || a.insecure { "0.0.0.0".into() } else { "127.0.0.1".into() });
         let exposed = !is_loopback(&bind);
         if exposed && !secure && !a.insecure {
             return fail(format!(
@@ -143,7 +149,8 @@ impl Config {
                  `dog secret new` and give them with --secret-file, or say --insecure if you mean it"
             ));
         }
-        let Some(peer_port) = a.port.checked_add(a.cluster_port_offset).filter(|p| *p != a.port && a.port > 0)
+        let Some(peer_port) =
+            a.port.checked_add(a.cluster_port_offset).filter(|p| *p != a.port && a.port > 0)
         else {
             return fail("--port plus --cluster-port-offset must be a port of its own, at most 65535");
         };
@@ -156,12 +163,16 @@ impl Config {
         };
         for s in &a.seed {
             if s.rsplit_once(':').is_none_or(|(h, p)| h.is_empty() || p.parse::<u16>().is_err()) {
-                return fail(format!("--seed {s}: write HOST:PORT, where PORT is the other sheep's peer port (7001 unless changed)"));
+                return fail(format!(
+                    "--seed {s}: write HOST:PORT, where PORT is the other sheep's peer port (7001 unless changed)"
+                ));
             }
         }
         let advertise = match &a.advertise_addr {
             Some(y) => y.clone(),
-            None if bind == "0.0.0.0" || bind == "::" => route_address(&a.seed).unwrap_or_else(|| "127.0.0.1".into()),
+            None if bind == "0.0.0.0" || bind == "::" => {
+                route_address(&a.seed).unwrap_or_else(|| "127.0.0.1".into())
+            }
             None => bind.clone(),
         };
         if a.copies.is_some_and(|c| c == 0 || c > sheepdog_proto::MAX_COPIES) {
@@ -179,7 +190,9 @@ impl Config {
             down_out: parse_time("down-out-interval", &a.down_out_interval)?,
         };
         if timing.lease < timing.heartbeat * 2 {
-            return fail("--lease must be at least twice --heartbeat-interval, or one lost heartbeat stops a healthy sheep");
+            return fail(
+                "--lease must be at least twice --heartbeat-interval, or one lost heartbeat stops a healthy sheep",
+            );
         }
         let journal = match &a.journal {
             None => (None, None),
@@ -190,7 +203,9 @@ impl Config {
                 for p in parts {
                     match p.strip_prefix("size=") {
                         Some(s) => size = Some(parse_size("journal", s)?),
-                        None => return fail(format!("--journal: \"{p}\" is not known: write DIR[,size=SIZE]")),
+                        None => {
+                            return fail(format!("--journal: \"{p}\" is not known: write DIR[,size=SIZE]"));
+                        }
                     }
                 }
                 if size.is_some_and(|s| s < 32 << 20) {

@@ -378,4 +378,3 @@ impl Default for RecoveryConfig {
         Self { enabled: true, max_bytes_per_s: 0, concurrency: 4 }
     }
 }
-

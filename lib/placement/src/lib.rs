@@ -71,7 +71,8 @@ impl Ring {
         bytes[4..].copy_from_slice(&key.index.to_be_bytes());
         let hash = xxhash_rust::xxh3::xxh3_64(&bytes);
         let start = points.partition_point(|(p, _)| *p < hash);
-        let walk = || points[start..].iter().chain(&points[..start]).map(|(_, m)| &self.inner.members[*m as usize]);
+        let walk =
+            || points[start..].iter().chain(&points[..start]).map(|(_, m)| &self.inner.members[*m as usize]);
         let mut zones: Vec<&str> = Vec::with_capacity(count);
         for member in walk() {
             if nodes.len() == count.min(self.inner.zones) {

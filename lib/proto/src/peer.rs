@@ -305,8 +305,7 @@ impl WriteRequest {
             2 => WriteAction::Remove,
             _ => return Err(WireError::Malformed("write action")),
         };
-        let expect =
-            if action == WriteAction::Data { blocks.len() << crate::BLOCK_SHIFT } else { 0 };
+        let expect = if action == WriteAction::Data { blocks.len() << crate::BLOCK_SHIFT } else { 0 };
         if payload_len != expect {
             return Err(WireError::Malformed("write payload length"));
         }
@@ -904,7 +903,11 @@ mod tests {
     fn replies_round_trip() {
         let r = ReadReply { status: Status::Ok, epoch: Epoch(3), absent: vec![1..3, 7..9] };
         assert_eq!(ReadReply::decode(&r.encode()), Ok(r));
-        let w = WriteReply { status: Status::Behind, version: Version { generation: 1, seq: 2 }, epoch: Epoch(5) };
+        let w = WriteReply {
+            status: Status::Behind,
+            version: Version { generation: 1, seq: 2 },
+            epoch: Epoch(5),
+        };
         assert_eq!(WriteReply::decode(&w.encode()), Ok(w));
     }
 

@@ -66,6 +66,7 @@ mod tests {
         for &(id, z, st, gateway) in nodes {
             let zone = (!z.is_empty()).then(|| z.to_string());
             let node = Node {
+                up_since: sheepdog_proto::Epoch(1),
                 id: NodeId(id),
                 addr: NodeAddr::default(),
                 zone,

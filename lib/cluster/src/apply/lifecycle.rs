@@ -1,7 +1,9 @@
 //! Format, restore, switches.
 
 use super::Outcome;
-use crate::{ClusterState, CommandError, EventLevel, Format, Millis, NodeState, Redundancy, Reply, Session, Timing};
+use crate::{
+    ClusterState, CommandError, EventLevel, Format, Millis, NodeState, Redundancy, Reply, Session, Timing,
+};
 use sheepdog_proto::{Epoch, Generation, MAX_OBJECT_SIZE, MIN_OBJECT_SIZE};
 
 pub(super) fn check_object_size(size: u32) -> Result<(), CommandError> {
@@ -33,7 +35,9 @@ impl ClusterState {
         check_object_size(format.object_size)?;
         check_redundancy(format.redundancy)?;
         if format.min_copies.is_some_and(|m| m == 0 || m as usize > format.redundancy.width()) {
-            return Err(CommandError::Invalid("min copies must be at least 1 and at most the number of copies".into()));
+            return Err(CommandError::Invalid(
+                "min copies must be at least 1 and at most the number of copies".into(),
+            ));
         }
         self.format = Some(format.clone());
         self.epoch = Epoch(1);
@@ -45,7 +49,9 @@ impl ClusterState {
 
     pub(super) fn restore(&mut self, now: Millis, state: &ClusterState) -> Outcome {
         if !self.vdis.is_empty() {
-            return Err(CommandError::Exists("this cluster has volumes: rebuild only into an empty one".into()));
+            return Err(CommandError::Exists(
+                "this cluster has volumes: rebuild only into an empty one".into(),
+            ));
         }
         let Some(format) = &state.format else {
             return Err(CommandError::Invalid("the state found on the disks was never formatted".into()));

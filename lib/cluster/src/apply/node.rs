@@ -6,8 +6,8 @@
 
 use super::Outcome;
 use crate::{
-    ClusterState, CommandError, DiskEntry, EpochRecord, EventLevel, Millis, Node, NodeHello, NodeState, Reply,
-    RingVersion, Session,
+    ClusterState, CommandError, DiskEntry, EpochRecord, EventLevel, Millis, Node, NodeHello, NodeState,
+    Reply, RingVersion, Session,
 };
 use sheepdog_proto::{DEFAULT_VNODES, DiskId, Epoch, MAX_NODES, NodeId};
 
@@ -23,9 +23,9 @@ impl Node {
         if self.gateway || !matches!(self.state, NodeState::Up | NodeState::Down) {
             return None;
         }
-        let vnodes = self.vnodes.unwrap_or_else(|| {
-            (self.weight as u64 * DEFAULT_VNODES as u64 / 1000).clamp(1, 1 << 16) as u32
-        });
+        let vnodes = self
+            .vnodes
+            .unwrap_or_else(|| (self.weight as u64 * DEFAULT_VNODES as u64 / 1000).clamp(1, 1 << 16) as u32);
         Some((self.id, self.zone.clone().unwrap_or_else(|| self.id.to_string()), vnodes))
     }
 }
@@ -84,9 +84,8 @@ impl ClusterState {
     pub(crate) fn settle(&mut self) {
         let Some(current) = self.rings.last() else { return };
         let members = current.members.iter().filter_map(|(n, ..)| self.nodes.get(n));
-        let complete = |since: Epoch| {
-            members.clone().filter(|n| n.state != NodeState::Out).all(|n| n.synced >= since)
-        };
+        let complete =
+            |since: Epoch| members.clone().filter(|n| n.state != NodeState::Out).all(|n| n.synced >= since);
         if self.layers.is_empty() || complete(current.epoch) {
             let last = self.rings.pop();
             self.rings.clear();
@@ -150,7 +149,9 @@ impl ClusterState {
             node.weight = old.weight;
         }
         node.vnodes = hello.vnodes.or(old.vnodes);
-        node.disks.extend(old.disks.iter().filter(|d| d.retired && hello.disks.iter().all(|h| h.id != d.id)).cloned());
+        node.disks.extend(
+            old.disks.iter().filter(|d| d.retired && hello.disks.iter().all(|h| h.id != d.id)).cloned(),
+        );
         node.synced = match old.state {
             NodeState::Out => Epoch(0),
             _ if !keeps => Epoch(0),
@@ -168,8 +169,10 @@ impl ClusterState {
         }
         let text = format!("node {} is up ({place})", hello.id.short());
         self.event(now, EventLevel::Info, text.clone());
-        if was_up && keeps && self.rings.last().map(|r| &r.members)
-            == Some(&self.nodes.values().filter_map(Node::ring_member).collect::<Vec<_>>())
+        if was_up
+            && keeps
+            && self.rings.last().map(|r| &r.members)
+                == Some(&self.nodes.values().filter_map(Node::ring_member).collect::<Vec<_>>())
         {
             self.membership_changed(now, text, None);
         } else if self.rings.last().is_some_and(|r| {
@@ -307,7 +310,11 @@ impl ClusterState {
         let n = self.node_mut(id)?;
         n.disks.retain(|d| d.id != disk.id);
         n.disks.push(disk.clone());
-        self.event(now, EventLevel::Info, format!("disk {} was added to node {}", disk.id.short(), id.short()));
+        self.event(
+            now,
+            EventLevel::Info,
+            format!("disk {} was added to node {}", disk.id.short(), id.short()),
+        );
         Ok(Reply::Epoch(self.epoch))
     }
 }

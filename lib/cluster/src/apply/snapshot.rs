@@ -6,8 +6,8 @@
 use super::Outcome;
 use super::vdi::check_size;
 use crate::{
-    ClusterState, CommandError, Layer, LayerState, Millis, NodeState, Redundancy, Reply, Session, Snapshot, SnapshotRef,
-    Vdi,
+    ClusterState, CommandError, Layer, LayerState, Millis, NodeState, Redundancy, Reply, Session, Snapshot,
+    SnapshotRef, Vdi,
 };
 use sheepdog_proto::{Generation, LayerId, NodeId, VdiId};
 use std::collections::BTreeSet;
@@ -124,7 +124,8 @@ impl ClusterState {
         self.check_free_name(name)?;
         let v = self.vdi_mut(source)?;
         let s = find(v, snapshot)?.clone();
-        let layer = self.layers.get(&s.layer).ok_or_else(|| CommandError::NotFound("no such layer".into()))?;
+        let layer =
+            self.layers.get(&s.layer).ok_or_else(|| CommandError::NotFound("no such layer".into()))?;
         let family = self
             .families
             .get(&layer.family)
@@ -191,14 +192,7 @@ impl ClusterState {
         v.size = s.size;
         self.layers.insert(
             new,
-            Layer {
-                id: new,
-                family,
-                parent: Some(s.layer),
-                base: None,
-                vdi,
-                state: LayerState::Live,
-            },
+            Layer { id: new, family, parent: Some(s.layer), base: None, vdi, state: LayerState::Live },
         );
         if let Some(old) = old {
             self.drop_layer(old);
@@ -218,7 +212,11 @@ impl ClusterState {
             self.reconsider(s.layer);
         } else {
             if let Session::Open { owner, .. } = v.session {
-                return Err(CommandError::Busy(format!("VDI {} is in use on node {}", v.name, owner.short())));
+                return Err(CommandError::Busy(format!(
+                    "VDI {} is in use on node {}",
+                    v.name,
+                    owner.short()
+                )));
             }
             if let Some(l) = v.locks.first() {
                 return Err(CommandError::Busy(format!("VDI {} is locked by {}", v.name, l.holder)));
@@ -299,12 +297,8 @@ impl ClusterState {
 
     /// Layers that every holder has merged leave the chain.
     pub(crate) fn finish_merges(&mut self) {
-        let holders: Vec<NodeId> = self
-            .nodes
-            .values()
-            .filter(|n| !n.gateway && n.state != NodeState::Out)
-            .map(|n| n.id)
-            .collect();
+        let holders: Vec<NodeId> =
+            self.nodes.values().filter(|n| !n.gateway && n.state != NodeState::Out).map(|n| n.id).collect();
         let ready: Vec<(LayerId, LayerId)> = self
             .layers
             .values()

@@ -3,8 +3,8 @@
 use super::Outcome;
 use super::lifecycle::{check_object_size, check_redundancy};
 use crate::{
-    ClusterState, CommandError, EventLevel, Family, Layer, LayerState, Lock, Millis, NodeState, Redundancy, Reply,
-    Session, Vdi,
+    ClusterState, CommandError, EventLevel, Family, Layer, LayerState, Lock, Millis, NodeState, Redundancy,
+    Reply, Session, Vdi,
 };
 use sheepdog_proto::{Generation, VdiId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -165,7 +165,12 @@ impl ClusterState {
         Ok(Reply::Done)
     }
 
-    pub(super) fn alter_copies(&mut self, now: Millis, vdi: Option<VdiId>, redundancy: Redundancy) -> Outcome {
+    pub(super) fn alter_copies(
+        &mut self,
+        now: Millis,
+        vdi: Option<VdiId>,
+        redundancy: Redundancy,
+    ) -> Outcome {
         self.check_width(redundancy)?;
         match vdi {
             None => {
@@ -192,7 +197,13 @@ impl ClusterState {
         }
     }
 
-    pub(super) fn set_attr(&mut self, id: VdiId, key: &str, value: Option<&[u8]>, exclusive: bool) -> Outcome {
+    pub(super) fn set_attr(
+        &mut self,
+        id: VdiId,
+        key: &str,
+        value: Option<&[u8]>,
+        exclusive: bool,
+    ) -> Outcome {
         if key.is_empty() || key.len() > MAX_KEY || value.is_some_and(|v| v.len() > MAX_VALUE) {
             return Err(CommandError::Invalid(
                 "an attribute has a key of 1 to 256 bytes and a value of at most 64 KiB".into(),
