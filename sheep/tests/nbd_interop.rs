@@ -1,6 +1,8 @@
 //! The clients that must work, run for real against the server: qemu-img, qemu-io, nbdinfo, nbdcopy, nbd-client, fio; on unix
 //! sockets, TCP and TLS. A missing tool fails the test with the package to install.
 
+#![allow(clippy::unwrap_used)] // in a test, that is how it fails
+
 #[path = "../examples/nbd_memory/memory.rs"]
 #[allow(dead_code)]
 mod memory;
@@ -349,7 +351,10 @@ fn tls() {
         bad(&s, "nbdinfo", &[&nbds(&ids.stranger_dir)]).await;
         let plain = format!("driver=nbd,host=127.0.0.1,port={},export=vol", s.port());
         let text = bad(&s, "qemu-img", &["info", "--image-opts", &plain]).await;
-        assert!(text.contains("this server requires TLS"), "with a reason, where the client shows it: {text}");
+        assert!(
+            text.contains("this server requires TLS"),
+            "with a reason, where the client shows it: {text}"
+        );
         good(&s, "nbdinfo", &[&s.unix("vol")]).await;
     });
 }

@@ -1,5 +1,7 @@
 //! Scripts of whole handshakes: what the client sends, what the caller is asked to do, and the exact bytes that answer.
 
+#![allow(clippy::unwrap_used)] // in a test, that is how it fails
+
 use bytes::{BufMut, BytesMut};
 use sheepdog_nbd::Export;
 use sheepdog_nbd::server::{Agreed, Handshake, Refusal, Step, TlsPolicy};

@@ -150,8 +150,9 @@ fn only_writes_have_payload_and_absurd_ones_end_the_session() {
 fn extents_become_blocks() {
     const H: u32 = state::HOLE | state::ZERO;
     const Z: u32 = state::ZERO;
-    type Runs = &'static [(u64, u32)];
-    let cases: &[(&str, Runs, u32, u32, &[(u32, u32)])] = &[
+    /// What, runs, block, length of the request, descriptors before neighbours merge.
+    type Case = (&'static str, &'static [(u64, u32)], u32, u32, &'static [(u32, u32)]);
+    let cases: &[Case] = &[
         ("nothing", &[], 512, 4096, &[]),
         ("one", &[(4096, H)], 512, 4096, &[(4096, H)]),
         ("neighbours merge", &[(512, 0), (512, 0), (1024, H)], 512, 2048, &[(1024, 0), (1024, H)]),

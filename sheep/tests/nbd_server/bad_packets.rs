@@ -98,7 +98,9 @@ fn requests_that_are_wrong_get_an_error_and_the_connection_lives() {
         for structured in [true, false] {
             let mut c = attach(&b.path, Wishes { structured, ..Wishes::attach("vol") }).await.unwrap();
             let forty = vec![1; 40 << 20];
-            let cases: &[(u16, u16, u64, u32, &[u8], Errno)] = &[
+            /// Command, flags, offset, length, payload, answer.
+            type Case<'a> = (u16, u16, u64, u32, &'a [u8], Errno);
+            let cases: &[Case<'_>] = &[
                 (cmd::READ, 0, 64 << 20, 1, &[], Errno::Inval),
                 (cmd::READ, 0, u64::MAX, u32::MAX, &[], Errno::Inval),
                 (cmd::READ, 0, 0, 33 << 20, &[], Errno::Inval),

@@ -1,6 +1,8 @@
 //! The NBD server over memory volumes, through real sockets and our own client machines: what clients see when things are
 //! parked, cut off, too much, or wrong.
 
+#![allow(clippy::unwrap_used)] // in a test, that is how it fails
+
 #[path = "../../examples/nbd_memory/memory.rs"]
 #[allow(dead_code)]
 mod memory;
