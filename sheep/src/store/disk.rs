@@ -49,7 +49,6 @@ pub(super) struct Obj {
     pub(super) since: Cell<Option<u64>>,
     /// Counts changes.
     pub(super) change: Cell<u64>,
-    pub(super) applied_change: Cell<u64>,
     /// Counter of the last metadata slot written.
     pub(super) slot: Cell<u64>,
     pub(super) file: RefCell<Option<Rc<dyn File>>>,
@@ -172,6 +171,24 @@ impl Disk {
             _ => Ok(()),
         }
     }
+    /// Wait until memory and journal have room for so many bytes.
+    pub(super) async fn room(&self, bytes: usize) -> Result<(), StoreError> {
+        loop {
+            self.check()?;
+            let applied = self.applied.notified();
+            tokio::pin!(applied);
+            applied.as_mut().enable();
+            if self.admits(bytes) {
+                return Ok(());
+            }
+            self.work.notify_one();
+            applied.await;
+        }
+    }
+    /// See `room`.
+    pub(super) fn admits(&self, bytes: usize) -> bool {
+        self.fresh_bytes.get() <= super::apply::FRESH_LIMIT && self.journal.admits(bytes)
+    }
     /// Free space that may still be promised.
     fn has_room(&self, bytes: u64) -> bool {
         let reserve = (self.total.get() / 50).min(1 << 30);
@@ -193,7 +210,6 @@ impl Disk {
             fresh: RefCell::default(),
             since: Cell::new(None),
             change: Cell::new(0),
-            applied_change: Cell::new(0),
             slot: Cell::new(0),
             file: RefCell::default(),
             waiting: RefCell::default(),

@@ -312,6 +312,13 @@ impl Journal {
     pub fn head(&self) -> u64 {
         self.at.borrow().head
     }
+    /// Is there room for a record with so much payload, also at the worst place? What is made without asking (small records) fits
+    /// into what is kept free.
+    pub fn admits(&self, bytes: usize) -> bool {
+        let at = self.at.borrow();
+        let queued = self.queued_bytes.get() + self.queue.borrow().len() * BLOCK_SIZE;
+        at.head - at.tail + (queued + bytes + BLOCK_SIZE + 3 * MAX_BATCH_BYTES) as u64 <= self.area
+    }
     /// Share of the ring in use, 0 to 1, with what is queued.
     pub fn pressure(&self) -> f64 {
         let at = self.at.borrow();
@@ -325,11 +332,6 @@ impl Journal {
     pub fn depth(&self) -> usize {
         self.queue.borrow().len()
     }
-    /// First error, if any.
-    pub fn error(&self) -> Option<String> {
-        self.failed.borrow().clone()
-    }
-
     /// Replay may begin at `position` from now on.
     pub async fn advance(self: &Rc<Self>, position: u64, sequence: u64) -> io::Result<()> {
         let counter = {

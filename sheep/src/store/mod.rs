@@ -121,7 +121,7 @@ impl Store {
             Ok((disk, obj)) => {
                 let waits = self.pending.borrow().contains_key(&op.oid)
                     || obj.as_ref().is_some_and(|o| o.meta.borrow().is_none())
-                    || disk.fresh_bytes.get() > apply::FRESH_LIMIT;
+                    || !disk.admits(op.bytes());
                 if waits {
                     let (tx, rx) = oneshot::channel();
                     let oid = op.oid;
@@ -152,29 +152,25 @@ impl Store {
         }
     }
 
-    /// Take the steps that wait for an object's header or for room in memory, in order.
+    /// Take the steps that wait for an object's header or for room, in order. While the entry is there, new ones queue behind.
     async fn drain(self: Rc<Self>, oid: ObjectId, disk: Rc<Disk>) {
-        while disk.fresh_bytes.get() > apply::FRESH_LIMIT && disk.check().is_ok() {
-            let applied = disk.applied.notified();
-            disk.work.notify_one();
-            applied.await;
-        }
         loop {
-            let loaded = match disk.object(oid) {
-                Some(obj) => disk.load(&obj).await,
-                None => Ok(()),
-            };
-            // Without awaiting in between: either all that wait are taken, or new ones see the entry gone.
-            let queue = self.pending.borrow_mut().remove(&oid).unwrap_or_default();
-            for (op, tx) in queue {
-                let began = match &loaded {
-                    Ok(()) => disk.step(&op),
-                    Err(e) => Err(e.clone()),
-                };
-                let _ = tx.send(began);
-            }
-            if !self.pending.borrow().contains_key(&oid) {
+            let bytes = self.pending.borrow().get(&oid).and_then(|q| q.front()).map(|(op, _)| op.bytes());
+            let Some(bytes) = bytes else {
+                self.pending.borrow_mut().remove(&oid);
                 return;
+            };
+            let ready = async {
+                disk.room(bytes).await?;
+                match disk.object(oid) {
+                    Some(obj) => disk.load(&obj).await,
+                    None => Ok(()),
+                }
+            };
+            let ready = ready.await;
+            let next = self.pending.borrow_mut().get_mut(&oid).and_then(VecDeque::pop_front);
+            if let Some((op, tx)) = next {
+                let _ = tx.send(ready.and_then(|()| disk.step(&op)));
             }
         }
     }
@@ -236,6 +232,9 @@ impl Store {
             Some((d, _)) => d,
             None => self.choose(key)?,
         };
+        let bytes = ops.iter().map(|op| op.blocks.len() << BLOCK_SHIFT).sum();
+        disk.room(bytes).await?;
+        self.loaded(oid).await?;
         let rx = disk.fill(oid, key, vdi, object_size, true, ops)?;
         durable(&disk, rx).await
     }
@@ -304,6 +303,8 @@ impl Store {
                     Some((d, _)) => d,
                     None => self.choose(info.key)?,
                 };
+                target.room(data.len()).await?;
+                self.loaded(into).await?;
                 // From here without awaiting: only blocks that `into` still lacks.
                 let has = target.object(into).and_then(|o| o.meta.borrow().as_ref().map(|m| m.present.clone()));
                 let mut ops = Vec::new();
