@@ -1,1 +1,18 @@
+//! What programs need to talk to a sheep: credentials, the admin interface's messages, and an async client.
+//!
+//! `credentials` makes TLS identities from the cluster secret, `pb` is generated from `proto/admin.proto` (client and server side), `client`
+//! connects, retries and times out, `error` says what an answer means. `dog`, and the sheep among themselves, use nothing else.
 
+pub mod client;
+pub mod credentials;
+pub mod error;
+
+/// Messages, clients and server traits generated from `proto/admin.proto`.
+#[allow(missing_docs, clippy::all)]
+pub mod pb {
+    tonic::include_proto!("sheepdog.admin.v1");
+}
+
+pub use client::{Client, ConnectOptions};
+pub use credentials::{Credentials, CredentialsError, Role};
+pub use error::{Error, ErrorKind};
