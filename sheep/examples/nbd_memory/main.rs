@@ -1,5 +1,6 @@
 //! An NBD server over memory: `nbd_memory [SIZE_MIB] [PORT] [UNIX_SOCKET]`, export `vol`. The ceiling of the front-end.
 
+#[allow(dead_code)] // what only tests use
 mod memory;
 
 use memory::MemorySource;

@@ -1,4 +1,4 @@
-//! The store of one sheep: its disks, each with a journal, object files and an index.
+//! The store of one sheep: its disks, each with a journal, object files and an index in memory.
 //!
 //! Owned by the data thread, no locks. Everything above speaks in 4 KiB blocks of objects.
 //!
@@ -11,8 +11,435 @@
 //! * After a crash at any point every finished write is there, and each unfinished one is there as a whole or not at all, per block, in
 //!   the order of its object's log (a prefix).
 
+mod apply;
+mod disk;
+pub mod fs;
+mod journal;
+mod object;
+mod open;
+mod read;
 pub mod types;
+#[cfg(test)]
+mod tests;
 
+pub use open::{OpenError, StoreConfig};
 pub use types::*;
-mod stub;
-pub use stub::Store;
+
+use disk::{Disk, Durable, Obj};
+use journal::Record;
+use bytes::Bytes;
+use sheepdog_proto::{
+    BLOCK_SHIFT, BlockMap, DiskId, Epoch, Generation, LayerId, ObjectId, PlacementKey, VdiId, Version,
+};
+use std::cell::RefCell;
+use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
+use std::path::Path;
+use std::rc::Rc;
+use tokio::sync::{mpsc, oneshot};
+
+type Began = Result<(WriteOutcome, Option<Durable>), StoreError>;
+
+/// Counters for metrics.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct StoreStats {
+    /// Journal batches written.
+    pub journal_batches: u64,
+    /// Journal bytes written.
+    pub journal_bytes: u64,
+    /// Records waiting for the journal.
+    pub journal_depth: u64,
+    /// Bytes journaled but not in object files yet.
+    pub overlay_bytes: u64,
+    /// Blocks whose checksum did not match.
+    pub corrupt_blocks: u64,
+}
+
+/// The store.
+pub struct Store {
+    config: StoreConfig,
+    fs: Rc<dyn fs::Fs>,
+    disks: RefCell<Vec<Rc<Disk>>>,
+    /// Writes that wait for an object's header, in order.
+    pending: RefCell<HashMap<ObjectId, VecDeque<(WriteOp, oneshot::Sender<Began>)>>>,
+    events_out: mpsc::Sender<StoreEvent>,
+    events_in: RefCell<Option<mpsc::Receiver<StoreEvent>>>,
+    me: std::rc::Weak<Store>,
+}
+
+async fn durable(d: &Rc<Disk>, rx: Durable) -> Result<(), StoreError> {
+    match rx.await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(why)) => Err(d.fail(why)),
+        Err(_) => Err(StoreError::Closed),
+    }
+}
+
+impl Store {
+    /// How disk I/O is done.
+    pub fn engine(&self) -> &'static str {
+        self.fs.engine()
+    }
+
+    fn locate(&self, oid: ObjectId) -> Option<(Rc<Disk>, Rc<Obj>)> {
+        self.disks.borrow().iter().find_map(|d| d.object(oid).map(|o| (d.clone(), o)))
+    }
+
+    /// Where a new object goes: weighted rendezvous over the usable disks (a private ring of this node).
+    fn choose(&self, key: PlacementKey) -> Result<Rc<Disk>, StoreError> {
+        let disks = self.disks.borrow();
+        let usable = || disks.iter().filter(|d| !matches!(*d.state.borrow(), DiskState::Failed(_)));
+        let score = |d: &Rc<Disk>| {
+            let mut bytes = [0u8; 24];
+            bytes[..16].copy_from_slice(&d.id.0.to_be_bytes());
+            bytes[16..20].copy_from_slice(&key.family.0.to_be_bytes());
+            bytes[20..].copy_from_slice(&key.index.to_be_bytes());
+            let h = xxhash_rust::xxh3::xxh3_64(&bytes);
+            let unit = (h >> 11) as f64 / (1u64 << 53) as f64;
+            d.total.get().max(1) as f64 / -(unit.max(f64::MIN_POSITIVE)).ln()
+        };
+        if let [only] = disks.as_slice() {
+            only.check()?;
+            return Ok(only.clone());
+        }
+        usable().max_by(|a, b| score(a).total_cmp(&score(b))).cloned().ok_or(StoreError::NoDisk)
+    }
+
+    /// See the module: order of calls is the order of effects. The write happens even if the future is dropped.
+    pub fn write(&self, op: WriteOp) -> impl Future<Output = Result<WriteOutcome, StoreError>> + use<> {
+        let place = match self.locate(op.oid) {
+            Some((d, o)) => Ok((d, Some(o))),
+            None => self.choose(op.key).map(|d| (d, None)),
+        };
+        let mut later = None;
+        let mut now: Option<Began> = None;
+        let disk = match place {
+            Err(e) => {
+                now = Some(Err(e));
+                None
+            }
+            Ok((disk, obj)) => {
+                let waits = self.pending.borrow().contains_key(&op.oid)
+                    || obj.as_ref().is_some_and(|o| o.meta.borrow().is_none())
+                    || !disk.admits(op.bytes());
+                if waits {
+                    let (tx, rx) = oneshot::channel();
+                    let oid = op.oid;
+                    let mut pending = self.pending.borrow_mut();
+                    let first = !pending.contains_key(&oid);
+                    pending.entry(oid).or_default().push_back((op, tx));
+                    if first && let Some(me) = self.me.upgrade() {
+                        tokio::task::spawn_local(me.drain(oid, disk.clone()));
+                    }
+                    later = Some(rx);
+                } else {
+                    now = Some(disk.step(&op));
+                }
+                Some(disk)
+            }
+        };
+        async move {
+            let began = match (now, later) {
+                (Some(b), _) => b,
+                (None, Some(rx)) => rx.await.unwrap_or(Err(StoreError::Closed)),
+                (None, None) => Err(StoreError::Closed),
+            };
+            let (outcome, rx) = began?;
+            if let (Some(rx), Some(d)) = (rx, disk) {
+                durable(&d, rx).await?;
+            }
+            Ok(outcome)
+        }
+    }
+
+    /// Take the steps that wait for an object's header or for room, in order. While the entry is there, new ones queue behind.
+    async fn drain(self: Rc<Self>, oid: ObjectId, disk: Rc<Disk>) {
+        loop {
+            let bytes = self.pending.borrow().get(&oid).and_then(|q| q.front()).map(|(op, _)| op.bytes());
+            let Some(bytes) = bytes else {
+                self.pending.borrow_mut().remove(&oid);
+                return;
+            };
+            let ready = async {
+                disk.room(bytes).await?;
+                match disk.object(oid) {
+                    Some(obj) => disk.load(&obj).await,
+                    None => Ok(()),
+                }
+            };
+            let ready = ready.await;
+            let next = self.pending.borrow_mut().get_mut(&oid).and_then(VecDeque::pop_front);
+            if let Some((op, tx)) = next {
+                let _ = tx.send(ready.and_then(|()| disk.step(&op)));
+            }
+        }
+    }
+
+    async fn loaded(&self, oid: ObjectId) -> Result<Option<(Rc<Disk>, Rc<Obj>)>, StoreError> {
+        let Some((d, o)) = self.locate(oid) else { return Ok(None) };
+        d.load(&o).await?;
+        Ok(Some((d, o)))
+    }
+
+    /// Header of an object; `None`: there is none.
+    pub async fn info(&self, oid: ObjectId) -> Result<Option<ObjectInfo>, StoreError> {
+        Ok(self.loaded(oid).await?.and_then(|(d, o)| d.info(&o)))
+    }
+
+    /// Last step of an object, from memory.
+    pub fn version(&self, oid: ObjectId) -> Option<Version> {
+        self.locate(oid).map(|(_, o)| o.summary.borrow().version)
+    }
+
+    /// Layers that have an object at this key, oldest first.
+    pub fn layers_at(&self, key: PlacementKey) -> Vec<LayerId> {
+        let mut out = Vec::new();
+        for d in self.disks.borrow().iter() {
+            let range = (key, LayerId(0))..=(key, LayerId(u32::MAX));
+            out.extend(d.by_key.borrow().range(range).map(|(_, l)| *l));
+        }
+        out
+    }
+
+    /// Every write above the last known watermark; survives a restart.
+    pub fn tail(&self, vdi: VdiId) -> Vec<TailEntry> {
+        self.disks.borrow().iter().flat_map(|d| d.tail(vdi)).collect()
+    }
+    /// VDIs with a tail.
+    pub fn tail_vdis(&self) -> Vec<VdiId> {
+        let mut all: Vec<VdiId> = self.disks.borrow().iter().flat_map(|d| d.tail_vdis()).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+    /// Everything of this VDI up to here is committed.
+    pub fn set_watermark(&self, vdi: VdiId, generation: Generation, seq: u64) {
+        for d in self.disks.borrow().iter() {
+            d.watermark(vdi, generation, seq);
+        }
+    }
+
+    /// Put contents into an object outside its log and mark it as being filled; makes it if need be.
+    pub async fn fill(
+        &self,
+        oid: ObjectId,
+        key: PlacementKey,
+        vdi: VdiId,
+        object_size: u32,
+        ops: Vec<FillOp>,
+    ) -> Result<(), StoreError> {
+        let disk = match self.loaded(oid).await? {
+            Some((d, _)) => d,
+            None => self.choose(key)?,
+        };
+        let bytes = ops.iter().map(|op| op.blocks.len() << BLOCK_SHIFT).sum();
+        disk.room(bytes).await?;
+        self.loaded(oid).await?;
+        let rx = disk.fill(oid, key, vdi, object_size, true, ops)?;
+        durable(&disk, rx).await
+    }
+
+    /// End a fill: the object is a valid copy at this version.
+    pub async fn finish_fill(
+        &self,
+        oid: ObjectId,
+        version: Version,
+        epoch: Epoch,
+        dirty: BlockMap,
+        dirty_since: Option<Epoch>,
+    ) -> Result<(), StoreError> {
+        let Some((disk, _)) = self.loaded(oid).await? else {
+            return Err(StoreError::Invalid("no such object to finish".into()));
+        };
+        let rx = disk.log(Record::FinishFill { oid, version, epoch, dirty, dirty_since });
+        durable(&disk, rx).await
+    }
+
+    /// Equal contents, equal digest.
+    pub async fn digest(&self, oid: ObjectId) -> Result<Option<u64>, StoreError> {
+        Ok(self.loaded(oid).await?.and_then(|(_, o)| o.meta.borrow().as_ref().map(object::Meta::digest)))
+    }
+
+    /// Remove an object for good.
+    pub async fn remove(&self, oid: ObjectId) -> Result<(), StoreError> {
+        let Some((disk, _)) = self.locate(oid) else { return Ok(()) };
+        disk.check()?;
+        let rx = disk.log(Record::Remove { oid });
+        durable(&disk, rx).await
+    }
+
+    /// Remove every object of a layer; how many there were.
+    pub async fn remove_layer(&self, layer: LayerId) -> Result<u64, StoreError> {
+        let mut count = 0;
+        let disks: Vec<Rc<Disk>> = self.disks.borrow().clone();
+        for d in disks {
+            let range = ObjectId::data(layer, 0)..=ObjectId::data(layer, u32::MAX);
+            let all: Vec<ObjectId> = d.objects.borrow().range(range).map(|(o, _)| *o).collect();
+            let mut last = None;
+            for oid in all {
+                d.check()?;
+                last = Some(d.log(Record::Remove { oid }));
+                count += 1;
+            }
+            if let Some(rx) = last {
+                durable(&d, rx).await?;
+            }
+        }
+        Ok(count)
+    }
+
+    /// Move blocks that `from` has and `into` has not into `into`, then remove `from`. Readers of the chain see no difference at any moment.
+    pub async fn merge(&self, from: ObjectId, into: ObjectId) -> Result<(), StoreError> {
+        const CHUNK: u32 = 256;
+        let Some((source, obj)) = self.loaded(from).await? else { return Ok(()) };
+        let Some(info) = source.info(&obj) else { return Ok(()) };
+        for run in info.present.set_runs().collect::<Vec<_>>() {
+            let mut first = run.start;
+            while first < run.end {
+                let chunk = first..(first + CHUNK).min(run.end);
+                first = chunk.end;
+                let data = self.read(&[from.layer()], info.key, chunk.clone()).await?.data;
+                let target = match self.loaded(into).await? {
+                    Some((d, _)) => d,
+                    None => self.choose(info.key)?,
+                };
+                target.room(data.len()).await?;
+                self.loaded(into).await?;
+                // From here without awaiting: only blocks that `into` still lacks.
+                let has = target.object(into).and_then(|o| o.meta.borrow().as_ref().map(|m| m.present.clone()));
+                let mut ops = Vec::new();
+                for b in chunk.clone() {
+                    if has.as_ref().is_some_and(|h| h.get(b)) || !info.present.get(b) {
+                        continue;
+                    }
+                    let at = ((b - chunk.start) as usize) << BLOCK_SHIFT;
+                    let kind = if info.zero.get(b) {
+                        WriteKind::Zero
+                    } else {
+                        WriteKind::Data(data.slice(at..at + (1 << BLOCK_SHIFT)))
+                    };
+                    ops.push(FillOp { blocks: b..b + 1, kind });
+                }
+                if !ops.is_empty() {
+                    let rx = target.fill(into, info.key, info.vdi, info.object_size, false, ops)?;
+                    durable(&target, rx).await?;
+                }
+            }
+        }
+        self.remove(from).await
+    }
+
+    /// Rows after an object, in order, at most `limit`.
+    pub fn list(&self, after: Option<ObjectId>, limit: usize) -> Vec<ObjectSummary> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let from = after.map_or(Unbounded, Excluded);
+        let mut out = Vec::new();
+        for d in self.disks.borrow().iter() {
+            out.extend(d.objects.borrow().range((from, Unbounded)).take(limit).map(|(_, o)| d.summary(o)));
+        }
+        out.sort_unstable_by_key(|r| r.oid);
+        out.truncate(limit);
+        out
+    }
+
+    /// Disks, for listings and weights.
+    pub fn disks(&self) -> Vec<DiskInfo> {
+        self.disks
+            .borrow()
+            .iter()
+            .map(|d| {
+                let objects = d.objects.borrow();
+                let blocks: u64 = objects.values().map(|o| o.summary.borrow().data_blocks as u64).sum();
+                DiskInfo {
+                    id: d.id,
+                    path: d.path.display().to_string(),
+                    total: d.total.get(),
+                    free: d.free.get(),
+                    used: blocks << BLOCK_SHIFT,
+                    objects: objects.len() as u64,
+                    state: d.state.borrow().clone(),
+                }
+            })
+            .collect()
+    }
+
+    /// Start using another disk.
+    pub async fn plug(&self, path: &Path) -> Result<DiskId, OpenError> {
+        let me = self.me.upgrade().ok_or_else(|| OpenError("the store is closed".into()))?;
+        me.add_disk(path).await
+    }
+
+    /// Stop using a disk at once: its objects are gone from this node.
+    pub async fn unplug(&self, disk: DiskId) -> Result<(), StoreError> {
+        let at = self.disks.borrow().iter().position(|d| d.id == disk);
+        let Some(at) = at else { return Err(StoreError::Invalid("no such disk".into())) };
+        let gone = self.disks.borrow_mut().remove(at);
+        let mut state = gone.state.borrow_mut();
+        if !matches!(*state, DiskState::Failed(_)) {
+            *state = DiskState::Failed("unplugged".into());
+        }
+        drop(state);
+        gone.work.notify_one();
+        Ok(())
+    }
+
+    /// Keep a small named value on every disk.
+    pub async fn put_blob(&self, name: &str, data: Bytes) -> Result<(), StoreError> {
+        let disks: Vec<Rc<Disk>> = self.disks.borrow().clone();
+        for d in disks {
+            if d.check().is_ok() {
+                open::write_small(&*d.fs, &d.path, name, &data).await.map_err(|e| d.fail(e.to_string()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What every disk has under a name.
+    pub async fn get_blobs(&self, name: &str) -> Vec<(DiskId, Bytes)> {
+        let disks: Vec<Rc<Disk>> = self.disks.borrow().clone();
+        let mut out = Vec::new();
+        for d in disks {
+            if let Ok(Some(data)) = open::read_small(&*d.fs, &d.path, name).await {
+                out.push((d.id, data));
+            }
+        }
+        out
+    }
+
+    /// What the store tells without being asked; taken once.
+    pub fn events(&self) -> Option<mpsc::Receiver<StoreEvent>> {
+        self.events_in.borrow_mut().take()
+    }
+
+    /// Counters.
+    pub fn stats(&self) -> StoreStats {
+        let mut s = StoreStats::default();
+        for d in self.disks.borrow().iter() {
+            let (batches, bytes) = d.journal.written();
+            s.journal_batches += batches;
+            s.journal_bytes += bytes;
+            s.journal_depth += d.journal.depth() as u64;
+            s.overlay_bytes += d.fresh_bytes.get() as u64;
+            s.corrupt_blocks += d.corrupt_blocks.get();
+        }
+        s
+    }
+
+    /// Write everything to its place. The store must not be used afterwards.
+    pub async fn close(&self) -> Result<(), StoreError> {
+        let disks: Vec<Rc<Disk>> = self.disks.borrow().clone();
+        let mut first = Ok(());
+        for d in disks {
+            if d.check().is_ok() {
+                let r = apply::checkpoint(&d).await;
+                first = first.and(r);
+            }
+        }
+        first
+    }
+}
+
+/// Blocks of a range, for tests and tools.
+pub fn block_range(offset: u64, len: u64) -> Range<u32> {
+    (offset >> BLOCK_SHIFT) as u32..(offset + len).div_ceil(1 << BLOCK_SHIFT) as u32
+}

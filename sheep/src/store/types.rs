@@ -43,6 +43,16 @@ pub struct WriteOp {
     pub kind: WriteKind,
 }
 
+impl WriteOp {
+    /// Payload bytes.
+    pub fn bytes(&self) -> usize {
+        match &self.kind {
+            WriteKind::Data(d) => d.len(),
+            WriteKind::Zero | WriteKind::Remove => 0,
+        }
+    }
+}
+
 /// What became of a `WriteOp`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WriteOutcome {

@@ -197,11 +197,12 @@ impl Handshake {
         self.count()?;
         input.advance(16);
         let payload = input.split_to(len);
-        if option == opt::STARTTLS && !input.is_empty() {
+        let step = self.dispatch(option, &payload);
+        if step == Step::StartTls && !input.is_empty() {
             // Whoever put bytes behind STARTTLS wants them to be read as if they had been encrypted.
             return Err(Broken::Unexpected("data sent ahead of the TLS handshake"));
         }
-        self.dispatch(option, &payload)
+        Ok(step)
     }
 
     fn count(&mut self) -> Result<(), Broken> {
@@ -230,17 +231,17 @@ impl Handshake {
         self.reply_error(option, rep::ERR_TOO_BIG, "option is longer than 64 KiB")
     }
 
-    fn dispatch(&mut self, option: u32, payload: &[u8]) -> Result<Step, Broken> {
+    fn dispatch(&mut self, option: u32, payload: &[u8]) -> Step {
         if self.policy == TlsPolicy::Required
             && !self.encrypted
             && !matches!(option, opt::STARTTLS | opt::ABORT)
         {
-            return Ok(match option {
+            return match option {
                 opt::EXPORT_NAME => self.close(), // it has no error reply
                 _ => self.reply_error(option, rep::ERR_TLS_REQD, "this server requires TLS"),
-            });
+            };
         }
-        Ok(match option {
+        match option {
             opt::EXPORT_NAME => match wire::text(payload) {
                 Some(name) => {
                     self.state = State::AskingExportName { name: name.to_owned() };
@@ -277,7 +278,7 @@ impl Handshake {
             },
             opt::LIST_META_CONTEXT | opt::SET_META_CONTEXT => self.meta(option, payload),
             _ => self.reply_error(option, rep::ERR_UNSUP, "option not supported"),
-        })
+        }
     }
 
     fn start_tls(&mut self) -> Step {

@@ -26,6 +26,7 @@ pub use listen::{Listen, ListenAt};
 pub use sheepdog_nbd::server::TlsPolicy;
 use stats::{ConnectionRow, Registry};
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -152,9 +153,17 @@ impl NbdHandle {
             // Joined, so that its listener is closed when we return.
             let _ = a.await;
         }
+        // At once, so that a successor may bind the same path while we drain.
+        self.remove_socket_files();
         self.server.drain.cancel();
         let _ = tokio::time::timeout(grace, self.server.registry.empty()).await;
         self.server.registry.abort_all()
+    }
+
+    fn remove_socket_files(&mut self) {
+        for path in self.unix.drain(..) {
+            let _ = std::fs::remove_file(path);
+        }
     }
 }
 
@@ -162,9 +171,7 @@ impl Drop for NbdHandle {
     fn drop(&mut self) {
         self.acceptors.iter().for_each(JoinHandle::abort);
         self.server.registry.abort_all();
-        for path in &self.unix {
-            let _ = std::fs::remove_file(path);
-        }
+        self.remove_socket_files();
     }
 }
 
@@ -172,15 +179,16 @@ impl Drop for NbdHandle {
 struct Budget {
     limit: usize,
     used: Cell<usize>,
-    waiting: RefCell<Vec<Waker>>,
+    /// Connections, by number, that wait for room.
+    waiting: RefCell<BTreeMap<u64, Waker>>,
 }
 
 impl Budget {
     /// A connection's share went from `before` to `now` bytes.
     fn adjust(&self, before: usize, now: usize) {
         self.used.set(self.used.get() + now - before);
-        if now < before && self.used.get() < self.limit {
-            self.waiting.take().into_iter().for_each(Waker::wake);
+        if now < before && self.has_room() {
+            self.waiting.take().into_values().for_each(Waker::wake);
         }
     }
 
@@ -188,11 +196,14 @@ impl Budget {
         self.used.get() < self.limit
     }
 
-    /// Wake this task when there is room again.
-    fn wait(&self, waker: &Waker) {
-        let mut waiting = self.waiting.borrow_mut();
-        if !waiting.iter().any(|w| w.will_wake(waker)) {
-            waiting.push(waker.clone());
-        }
+    /// Wake this connection when there is room again.
+    fn wait(&self, id: u64, waker: &Waker) {
+        self.waiting.borrow_mut().insert(id, waker.clone());
+    }
+
+    /// A connection has ended.
+    fn leave(&self, id: u64, share: usize) {
+        self.waiting.borrow_mut().remove(&id);
+        self.adjust(share, 0);
     }
 }

@@ -231,7 +231,7 @@ where
         };
         match self.issue() {
             // Held by the others' bytes, not by our own: nothing of ours will wake us.
-            Ok(true) if self.has_room_itself() => self.server.budget.wait(cx.waker()),
+            Ok(true) if self.has_room_itself() => self.server.budget.wait(self.conn.id, cx.waker()),
             Ok(_) => {}
             Err(e) => self.end(Some(io::Error::new(io::ErrorKind::InvalidData, e))),
         }
@@ -400,7 +400,7 @@ where
 
 impl<S, R, F> Drop for Session<'_, S, R, F> {
     fn drop(&mut self) {
-        self.server.budget.adjust(self.charged, 0);
+        self.server.budget.leave(self.conn.id, self.charged);
     }
 }
 

@@ -1,0 +1,759 @@
+//! One disk: objects in memory, their journal, their files.
+//!
+//! A step changes the metadata in memory at once, puts its blocks into the object's *overlay*, and goes to the journal. `apply` later writes overlays to object
+//! files and frees the journal. Reads look at the overlay first. Replay after a crash runs the same code over the journal's records.
+
+use super::fs::{File, Fs, OpenHow};
+use super::journal::{Journal, Record, SavedTail, action};
+use super::object::{Meta, Slot, data_offset, file_len, slot_len};
+use super::types::{
+    DiskState, FillOp, ObjectInfo, ObjectSummary, StoreError, StoreEvent, TailEntry, WriteKind, WriteOp, WriteOutcome,
+};
+use bytes::Bytes;
+use sheepdog_proto::checksum::crc32c;
+use sheepdog_proto::peer::WriteAction;
+use sheepdog_proto::{
+    BLOCK_SHIFT, BLOCK_SIZE, BlockMap, DiskId, Epoch, Generation, LayerId, ObjectId, PlacementKey, VdiId, Version,
+};
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Range;
+use std::path::PathBuf;
+use std::rc::Rc;
+use tokio::sync::{Notify, mpsc, oneshot};
+
+/// Metadata kept in memory for objects at rest, per disk (about 5 KiB each).
+const MAX_LOADED: usize = 2048;
+/// Files kept open for objects at rest, per disk.
+const MAX_OPEN: usize = 512;
+/// Tail entries per VDI; beyond it the oldest are dropped (the session's watermark is far behind: reconciling compares whole objects then).
+const MAX_TAIL: usize = 65_536;
+
+/// A block that is not in the object file yet.
+#[derive(Clone)]
+pub(super) struct Fresh {
+    /// `None`: zero or absent, to be punched.
+    pub(super) data: Option<Bytes>,
+    /// Which change: applying must not drop a newer one.
+    pub(super) change: u64,
+}
+
+/// One object.
+pub(super) struct Obj {
+    pub(super) oid: ObjectId,
+    pub(super) key: PlacementKey,
+    pub(super) summary: RefCell<Summary>,
+    pub(super) meta: RefCell<Option<Meta>>,
+    pub(super) fresh: RefCell<BTreeMap<u32, Fresh>>,
+    /// Journal position of the oldest change that is not in the file, while there is one.
+    pub(super) since: Cell<Option<u64>>,
+    /// Counts changes.
+    pub(super) change: Cell<u64>,
+    /// Counter of the last metadata slot written.
+    pub(super) slot: Cell<u64>,
+    pub(super) file: RefCell<Option<Rc<dyn File>>>,
+    waiting: RefCell<VecDeque<oneshot::Sender<()>>>,
+    loading: Cell<bool>,
+    used: Cell<u64>,
+    pub(super) applying: Cell<bool>,
+    pub(super) removed: Cell<bool>,
+}
+
+/// What is kept of an object without its metadata.
+#[derive(Clone, Copy)]
+pub(super) struct Summary {
+    pub(super) vdi: VdiId,
+    pub(super) object_size: u32,
+    pub(super) version: Version,
+    pub(super) epoch: Epoch,
+    pub(super) filling: bool,
+    pub(super) data_blocks: u32,
+    /// Both metadata slots are damaged.
+    pub(super) broken: bool,
+}
+
+#[derive(Default)]
+struct Tails {
+    mark: Version,
+    entries: VecDeque<TailEntry>,
+}
+
+/// One disk.
+pub(super) struct Disk {
+    pub(super) id: DiskId,
+    pub(super) path: PathBuf,
+    pub(super) plain: bool,
+    pub(super) fs: Rc<dyn Fs>,
+    pub(super) journal: Rc<Journal>,
+    pub(super) objects: RefCell<BTreeMap<ObjectId, Rc<Obj>>>,
+    pub(super) by_key: RefCell<BTreeSet<(PlacementKey, LayerId)>>,
+    tails: RefCell<BTreeMap<VdiId, Tails>>,
+    pub(super) dirty: RefCell<BTreeSet<ObjectId>>,
+    /// Object files to be unlinked at the next checkpoint.
+    pub(super) unlink: RefCell<BTreeSet<ObjectId>>,
+    pub(super) fresh_bytes: Cell<usize>,
+    pub(super) state: RefCell<DiskState>,
+    pub(super) free: Cell<u64>,
+    pub(super) total: Cell<u64>,
+    clock: Cell<u64>,
+    pub(super) loaded: Cell<usize>,
+    pub(super) work: Notify,
+    pub(super) applied: Notify,
+    pub(super) events: mpsc::Sender<StoreEvent>,
+    pub(super) corrupt_blocks: Cell<u64>,
+}
+
+pub(super) type Durable = oneshot::Receiver<Result<(), String>>;
+
+impl Disk {
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn new(
+        id: DiskId,
+        path: PathBuf,
+        plain: bool,
+        fs: Rc<dyn Fs>,
+        journal: Rc<Journal>,
+        events: mpsc::Sender<StoreEvent>,
+    ) -> Rc<Self> {
+        let space = fs.space(&path).unwrap_or(super::fs::Space { total: 0, free: 0 });
+        Rc::new(Self {
+            id,
+            path,
+            plain,
+            fs,
+            journal,
+            objects: RefCell::default(),
+            by_key: RefCell::default(),
+            tails: RefCell::default(),
+            dirty: RefCell::default(),
+            unlink: RefCell::default(),
+            fresh_bytes: Cell::new(0),
+            state: RefCell::new(DiskState::Ok),
+            free: Cell::new(space.free),
+            total: Cell::new(space.total),
+            clock: Cell::new(0),
+            loaded: Cell::new(0),
+            work: Notify::new(),
+            applied: Notify::new(),
+            events,
+            corrupt_blocks: Cell::new(0),
+        })
+    }
+
+    /// Directory of an object's file, and the file.
+    pub(super) fn object_path(&self, oid: ObjectId) -> (PathBuf, PathBuf) {
+        let mut dir = self.path.join("obj");
+        if !self.plain {
+            dir.push(oid.layer().hex());
+            dir.push(format!("{:03x}", oid.index() >> 12));
+        }
+        let file = dir.join(oid.to_string());
+        (dir, file)
+    }
+
+    pub(super) fn fail(&self, reason: String) -> StoreError {
+        let mut state = self.state.borrow_mut();
+        if !matches!(*state, DiskState::Failed(_)) {
+            tracing::error!(disk = %self.id.short(), path = %self.path.display(), %reason, "disk failed");
+            let _ = self.events.try_send(StoreEvent::DiskFailed { disk: self.id, reason: reason.clone() });
+            *state = DiskState::Failed(reason.clone());
+        }
+        drop(state);
+        self.work.notify_one();
+        self.applied.notify_waiters();
+        StoreError::DiskFailed { disk: self.id, reason }
+    }
+    pub(super) fn check(&self) -> Result<(), StoreError> {
+        match &*self.state.borrow() {
+            DiskState::Failed(reason) => {
+                Err(StoreError::DiskFailed { disk: self.id, reason: reason.clone() })
+            }
+            _ => Ok(()),
+        }
+    }
+    /// Wait until memory and journal have room for so many bytes.
+    pub(super) async fn room(&self, bytes: usize) -> Result<(), StoreError> {
+        loop {
+            self.check()?;
+            let applied = self.applied.notified();
+            tokio::pin!(applied);
+            applied.as_mut().enable();
+            if self.admits(bytes) {
+                return Ok(());
+            }
+            self.work.notify_one();
+            applied.await;
+        }
+    }
+    /// See `room`.
+    pub(super) fn admits(&self, bytes: usize) -> bool {
+        self.fresh_bytes.get() <= super::apply::FRESH_LIMIT && self.journal.admits(bytes)
+    }
+    /// Free space that may still be promised.
+    fn has_room(&self, bytes: u64) -> bool {
+        let reserve = (self.total.get() / 50).min(1 << 30);
+        let full = self.free.get() < reserve + self.fresh_bytes.get() as u64 + bytes;
+        let mut state = self.state.borrow_mut();
+        let was = *state == DiskState::Full;
+        if full != was && !matches!(*state, DiskState::Failed(_)) {
+            *state = if full { DiskState::Full } else { DiskState::Ok };
+            let _ = self.events.try_send(StoreEvent::DiskFull { disk: self.id, full });
+        }
+        !full
+    }
+
+    fn insert(&self, oid: ObjectId, key: PlacementKey, summary: Summary, meta: Option<Meta>) -> Rc<Obj> {
+        let obj = Rc::new(Obj {
+            oid,
+            key,
+            summary: RefCell::new(summary),
+            fresh: RefCell::default(),
+            since: Cell::new(None),
+            change: Cell::new(0),
+            slot: Cell::new(0),
+            file: RefCell::default(),
+            waiting: RefCell::default(),
+            loading: Cell::new(false),
+            used: Cell::new(0),
+            applying: Cell::new(false),
+            removed: Cell::new(false),
+            meta: RefCell::new(None),
+        });
+        if meta.is_some() {
+            self.loaded.set(self.loaded.get() + 1);
+        }
+        *obj.meta.borrow_mut() = meta;
+        self.by_key.borrow_mut().insert((key, oid.layer()));
+        self.objects.borrow_mut().insert(oid, obj.clone());
+        obj
+    }
+
+    /// An object found on the disk at start.
+    pub(super) fn found(&self, oid: ObjectId, key: PlacementKey, slot: u64, summary: Summary) {
+        // An unlink that the journal still remembers comes later, in replay.
+        let obj = self.insert(oid, key, summary, None);
+        obj.slot.set(slot);
+    }
+
+    fn fresh_object(&self, oid: ObjectId, key: PlacementKey, vdi: VdiId, object_size: u32) -> Rc<Obj> {
+        let summary = Summary {
+            vdi,
+            object_size,
+            version: Version::NONE,
+            epoch: Epoch(0),
+            filling: false,
+            data_blocks: 0,
+            broken: false,
+        };
+        self.insert(oid, key, summary, Some(Meta::new(oid, key, vdi, object_size)))
+    }
+
+    pub(super) fn object(&self, oid: ObjectId) -> Option<Rc<Obj>> {
+        self.objects.borrow().get(&oid).cloned()
+    }
+
+    pub(super) fn open_file(&self, obj: &Obj, create: bool) -> Result<Rc<dyn File>, StoreError> {
+        if let Some(f) = &*obj.file.borrow() {
+            return Ok(f.clone());
+        }
+        let (dir, path) = self.object_path(obj.oid);
+        let open = || {
+            let file = self.fs.open(&path, OpenHow { create, direct: true })?;
+            if create && file.is_empty()? {
+                file.set_len(file_len(obj.summary.borrow().object_size))?;
+            }
+            std::io::Result::Ok(file)
+        };
+        let file = match open() {
+            Err(e) if create && e.kind() == std::io::ErrorKind::NotFound => {
+                self.fs.mkdir(&dir).and_then(|()| open())
+            }
+            other => other,
+        };
+        let file = file.map_err(|e| self.fail(format!("{}: {e}", path.display())))?;
+        *obj.file.borrow_mut() = Some(file.clone());
+        Ok(file)
+    }
+
+    /// Metadata in memory, from the file if need be. Callers get it in the order they came.
+    pub(super) async fn load(self: &Rc<Self>, obj: &Rc<Obj>) -> Result<(), StoreError> {
+        loop {
+            self.check()?;
+            if obj.meta.borrow().is_some() {
+                self.clock.set(self.clock.get() + 1);
+                obj.used.set(self.clock.get());
+                return Ok(());
+            }
+            if obj.summary.borrow().broken {
+                return Err(StoreError::CorruptHeader { oid: obj.oid });
+            }
+            if obj.loading.replace(true) {
+                let (tx, rx) = oneshot::channel();
+                obj.waiting.borrow_mut().push_back(tx);
+                let _ = rx.await;
+                continue;
+            }
+            let loaded = self.read_meta(obj).await;
+            obj.loading.set(false);
+            for w in obj.waiting.borrow_mut().drain(..) {
+                let _ = w.send(());
+            }
+            loaded?;
+        }
+    }
+
+    async fn read_meta(&self, obj: &Rc<Obj>) -> Result<(), StoreError> {
+        let file = self.open_file(obj, false)?;
+        let len = slot_len(obj.summary.borrow().object_size);
+        let both = file.read_at(0, 2 * len).await.map_err(|e| self.fail(e.to_string()))?;
+        match best_slot(obj.oid, &both, len) {
+            Ok((counter, meta)) => {
+                obj.slot.set(counter);
+                if obj.meta.borrow().is_none() {
+                    *obj.meta.borrow_mut() = Some(*meta);
+                    self.loaded.set(self.loaded.get() + 1);
+                }
+                Ok(())
+            }
+            Err(_) => {
+                obj.summary.borrow_mut().broken = true;
+                Err(StoreError::CorruptHeader { oid: obj.oid })
+            }
+        }
+    }
+
+    /// Forget metadata and files of objects at rest beyond the limits.
+    pub(super) fn trim_cache(&self) {
+        if self.loaded.get() <= MAX_LOADED {
+            return;
+        }
+        let objects = self.objects.borrow();
+        let mut rest: Vec<(u64, &Rc<Obj>)> = objects
+            .values()
+            .filter(|o| o.since.get().is_none() && !o.applying.get() && !o.loading.get())
+            .filter(|o| o.meta.borrow().is_some() && Rc::strong_count(o) == 1)
+            .map(|o| (o.used.get(), o))
+            .collect();
+        rest.sort_unstable_by_key(|(used, _)| *used);
+        let surplus = self.loaded.get().saturating_sub(MAX_LOADED * 3 / 4);
+        let keep_open = rest.len().saturating_sub(MAX_OPEN);
+        for (i, (_, o)) in rest.iter().enumerate() {
+            if i < surplus {
+                *o.meta.borrow_mut() = None;
+                self.loaded.set(self.loaded.get() - 1);
+            }
+            if i < keep_open {
+                *o.file.borrow_mut() = None;
+            }
+        }
+    }
+
+    /// Remember that the object differs from its file.
+    fn touch(&self, obj: &Rc<Obj>, position: u64) {
+        obj.change.set(obj.change.get() + 1);
+        if obj.since.get().is_none() {
+            obj.since.set(Some(position));
+        }
+        if self.dirty.borrow_mut().insert(obj.oid) {
+            self.work.notify_one();
+        }
+        let mut s = obj.summary.borrow_mut();
+        if let Some(m) = &*obj.meta.borrow() {
+            s.version = m.version;
+            s.epoch = m.epoch;
+            s.filling = m.filling;
+            s.vdi = m.vdi;
+        }
+    }
+
+    fn put_blocks(&self, obj: &Obj, blocks: Range<u32>, what: WriteAction, data: &Bytes, crcs: &[u32]) {
+        let mut meta = obj.meta.borrow_mut();
+        let Some(m) = meta.as_mut() else { return };
+        let mut fresh = obj.fresh.borrow_mut();
+        let change = obj.change.get() + 1;
+        let mut data_blocks = obj.summary.borrow().data_blocks as i64;
+        for (i, b) in blocks.clone().enumerate() {
+            let had = m.present.get(b) && !m.zero.get(b);
+            let has = what == WriteAction::Data;
+            data_blocks += i64::from(has) - i64::from(had);
+            m.crcs[b as usize] = if has { crcs[i] } else { 0 };
+            let at = i << BLOCK_SHIFT;
+            let new = Fresh { data: has.then(|| data.slice(at..at + BLOCK_SIZE)), change };
+            let old = fresh.insert(b, new);
+            let grown = i64::from(has) - i64::from(old.is_some_and(|o| o.data.is_some()));
+            self.fresh_bytes
+                .set((self.fresh_bytes.get() as i64 + (grown << BLOCK_SHIFT)).max(0) as usize);
+        }
+        obj.summary.borrow_mut().data_blocks = data_blocks.max(0) as u32;
+        match what {
+            WriteAction::Data => {
+                m.present.set(blocks.clone());
+                m.zero.clear(blocks);
+            }
+            WriteAction::Zero => {
+                m.present.set(blocks.clone());
+                m.zero.set(blocks);
+            }
+            WriteAction::Remove => {
+                m.present.clear(blocks.clone());
+                m.zero.clear(blocks);
+            }
+        }
+    }
+
+    /// Take one step. The object's metadata must be loaded, or the object not exist.
+    pub(super) fn step(self: &Rc<Self>, op: &WriteOp) -> Result<(WriteOutcome, Option<Durable>), StoreError> {
+        self.check()?;
+        let max = op.object_size >> BLOCK_SHIFT;
+        if op.blocks.start >= op.blocks.end || op.blocks.end > max {
+            return Err(StoreError::Invalid("block range".into()));
+        }
+        let existing = self.object(op.oid);
+        let current = existing.as_ref().map_or(Version::NONE, |o| o.summary.borrow().version);
+        if let Some(o) = &existing {
+            let s = *o.summary.borrow();
+            if s.object_size != op.object_size {
+                return Err(StoreError::Invalid("object size differs from the object's".into()));
+            }
+            if s.filling {
+                return Ok((WriteOutcome::Behind { current: Version::NONE }, None));
+            }
+        }
+        if op.version <= current {
+            return Ok((WriteOutcome::Duplicate, Some(self.journal.barrier())));
+        }
+        if op.prev != current {
+            return Ok((WriteOutcome::Behind { current }, None));
+        }
+        let (payload, crcs) = match &op.kind {
+            WriteKind::Data(d) if d.len() == op.blocks.len() << BLOCK_SHIFT => {
+                if !self.has_room(d.len() as u64) {
+                    return Err(StoreError::Full { disk: self.id });
+                }
+                (d.clone(), d.chunks_exact(BLOCK_SIZE).map(crc32c).collect())
+            }
+            WriteKind::Data(_) => return Err(StoreError::Invalid("payload length".into())),
+            WriteKind::Zero | WriteKind::Remove => (Bytes::new(), Vec::new()),
+        };
+        let payload = crate::buf::aligned(payload);
+        let record = Record::Write {
+            oid: op.oid,
+            key: op.key,
+            vdi: op.vdi,
+            object_size: op.object_size,
+            version: op.version,
+            prev: op.prev,
+            epoch: op.epoch,
+            degraded: op.degraded,
+            watermark: op.watermark,
+            blocks: op.blocks.clone(),
+            action: action(&op.kind),
+            crcs,
+        };
+        self.run(self.journal.head(), &record, &payload);
+        let parts = if payload.is_empty() { Vec::new() } else { vec![payload] };
+        Ok((WriteOutcome::Done, Some(self.journal.append(record, parts))))
+    }
+
+    /// Carry a record out in memory: when it is made, and again in replay.
+    pub(super) fn run(self: &Rc<Self>, position: u64, record: &Record, data: &Bytes) {
+        match record {
+            Record::Write {
+                oid,
+                key,
+                vdi,
+                object_size,
+                version,
+                prev,
+                epoch,
+                degraded,
+                watermark,
+                blocks,
+                action,
+                crcs,
+            } => {
+                let obj =
+                    self.object(*oid).unwrap_or_else(|| self.fresh_object(*oid, *key, *vdi, *object_size));
+                self.put_blocks(&obj, blocks.clone(), *action, data, crcs);
+                if let Some(m) = obj.meta.borrow_mut().as_mut() {
+                    m.version = *version;
+                    m.epoch = *epoch;
+                    if let Some(floor) = degraded {
+                        if m.dirty_since.is_some() && m.dirty_last < *floor {
+                            m.dirty = BlockMap::new(m.blocks());
+                            m.dirty_since = None;
+                        }
+                        m.dirty.set(blocks.clone());
+                        m.dirty_since.get_or_insert(*epoch);
+                        m.dirty_last = *epoch;
+                    }
+                }
+                self.touch(&obj, position);
+                self.unlink.borrow_mut().remove(oid);
+                let entry =
+                    TailEntry { oid: *oid, version: *version, prev: *prev, blocks: blocks.clone() };
+                self.note_tail(*vdi, entry);
+                self.set_mark(*vdi, Version { generation: version.generation, seq: *watermark });
+            }
+            Record::Fill { oid, key, vdi, object_size, filling, ops, crcs } => {
+                let obj =
+                    self.object(*oid).unwrap_or_else(|| self.fresh_object(*oid, *key, *vdi, *object_size));
+                let mut at = 0;
+                for (blocks, action) in ops {
+                    let n = if *action == WriteAction::Data { blocks.len() } else { 0 };
+                    let bytes = data.slice(at << BLOCK_SHIFT..(at + n) << BLOCK_SHIFT);
+                    self.put_blocks(&obj, blocks.clone(), *action, &bytes, &crcs[at..at + n]);
+                    at += n;
+                }
+                if let Some(m) = obj.meta.borrow_mut().as_mut() {
+                    m.filling |= *filling;
+                }
+                self.touch(&obj, position);
+                self.unlink.borrow_mut().remove(oid);
+            }
+            Record::FinishFill { oid, version, epoch, dirty, dirty_since } => {
+                let Some(obj) = self.object(*oid) else { return };
+                if let Some(m) = obj.meta.borrow_mut().as_mut() {
+                    m.version = *version;
+                    m.epoch = *epoch;
+                    m.filling = false;
+                    m.dirty = BlockMap::new(m.blocks());
+                    m.dirty.union(dirty);
+                    m.dirty_since = *dirty_since;
+                    m.dirty_last = *epoch;
+                }
+                self.touch(&obj, position);
+                // What it had beyond the copy it became equal to is no more.
+                for t in self.tails.borrow_mut().values_mut() {
+                    t.entries.retain(|e| e.oid != *oid);
+                }
+            }
+            Record::Remove { oid } => {
+                if let Some(obj) = self.objects.borrow_mut().remove(oid) {
+                    obj.removed.set(true);
+                    self.by_key.borrow_mut().remove(&(obj.key, oid.layer()));
+                    let data = obj.fresh.borrow().values().filter(|f| f.data.is_some()).count();
+                    self.fresh_bytes.set(self.fresh_bytes.get().saturating_sub(data << BLOCK_SHIFT));
+                    if obj.meta.borrow_mut().take().is_some() {
+                        self.loaded.set(self.loaded.get() - 1);
+                    }
+                }
+                self.dirty.borrow_mut().remove(oid);
+                self.unlink.borrow_mut().insert(*oid);
+                for t in self.tails.borrow_mut().values_mut() {
+                    t.entries.retain(|e| e.oid != *oid);
+                }
+                self.work.notify_one();
+            }
+            Record::Watermark { vdi, generation, seq } => {
+                self.set_mark(*vdi, Version { generation: generation.0, seq: *seq });
+            }
+            Record::Tails { entries, marks } => {
+                let mut tails = self.tails.borrow_mut();
+                tails.clear();
+                for (vdi, mark) in marks {
+                    tails.entry(*vdi).or_default().mark = *mark;
+                }
+                for e in entries {
+                    tails.entry(e.vdi).or_default().entries.push_back(TailEntry {
+                        oid: e.oid,
+                        version: e.version,
+                        prev: e.prev,
+                        blocks: e.blocks.clone(),
+                    });
+                }
+            }
+        }
+    }
+
+    fn note_tail(&self, vdi: VdiId, entry: TailEntry) {
+        let mut tails = self.tails.borrow_mut();
+        let t = tails.entry(vdi).or_default();
+        if entry.version > t.mark {
+            t.entries.push_back(entry);
+            if t.entries.len() > MAX_TAIL {
+                t.entries.pop_front();
+            }
+        }
+    }
+
+    fn set_mark(&self, vdi: VdiId, mark: Version) {
+        let mut tails = self.tails.borrow_mut();
+        let t = tails.entry(vdi).or_default();
+        if mark > t.mark {
+            t.mark = mark;
+            t.entries.retain(|e| e.version > mark);
+        }
+    }
+
+    pub(super) fn watermark(self: &Rc<Self>, vdi: VdiId, generation: Generation, seq: u64) {
+        let mark = Version { generation: generation.0, seq };
+        let had = self.tails.borrow().get(&vdi).is_some_and(|t| mark > t.mark && !t.entries.is_empty());
+        self.set_mark(vdi, mark);
+        // Without entries there is nothing a restart could wrongly remember.
+        if had {
+            drop(self.journal.append(Record::Watermark { vdi, generation, seq }, Vec::new()));
+        }
+    }
+
+    pub(super) fn tail(&self, vdi: VdiId) -> Vec<TailEntry> {
+        self.tails.borrow().get(&vdi).map(|t| t.entries.iter().cloned().collect()).unwrap_or_default()
+    }
+
+    pub(super) fn tail_vdis(&self) -> Vec<VdiId> {
+        self.tails.borrow().iter().filter(|(_, t)| !t.entries.is_empty()).map(|(v, _)| *v).collect()
+    }
+
+    /// All tails, for a checkpoint.
+    pub(super) fn saved_tails(&self) -> Record {
+        let tails = self.tails.borrow();
+        let entries = tails
+            .iter()
+            .flat_map(|(vdi, t)| {
+                t.entries.iter().map(|e| SavedTail {
+                    vdi: *vdi,
+                    oid: e.oid,
+                    version: e.version,
+                    prev: e.prev,
+                    blocks: e.blocks.clone(),
+                })
+            })
+            .collect();
+        let marks = tails.iter().map(|(v, t)| (*v, t.mark)).collect();
+        Record::Tails { entries, marks }
+    }
+
+    /// Contents outside the log.
+    pub(super) fn fill(
+        self: &Rc<Self>,
+        oid: ObjectId,
+        key: PlacementKey,
+        vdi: VdiId,
+        object_size: u32,
+        filling: bool,
+        ops: Vec<FillOp>,
+    ) -> Result<Durable, StoreError> {
+        self.check()?;
+        let max = object_size >> BLOCK_SHIFT;
+        let mut crcs = Vec::new();
+        let mut payload = Vec::new();
+        let mut runs = Vec::with_capacity(ops.len());
+        for op in ops {
+            let len = op.blocks.len() << BLOCK_SHIFT;
+            if op.blocks.start >= op.blocks.end || op.blocks.end > max {
+                return Err(StoreError::Invalid("block range".into()));
+            }
+            runs.push((op.blocks, action(&op.kind)));
+            if let WriteKind::Data(d) = op.kind {
+                if d.len() != len {
+                    return Err(StoreError::Invalid("payload length".into()));
+                }
+                crcs.extend(d.chunks_exact(BLOCK_SIZE).map(crc32c));
+                payload.push(d);
+            }
+        }
+        let bytes: usize = payload.iter().map(Bytes::len).sum();
+        if bytes > 0 && !self.has_room(bytes as u64) {
+            return Err(StoreError::Full { disk: self.id });
+        }
+        let whole = match payload.len() {
+            0 => Bytes::new(),
+            1 => crate::buf::aligned(payload.remove(0)),
+            _ => {
+                let mut buf = crate::buf::AlignedBuf::new(bytes);
+                let mut at = 0;
+                for p in payload {
+                    buf[at..at + p.len()].copy_from_slice(&p);
+                    at += p.len();
+                }
+                buf.freeze()
+            }
+        };
+        let record = Record::Fill { oid, key, vdi, object_size, filling, ops: runs, crcs };
+        self.run(self.journal.head(), &record, &whole);
+        let parts = if whole.is_empty() { Vec::new() } else { vec![whole] };
+        Ok(self.journal.append(record, parts))
+    }
+
+    /// A record without payload.
+    pub(super) fn log(self: &Rc<Self>, record: Record) -> Durable {
+        self.run(self.journal.head(), &record, &Bytes::new());
+        self.journal.append(record, Vec::new())
+    }
+
+    pub(super) fn info(&self, obj: &Obj) -> Option<ObjectInfo> {
+        obj.meta.borrow().as_ref().map(|m| ObjectInfo {
+            oid: m.oid,
+            key: m.key,
+            vdi: m.vdi,
+            object_size: m.object_size,
+            version: m.version,
+            epoch: m.epoch,
+            present: m.present.clone(),
+            zero: m.zero.clone(),
+            dirty: m.dirty.clone(),
+            dirty_since: m.dirty_since,
+            filling: m.filling,
+        })
+    }
+
+    pub(super) fn summary(&self, obj: &Obj) -> ObjectSummary {
+        let s = obj.summary.borrow();
+        ObjectSummary {
+            oid: obj.oid,
+            key: obj.key,
+            vdi: s.vdi,
+            object_size: s.object_size,
+            version: s.version,
+            epoch: s.epoch,
+            filling: s.filling || s.broken,
+            data_blocks: s.data_blocks,
+        }
+    }
+
+    /// A block does not match its checksum.
+    pub(super) fn corrupt(&self, oid: ObjectId, blocks: Range<u32>) -> StoreError {
+        self.corrupt_blocks.set(self.corrupt_blocks.get() + blocks.len() as u64);
+        let _ = self.events.try_send(StoreEvent::Corrupt { oid, blocks: blocks.clone() });
+        StoreError::Corrupt { oid, blocks }
+    }
+
+    /// Data blocks `run` of an object as they are on disk (none of them in the overlay), checked.
+    pub(super) async fn read_run(
+        &self,
+        obj: &Rc<Obj>,
+        run: Range<u32>,
+    ) -> Result<Option<crate::buf::AlignedBuf>, StoreError> {
+        let (size, want, change) = {
+            let meta = obj.meta.borrow();
+            let Some(m) = meta.as_ref() else { return Ok(None) };
+            let want: Vec<u32> = m.crcs[run.start as usize..run.end as usize].to_vec();
+            (m.object_size, want, obj.change.get())
+        };
+        let file = self.open_file(obj, false)?;
+        let buf = file
+            .read_at(data_offset(size, run.start), run.len() << BLOCK_SHIFT)
+            .await
+            .map_err(|e| self.fail(e.to_string()))?;
+        let bad = |i: &usize| crc32c(&buf[i << BLOCK_SHIFT..(i + 1) << BLOCK_SHIFT]) != want[*i];
+        let Some(first) = (0..run.len()).find(bad) else { return Ok(Some(buf)) };
+        if obj.change.get() != change || obj.removed.get() {
+            // Overwritten while we read: look again.
+            return Ok(None);
+        }
+        let last = (first..run.len()).rev().find(bad).unwrap_or(first);
+        Err(self.corrupt(obj.oid, run.start + first as u32..run.start + last as u32 + 1))
+    }
+}
+
+/// The newer valid slot of the two.
+pub(super) fn best_slot(oid: ObjectId, both: &[u8], len: usize) -> Result<(u64, Box<Meta>), Slot> {
+    let a = Meta::decode(oid, &both[..len.min(both.len())]);
+    let b = Meta::decode(oid, both.get(len..).unwrap_or_default());
+    match (a, b) {
+        (Slot::Valid(x, a), Slot::Valid(y, b)) => Ok(if x > y { (x, a) } else { (y, b) }),
+        (Slot::Valid(x, m), _) | (_, Slot::Valid(x, m)) => Ok((x, m)),
+        (Slot::Blank, Slot::Blank) => Err(Slot::Blank),
+        _ => Err(Slot::Broken),
+    }
+}

@@ -1,0 +1,321 @@
+//! A file system in memory for the simulator: it loses what was not synced, and can be told to fail.
+//!
+//! Every file has two states: what a running process sees and what is on stable storage. `crash` makes the second the first, after letting an arbitrary (seeded)
+//! part of the unsynced writes through, torn at 4 KiB. Deterministic: same calls and same seed, same bytes.
+
+use super::{File, Fs, OpenHow, Space};
+use crate::buf::AlignedBuf;
+use crate::volume::LocalFut;
+use bytes::Bytes;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+
+const PAGE: u64 = 4096;
+
+#[derive(Default, Clone)]
+struct Contents {
+    pages: BTreeMap<u64, Box<[u8]>>,
+    len: u64,
+}
+
+impl Contents {
+    fn read(&self, offset: u64, out: &mut [u8]) {
+        out.fill(0);
+        let (mut at, end) = (offset, offset + out.len() as u64);
+        while at < end {
+            let (page, from) = (at / PAGE, at % PAGE);
+            let n = (PAGE - from).min(end - at);
+            if let Some(p) = self.pages.get(&page) {
+                let to = (at - offset) as usize;
+                out[to..to + n as usize].copy_from_slice(&p[from as usize..(from + n) as usize]);
+            }
+            at += n;
+        }
+    }
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        let (mut at, end) = (offset, offset + data.len() as u64);
+        while at < end {
+            let (page, from) = (at / PAGE, at % PAGE);
+            let n = (PAGE - from).min(end - at);
+            let p = self.pages.entry(page).or_insert_with(|| vec![0; PAGE as usize].into());
+            let src = (at - offset) as usize;
+            p[from as usize..(from + n) as usize].copy_from_slice(&data[src..src + n as usize]);
+            at += n;
+        }
+        self.len = self.len.max(end);
+    }
+    fn punch(&mut self, offset: u64, len: u64) {
+        for page in offset.div_ceil(PAGE)..(offset + len) / PAGE {
+            self.pages.remove(&page);
+        }
+    }
+}
+
+enum Unsynced {
+    Write(u64, Bytes),
+    Punch(u64, u64),
+    SetLen(u64),
+}
+
+#[derive(Default)]
+struct MemoryFile {
+    now: Contents,
+    durable: Contents,
+    unsynced: Vec<Unsynced>,
+    /// The name survives a crash.
+    linked: bool,
+}
+
+impl MemoryFile {
+    fn settle(&mut self, step: &Unsynced) {
+        match step {
+            Unsynced::Write(at, data) => self.durable.write(*at, data),
+            Unsynced::Punch(at, len) => self.durable.punch(*at, *len),
+            Unsynced::SetLen(len) => self.durable.len = *len,
+        }
+    }
+    fn sync(&mut self) {
+        for step in std::mem::take(&mut self.unsynced) {
+            self.settle(&step);
+        }
+        self.linked = true;
+    }
+}
+
+struct State {
+    files: RefCell<BTreeMap<PathBuf, Rc<RefCell<MemoryFile>>>>,
+    dirs: RefCell<BTreeSet<PathBuf>>,
+    total: Cell<u64>,
+    latency: Cell<Duration>,
+    fail_after: Cell<Option<u64>>,
+}
+
+/// The file system. Clones share it.
+#[derive(Clone)]
+pub struct MemoryFs(Rc<State>);
+
+impl Default for MemoryFs {
+    fn default() -> Self {
+        Self::new(1 << 40)
+    }
+}
+
+impl MemoryFs {
+    /// Empty, of a size in bytes.
+    pub fn new(total: u64) -> Self {
+        Self(Rc::new(State {
+            files: RefCell::default(),
+            dirs: RefCell::default(),
+            total: Cell::new(total),
+            latency: Cell::new(Duration::ZERO),
+            fail_after: Cell::new(None),
+        }))
+    }
+    /// Every data operation takes this long (of the runtime's clock).
+    pub fn set_latency(&self, latency: Duration) {
+        self.0.latency.set(latency);
+    }
+    /// Size in bytes.
+    pub fn set_total(&self, total: u64) {
+        self.0.total.set(total);
+    }
+    /// After this many more data operations every one fails with EIO; `None` stops that.
+    pub fn fail_after(&self, operations: Option<u64>) {
+        self.0.fail_after.set(operations);
+    }
+    /// Power off and on: unsynced writes are lost, or not, or in part. Open files of before the crash must not be used any more.
+    pub fn crash(&self, seed: u64) {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let mut files = self.0.files.borrow_mut();
+        let mut gone = Vec::new();
+        for (path, file) in files.iter() {
+            let mut f = file.borrow_mut();
+            if !f.linked && rng.random_bool(0.5) {
+                gone.push(path.clone());
+                continue;
+            }
+            for step in std::mem::take(&mut f.unsynced) {
+                match step {
+                    Unsynced::Write(at, data) => {
+                        // Each page of a write reaches the disk or not, on its own.
+                        let fate = rng.random_range(0..3);
+                        for (i, page) in data.chunks(PAGE as usize).enumerate() {
+                            if fate == 1 || (fate == 2 && rng.random_bool(0.5)) {
+                                f.durable.write(at + i as u64 * PAGE, page);
+                            }
+                        }
+                    }
+                    other if rng.random_bool(0.5) => f.settle(&other),
+                    _ => {}
+                }
+            }
+            f.now = f.durable.clone();
+            f.linked = true;
+        }
+        for path in gone {
+            files.remove(&path);
+        }
+        // Handles from before the crash must not reach the files of after it.
+        for file in files.values_mut() {
+            let old = file.borrow();
+            let new = MemoryFile { now: old.now.clone(), durable: old.durable.clone(), unsynced: Vec::new(), linked: true };
+            drop(old);
+            *file = Rc::new(RefCell::new(new));
+        }
+    }
+    /// Flip one bit of a file, also of its durable state. False when there is nothing.
+    pub fn flip(&self, path: &Path, offset: u64, bit: u8) -> bool {
+        let Some(file) = self.0.files.borrow().get(path).cloned() else { return false };
+        let mut f = file.borrow_mut();
+        let mut byte = [0];
+        f.now.read(offset, &mut byte);
+        byte[0] ^= 1 << (bit % 8);
+        f.now.write(offset, &byte);
+        f.durable.write(offset, &byte);
+        true
+    }
+    /// Paths of all files.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        self.0.files.borrow().keys().cloned().collect()
+    }
+    fn used(&self) -> u64 {
+        self.0.files.borrow().values().map(|f| f.borrow().now.pages.len() as u64 * PAGE).sum()
+    }
+}
+
+struct Handle {
+    state: Rc<State>,
+    file: Rc<RefCell<MemoryFile>>,
+}
+
+impl Handle {
+    fn gate(&self) -> io::Result<Duration> {
+        if let Some(left) = self.state.fail_after.get() {
+            if left == 0 {
+                return Err(io::Error::from_raw_os_error(5));
+            }
+            self.state.fail_after.set(Some(left - 1));
+        }
+        Ok(self.state.latency.get())
+    }
+}
+
+async fn pause(latency: Duration) {
+    if !latency.is_zero() {
+        tokio::time::sleep(latency).await;
+    }
+}
+
+impl File for Handle {
+    fn read_at(&self, offset: u64, len: usize) -> LocalFut<'static, io::Result<AlignedBuf>> {
+        let (gate, file) = (self.gate(), self.file.clone());
+        Box::pin(async move {
+            pause(gate?).await;
+            let mut buf = AlignedBuf::new(len);
+            file.borrow().now.read(offset, &mut buf);
+            Ok(buf)
+        })
+    }
+    fn write_at(&self, offset: u64, parts: Vec<Bytes>, durable: bool) -> LocalFut<'static, io::Result<()>> {
+        let (gate, file) = (self.gate(), self.file.clone());
+        if gate.is_ok() {
+            // The kernel has it from now on, whether anybody waits or not.
+            let mut f = file.borrow_mut();
+            let mut at = offset;
+            for p in parts {
+                f.now.write(at, &p);
+                let copy = Bytes::copy_from_slice(&p);
+                f.unsynced.push(Unsynced::Write(at, copy));
+                at += p.len() as u64;
+            }
+        }
+        Box::pin(async move {
+            pause(gate?).await;
+            if durable {
+                file.borrow_mut().sync();
+            }
+            Ok(())
+        })
+    }
+    fn sync(&self) -> LocalFut<'static, io::Result<()>> {
+        let (gate, file) = (self.gate(), self.file.clone());
+        Box::pin(async move {
+            pause(gate?).await;
+            file.borrow_mut().sync();
+            Ok(())
+        })
+    }
+    fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
+        let mut f = self.file.borrow_mut();
+        f.now.punch(offset, len);
+        f.unsynced.push(Unsynced::Punch(offset, len));
+        Ok(())
+    }
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.file.borrow().now.len)
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        let mut f = self.file.borrow_mut();
+        f.now.len = len;
+        f.unsynced.push(Unsynced::SetLen(len));
+        Ok(())
+    }
+}
+
+impl Fs for MemoryFs {
+    fn engine(&self) -> &'static str {
+        "memory"
+    }
+    fn open(&self, path: &Path, how: OpenHow) -> io::Result<Rc<dyn File>> {
+        let mut files = self.0.files.borrow_mut();
+        let file = match files.get(path) {
+            Some(f) => f.clone(),
+            None if how.create => files.entry(path.to_owned()).or_default().clone(),
+            None => return Err(io::ErrorKind::NotFound.into()),
+        };
+        Ok(Rc::new(Handle { state: self.0.clone(), file }))
+    }
+    fn unlink(&self, path: &Path) -> io::Result<()> {
+        self.0.files.borrow_mut().remove(path);
+        Ok(())
+    }
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut files = self.0.files.borrow_mut();
+        let file = files.remove(from).ok_or(io::ErrorKind::NotFound)?;
+        files.insert(to.to_owned(), file);
+        Ok(())
+    }
+    fn mkdir(&self, path: &Path) -> io::Result<()> {
+        self.0.dirs.borrow_mut().insert(path.to_owned());
+        Ok(())
+    }
+    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+        let mut names = BTreeSet::new();
+        for p in self.0.files.borrow().keys().chain(self.0.dirs.borrow().iter()) {
+            if let Ok(rest) = p.strip_prefix(path)
+                && let Some(first) = rest.components().next()
+            {
+                names.insert(first.as_os_str().to_string_lossy().into_owned());
+            }
+        }
+        Ok(names.into_iter().collect())
+    }
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        for (p, f) in self.0.files.borrow().iter() {
+            if p.parent() == Some(path) {
+                f.borrow_mut().linked = true;
+            }
+        }
+        Ok(())
+    }
+    fn space(&self, _: &Path) -> io::Result<Space> {
+        let total = self.0.total.get();
+        Ok(Space { total, free: total.saturating_sub(self.used()) })
+    }
+}

@@ -1,0 +1,326 @@
+//! Opening disks: identity, journal replay, finding the objects.
+
+use super::disk::{Disk, Summary, best_slot};
+use super::fs::{Fs, OpenHow};
+use super::journal::Journal;
+use super::object::slot_len;
+use super::{Store, StoreEvent, apply};
+use crate::buf::AlignedBuf;
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use sheepdog_proto::checksum::crc32c;
+use sheepdog_proto::{BLOCK_SIZE, ClusterId, DiskId, Epoch, LayerId, MAX_OBJECT_SIZE, MIN_OBJECT_SIZE, NodeId, ObjectId, PlacementKey, VdiId, Version};
+use std::cell::RefCell;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use tokio::sync::mpsc;
+
+/// Version of a disk's layout.
+const FORMAT: u32 = 1;
+/// Journal size unless told otherwise, bytes.
+pub const DEFAULT_JOURNAL: u64 = 256 << 20;
+/// Name of the identity file.
+const IDENTITY: &str = "disk";
+/// Events that wait to be looked at.
+const EVENTS: usize = 1024;
+
+/// How to open a store.
+#[derive(Debug, Clone)]
+pub struct StoreConfig {
+    /// This node.
+    pub node: NodeId,
+    /// Its cluster, once known.
+    pub cluster: Option<ClusterId>,
+    /// Directories.
+    pub disks: Vec<PathBuf>,
+    /// Journals go here instead of onto each disk.
+    pub journal_dir: Option<PathBuf>,
+    /// Journal size of new disks, bytes.
+    pub journal_size: Option<u64>,
+    /// All objects in one directory instead of a tree.
+    pub plain: bool,
+}
+
+/// A disk that cannot be used, and what to do.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{0}")]
+pub struct OpenError(pub String);
+
+#[derive(Serialize, Deserialize)]
+struct Identity {
+    format: u32,
+    disk: DiskId,
+    node: NodeId,
+    cluster: Option<ClusterId>,
+    plain: bool,
+}
+
+/// Write a small file atomically: length, CRC-32C, contents.
+pub(super) async fn write_small(fs: &dyn Fs, dir: &Path, name: &str, data: &[u8]) -> io::Result<()> {
+    let mut buf = AlignedBuf::zeroed((16 + data.len()).next_multiple_of(BLOCK_SIZE));
+    buf[..8].copy_from_slice(&(data.len() as u64).to_le_bytes());
+    buf[8..12].copy_from_slice(&crc32c(data).to_le_bytes());
+    buf[16..16 + data.len()].copy_from_slice(data);
+    let (temporary, path) = (dir.join(format!("{name}.new")), dir.join(name));
+    fs.unlink(&temporary)?;
+    let file = fs.open(&temporary, OpenHow { create: true, direct: false })?;
+    file.write_at(0, vec![buf.freeze()], true).await?;
+    file.sync().await?;
+    fs.rename(&temporary, &path)?;
+    fs.sync_dir(dir)
+}
+
+/// Read it back; `None`: no such file.
+pub(super) async fn read_small(fs: &dyn Fs, dir: &Path, name: &str) -> io::Result<Option<Bytes>> {
+    let file = match fs.open(&dir.join(name), OpenHow::default()) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other?,
+    };
+    let damaged = || io::Error::new(io::ErrorKind::InvalidData, format!("{name}: damaged"));
+    let len = file.len()?;
+    if !(16..=1 << 30).contains(&len) {
+        return Err(damaged());
+    }
+    let mut all = Vec::with_capacity(len as usize);
+    let mut at = 0;
+    while at < len {
+        let n = (len - at).min(1 << 20);
+        all.extend_from_slice(&file.read_at(at, n as usize).await?);
+        at += n;
+    }
+    let size = u64::from_le_bytes(all[..8].try_into().map_err(|_| damaged())?) as usize;
+    let crc = u32::from_le_bytes(all[8..12].try_into().map_err(|_| damaged())?);
+    let data = all.get(16..16usize.saturating_add(size)).ok_or_else(damaged)?;
+    if crc32c(data) != crc {
+        return Err(damaged());
+    }
+    Ok(Some(Bytes::copy_from_slice(data)))
+}
+
+fn random_id() -> DiskId {
+    DiskId(uuid::Uuid::new_v4().as_u128())
+}
+
+impl Store {
+    /// Open (and prepare, where virgin) every disk, and replay their journals. Must run on the data thread.
+    pub async fn open(config: StoreConfig, fs: Rc<dyn Fs>) -> Result<Rc<Self>, OpenError> {
+        let (events_out, events_in) = mpsc::channel(EVENTS);
+        let store = Rc::new_cyclic(|me| Self {
+            config: config.clone(),
+            fs,
+            disks: RefCell::default(),
+            pending: RefCell::default(),
+            events_out,
+            events_in: RefCell::new(Some(events_in)),
+            me: me.clone(),
+        });
+        for path in &config.disks {
+            store.add_disk(path).await?;
+        }
+        Ok(store)
+    }
+
+    /// Node that a directory was written by, if any: for restoring a lost home directory.
+    pub async fn written_by(fs: &dyn Fs, path: &Path) -> Option<(NodeId, Option<ClusterId>)> {
+        let data = read_small(fs, path, IDENTITY).await.ok()??;
+        let id: Identity = postcard::from_bytes(&data).ok()?;
+        Some((id.node, id.cluster))
+    }
+
+    /// Any disk had data of this cluster when it was opened.
+    pub fn has_objects(&self) -> bool {
+        self.disks.borrow().iter().any(|d| !d.objects.borrow().is_empty())
+    }
+
+    /// Write the cluster's identity on every disk.
+    pub async fn set_cluster(&self, cluster: ClusterId) -> Result<(), OpenError> {
+        let disks: Vec<Rc<Disk>> = self.disks.borrow().clone();
+        for d in disks {
+            let id = Identity { format: FORMAT, disk: d.id, node: self.config.node, cluster: Some(cluster), plain: d.plain };
+            self.write_identity(&d.path, &id).await?;
+        }
+        Ok(())
+    }
+
+    async fn write_identity(&self, path: &Path, id: &Identity) -> Result<(), OpenError> {
+        let data = postcard::to_allocvec(id).map_err(|e| OpenError(e.to_string()))?;
+        write_small(&*self.fs, path, IDENTITY, &data)
+            .await
+            .map_err(|e| OpenError(format!("{}: {e}", path.display())))
+    }
+
+    async fn identify(&self, path: &Path) -> Result<Identity, OpenError> {
+        let fail = |why: String| OpenError(format!("{}: {why}", path.display()));
+        let found = read_small(&*self.fs, path, IDENTITY).await.map_err(|e| {
+            fail(format!("{e}: the disk's identity cannot be read; if its data is not needed any more, empty the directory"))
+        })?;
+        let Some(data) = found else {
+            let names = self.fs.list(path).map_err(|e| fail(e.to_string()))?;
+            if names.iter().any(|n| n == "obj") {
+                return Err(fail("has objects but no identity: it was damaged; empty it if its data is not needed any more".into()));
+            }
+            let id = Identity {
+                format: FORMAT,
+                disk: random_id(),
+                node: self.config.node,
+                cluster: self.config.cluster,
+                plain: self.config.plain,
+            };
+            return Ok(id);
+        };
+        let id: Identity = postcard::from_bytes(&data).map_err(|e| fail(e.to_string()))?;
+        if id.format != FORMAT {
+            return Err(fail(format!("format {} was written by another release of sheep", id.format)));
+        }
+        if id.node != self.config.node {
+            return Err(fail(format!(
+                "belongs to node {}, this is node {}: give each sheep its own disks, or empty the directory",
+                id.node, self.config.node
+            )));
+        }
+        if let (Some(theirs), Some(ours)) = (id.cluster, self.config.cluster)
+            && theirs != ours
+        {
+            return Err(fail(format!(
+                "belongs to cluster {theirs}, this sheep to cluster {ours}: empty the directory to use it here"
+            )));
+        }
+        Ok(id)
+    }
+
+    pub(super) async fn add_disk(self: &Rc<Self>, path: &Path) -> Result<DiskId, OpenError> {
+        let fail = |e: io::Error| OpenError(format!("{}: {e}", path.display()));
+        if self.disks.borrow().iter().any(|d| d.path == path) {
+            return Err(OpenError(format!("{}: is in use already", path.display())));
+        }
+        self.fs.mkdir(path).map_err(fail)?;
+        let id = self.identify(path).await?;
+        let journal_path = match &self.config.journal_dir {
+            None => path.join("journal"),
+            Some(dir) => {
+                self.fs.mkdir(dir).map_err(fail)?;
+                dir.join(format!("journal-{}", id.disk))
+            }
+        };
+        let how = OpenHow { create: true, direct: true };
+        let file = self.fs.open(&journal_path, how).map_err(fail)?;
+        let virgin = read_small(&*self.fs, path, IDENTITY).await.map_err(fail)?.is_none();
+        if virgin {
+            let size = self.config.journal_size.unwrap_or(DEFAULT_JOURNAL);
+            Journal::create(file.clone(), size).await.map_err(fail)?;
+            // Last: a directory with an identity has a journal.
+            self.write_identity(path, &id).await?;
+        } else if file.is_empty().map_err(fail)? {
+            return Err(OpenError(format!(
+                "{}: the journal {} is missing: writes it held would be lost; give the same --journal as before",
+                path.display(),
+                journal_path.display()
+            )));
+        }
+        let (journal, records) = Journal::open(file).await.map_err(fail)?;
+        let disk = Disk::new(id.disk, path.to_owned(), id.plain, self.fs.clone(), journal, self.events_out.clone());
+        self.scan(&disk).await.map_err(fail)?;
+        let replayed = records.len();
+        for (position, record, data) in records {
+            // Replay changes metadata, so it must be in memory first.
+            if let Some(oid) = touched(&record)
+                && let Some(obj) = disk.object(oid)
+                && disk.load(&obj).await.is_err()
+            {
+                // The header was torn or damaged and the journal does not have all of the object.
+                tracing::warn!(%oid, "an object's header is damaged: it will be filled from another copy");
+                continue;
+            }
+            disk.run(position, &record, &data);
+        }
+        if replayed > 0 {
+            tracing::info!(path = %path.display(), records = replayed, "journal replayed");
+        }
+        tokio::task::spawn_local(apply::run(Rc::downgrade(&disk)));
+        disk.work.notify_one();
+        self.disks.borrow_mut().push(disk);
+        Ok(id.disk)
+    }
+
+    /// Find every object by its header.
+    async fn scan(&self, disk: &Rc<Disk>) -> io::Result<()> {
+        let root = disk.path.join("obj");
+        let mut dirs = vec![root.clone()];
+        if !disk.plain {
+            dirs.clear();
+            for layer in self.fs.list(&root)? {
+                for part in self.fs.list(&root.join(&layer))? {
+                    dirs.push(root.join(&layer).join(part));
+                }
+            }
+        }
+        for dir in dirs {
+            for name in self.fs.list(&dir)? {
+                if let Some(oid) = ObjectId::parse(&name) {
+                    self.scan_object(disk, oid).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn scan_object(&self, disk: &Rc<Disk>, oid: ObjectId) -> io::Result<()> {
+        let (_, path) = disk.object_path(oid);
+        let file = self.fs.open(&path, OpenHow { create: false, direct: true })?;
+        let mut size = sheepdog_proto::DEFAULT_OBJECT_SIZE;
+        // The length of the file tells the object size.
+        let len = file.len()?;
+        let mut guess = MIN_OBJECT_SIZE;
+        while guess <= MAX_OBJECT_SIZE {
+            if super::object::file_len(guess) == len {
+                size = guess;
+            }
+            guess *= 2;
+        }
+        let slot = slot_len(size);
+        let both = file.read_at(0, 2 * slot).await?;
+        match best_slot(oid, &both, slot) {
+            Ok((counter, m)) => {
+                let mut data = m.present.clone();
+                data.subtract(&m.zero);
+                let summary = Summary {
+                    vdi: m.vdi,
+                    object_size: m.object_size,
+                    version: m.version,
+                    epoch: m.epoch,
+                    filling: m.filling,
+                    data_blocks: data.count(),
+                    broken: false,
+                };
+                disk.found(oid, m.key, counter, summary);
+            }
+            // Made, but the crash came before its first metadata: the journal has it, or nobody was told.
+            Err(super::object::Slot::Blank) => self.fs.unlink(&path)?,
+            Err(_) => {
+                let _ = self.events_out.try_send(StoreEvent::Corrupt { oid, blocks: 0..0 });
+                let summary = Summary {
+                    vdi: VdiId(0),
+                    object_size: size,
+                    version: Version::NONE,
+                    epoch: Epoch(0),
+                    filling: false,
+                    data_blocks: 0,
+                    broken: true,
+                };
+                let key = PlacementKey { family: LayerId(0), index: oid.index() };
+                disk.found(oid, key, 0, summary);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The object a record changes the metadata of.
+fn touched(record: &super::journal::Record) -> Option<ObjectId> {
+    use super::journal::Record as R;
+    match record {
+        R::Write { oid, .. } | R::Fill { oid, .. } | R::FinishFill { oid, .. } => Some(*oid),
+        R::Remove { .. } | R::Watermark { .. } | R::Tails { .. } => None,
+    }
+}

@@ -1,0 +1,247 @@
+//! The store against a simple model, with crashes at any moment.
+
+use super::fs::memory::MemoryFs;
+use super::fs::{Fs, threads::ThreadsFs, uring::UringFs};
+use super::*;
+use crate::buf::AlignedBuf;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use sheepdog_proto::{ClusterId, NodeId};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+const SIZE: u32 = 1 << 20;
+const BLOCKS: u32 = SIZE >> BLOCK_SHIFT;
+
+fn local<F: Future>(f: impl FnOnce() -> F) -> F::Output {
+    let rt = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().expect("runtime");
+    tokio::task::LocalSet::new().block_on(&rt, async { f().await })
+}
+
+fn real<F: Future>(f: impl FnOnce() -> F) -> F::Output {
+    let rt = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+    tokio::task::LocalSet::new().block_on(&rt, async { f().await })
+}
+
+fn config(dirs: &[PathBuf]) -> StoreConfig {
+    StoreConfig {
+        node: NodeId(7),
+        cluster: Some(ClusterId(9)),
+        disks: dirs.to_vec(),
+        journal_dir: None,
+        journal_size: Some(32 << 20),
+        plain: false,
+    }
+}
+
+fn key(index: u32) -> PlacementKey {
+    PlacementKey { family: LayerId(1), index }
+}
+
+fn op(index: u32, prev: u64, seq: u64, blocks: Range<u32>, fill: Option<u8>) -> WriteOp {
+    let kind = match fill {
+        Some(b) => {
+            let mut buf = AlignedBuf::new(blocks.len() << BLOCK_SHIFT);
+            buf.fill(b);
+            WriteKind::Data(buf.freeze())
+        }
+        None => WriteKind::Zero,
+    };
+    let v = |seq| if seq == 0 { Version::NONE } else { Version { generation: 1, seq } };
+    WriteOp {
+        oid: ObjectId::data(LayerId(1), index),
+        key: key(index),
+        vdi: VdiId(1),
+        object_size: SIZE,
+        version: v(seq),
+        prev: v(prev),
+        epoch: Epoch(3),
+        degraded: None,
+        watermark: 0,
+        blocks,
+        kind,
+    }
+}
+
+#[test]
+fn survives_crashes_at_any_moment() {
+    for seed in 0..40u64 {
+        local(|| async move {
+            let mut rng = SmallRng::seed_from_u64(seed);
+            let fs = MemoryFs::default();
+            let dirs = [PathBuf::from("/a"), PathBuf::from("/b")];
+            let mut acked: BTreeMap<(u32, u32), u8> = BTreeMap::new();
+            let mut last: BTreeMap<u32, u64> = BTreeMap::new();
+            let mut seq = 0;
+            for round in 0..4 {
+                let store = Store::open(config(&dirs), Rc::new(fs.clone())).await.expect("opens");
+                for (index, want) in &last {
+                    let have = store.version(ObjectId::data(LayerId(1), *index)).map_or(0, |v| v.seq);
+                    assert!(have >= *want, "seed {seed}: object {index} is at {have}, {want} was acknowledged");
+                    last.clone().insert(*index, have);
+                }
+                let mut heads: BTreeMap<u32, u64> = BTreeMap::new();
+                for index in 0..6 {
+                    let have = store.version(ObjectId::data(LayerId(1), index)).map_or(0, |v| v.seq);
+                    heads.insert(index, have);
+                }
+                for ((index, block), value) in &acked {
+                    let layers = store.layers_at(key(*index));
+                    let data = store.read(&layers, key(*index), *block..*block + 1).await.expect("reads").data;
+                    // A later write that was not acknowledged may have got through.
+                    let later = heads[index] > last[index];
+                    assert!(later || data[0] == *value, "seed {seed} round {round}: {index}/{block}");
+                    assert!(data.iter().all(|b| *b == data[0]), "seed {seed}: torn block");
+                }
+                for _ in 0..rng.random_range(1..60) {
+                    let index = rng.random_range(0..6u32);
+                    let first = rng.random_range(0..BLOCKS);
+                    let end = (first + rng.random_range(1..20)).min(BLOCKS);
+                    let value = rng.random_range(1..=255u8);
+                    seq += 1;
+                    let zero = rng.random_bool(0.1);
+                    let o = op(index, heads[&index], seq, first..end, (!zero).then_some(value));
+                    heads.insert(index, seq);
+                    let write = store.write(o);
+                    if rng.random_bool(0.8) {
+                        assert_eq!(write.await, Ok(WriteOutcome::Done));
+                        last.insert(index, seq);
+                        for b in first..end {
+                            acked.insert((index, b), if zero { 0 } else { value });
+                        }
+                    } else {
+                        // Not waited for: it may or may not survive, so nothing is known of these blocks.
+                        for b in first..end {
+                            acked.remove(&(index, b));
+                        }
+                    }
+                    if rng.random_bool(0.05) {
+                        tokio::time::sleep(std::time::Duration::from_millis(rng.random_range(0..3000))).await;
+                    }
+                }
+                // What was not waited for is forgotten by the model when the object moves on.
+                drop(store);
+                fs.crash(rng.random());
+            }
+        });
+    }
+}
+
+async fn contract(fs: Rc<dyn Fs>, dir: PathBuf) {
+    let store = Store::open(config(std::slice::from_ref(&dir)), fs.clone()).await.expect("opens");
+    assert_eq!(store.write(op(0, 0, 1, 0..4, Some(1))).await, Ok(WriteOutcome::Done));
+    assert_eq!(store.write(op(0, 0, 1, 0..4, Some(1))).await, Ok(WriteOutcome::Duplicate));
+    let current = Version { generation: 1, seq: 1 };
+    assert_eq!(store.write(op(0, 5, 6, 0..4, Some(1))).await, Ok(WriteOutcome::Behind { current }));
+    // Order of calls, not of awaiting.
+    let second = store.write(op(0, 1, 2, 1..2, Some(2)));
+    let third = store.write(op(0, 2, 3, 1..3, Some(3)));
+    assert_eq!(third.await, Ok(WriteOutcome::Done));
+    assert_eq!(second.await, Ok(WriteOutcome::Done));
+    let layers = store.layers_at(key(0));
+    let r = store.read(&layers, key(0), 0..6).await.expect("reads");
+    let firsts: Vec<u8> = r.data.chunks(4096).map(|c| c[0]).collect();
+    assert_eq!((firsts, r.absent), (vec![1, 3, 3, 1, 0, 0], vec![4..6]));
+    assert_eq!(store.tail(VdiId(1)).len(), 3);
+    store.set_watermark(VdiId(1), Generation(1), 2);
+    assert_eq!(store.tail(VdiId(1)).len(), 1);
+    store.close().await.expect("closes");
+    drop(store);
+    let store = Store::open(config(std::slice::from_ref(&dir)), fs.clone()).await.expect("opens again");
+    let r = store.read(&layers, key(0), 0..4).await.expect("reads");
+    assert_eq!(r.data.chunks(4096).map(|c| c[0]).collect::<Vec<_>>(), [1, 3, 3, 1]);
+    assert_eq!(store.tail(VdiId(1)).len(), 1);
+    // A frozen layer below a new one, and merging it up.
+    let upper = ObjectId::data(LayerId(2), 0);
+    let mut w = op(0, 0, 4, 2..3, Some(9));
+    w.oid = upper;
+    assert_eq!(store.write(w).await, Ok(WriteOutcome::Done));
+    let both = [LayerId(2), LayerId(1)];
+    let before = store.read(&both, key(0), 0..6).await.expect("reads");
+    store.merge(ObjectId::data(LayerId(1), 0), upper).await.expect("merges");
+    let after = store.read(&[LayerId(2)], key(0), 0..6).await.expect("reads");
+    assert_eq!((before.data, before.absent), (after.data, after.absent));
+    assert_eq!(store.layers_at(key(0)), [LayerId(2)]);
+    store.remove_layer(LayerId(2)).await.expect("removes");
+    store.close().await.expect("closes");
+    drop(store);
+    let store = Store::open(config(&[dir]), fs).await.expect("opens");
+    assert!(store.list(None, 10).is_empty(), "removed objects do not come back");
+}
+
+#[test]
+fn contract_in_memory() {
+    local(|| contract(Rc::new(MemoryFs::default()), "/d".into()));
+}
+
+#[test]
+fn contract_with_io_uring() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    real(|| async { contract(Rc::new(UringFs::new().expect("io_uring")), dir.path().join("d")).await });
+}
+
+#[test]
+fn contract_with_threads() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    real(|| contract(Rc::new(ThreadsFs), dir.path().join("d")));
+}
+
+#[test]
+fn flipped_bits_are_found_and_repaired() {
+    local(|| async {
+        let fs = MemoryFs::default();
+        let store = Store::open(config(&["/d".into()]), Rc::new(fs.clone())).await.expect("opens");
+        store.write(op(0, 0, 1, 0..8, Some(5))).await.expect("writes");
+        store.close().await.expect("closes");
+        let oid = ObjectId::data(LayerId(1), 0);
+        let path = fs.paths().into_iter().find(|p| p.ends_with(oid.to_string())).expect("file");
+        assert!(fs.flip(&path, object::data_offset(SIZE, 3) + 17, 2));
+        assert_eq!(store.verify(oid).await, Ok(vec![3..4]));
+        let read = store.read(&[LayerId(1)], key(0), 0..8).await;
+        assert!(matches!(read, Err(StoreError::Corrupt { .. })), "{read:?}");
+        let good = WriteKind::Data(Bytes::from(vec![5; 4096]));
+        store.fill(oid, key(0), VdiId(1), SIZE, vec![FillOp { blocks: 3..4, kind: good }]).await.expect("fills");
+        let v = Version { generation: 1, seq: 1 };
+        store.finish_fill(oid, v, Epoch(3), BlockMap::new(BLOCKS), None).await.expect("finishes");
+        assert_eq!(store.verify(oid).await, Ok(vec![]));
+    });
+}
+
+#[test]
+fn a_foreign_disk_is_refused() {
+    local(|| async {
+        let fs = MemoryFs::default();
+        drop(Store::open(config(&["/d".into()]), Rc::new(fs.clone())).await.expect("opens"));
+        let mut other = config(&["/d".into()]);
+        other.cluster = Some(ClusterId(10));
+        let e = Store::open(other, Rc::new(fs.clone())).await.err().expect("refused");
+        assert!(e.0.contains("belongs to cluster"), "{e}");
+        let mut other = config(&["/d".into()]);
+        other.node = NodeId(8);
+        let e = Store::open(other, Rc::new(fs)).await.err().expect("refused");
+        assert!(e.0.contains("belongs to node"), "{e}");
+    });
+}
+
+#[test]
+fn a_full_disk_says_so_and_recovers() {
+    local(|| async {
+        let fs = MemoryFs::new(80 << 20);
+        let store = Store::open(config(&["/d".into()]), Rc::new(fs.clone())).await.expect("opens");
+        let mut seq = 0;
+        let refused = loop {
+            seq += 1;
+            match store.write(op(seq as u32, 0, seq, 0..BLOCKS, Some(1))).await {
+                Ok(_) => {}
+                Err(e) => break e,
+            }
+            assert!(seq < 100);
+        };
+        assert!(matches!(refused, StoreError::Full { .. }), "{refused}");
+        for i in 1..seq {
+            store.remove(ObjectId::data(LayerId(1), i as u32)).await.expect("removing works on a full disk");
+        }
+        store.close().await.expect("checkpoint");
+        assert_eq!(store.write(op(200, 0, seq + 1, 0..BLOCKS, Some(1))).await, Ok(WriteOutcome::Done));
+    });
+}
