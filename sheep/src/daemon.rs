@@ -7,7 +7,7 @@ use crate::cli::Args;
 use crate::config::Config;
 use crate::control::identity::Identity;
 use crate::control::plane::{ControlConfig, ControlPlane, Network};
-use crate::front::admin::backend::DataPlane;
+use crate::front::admin::{AdminServer, backend::DataPlane};
 use crate::node::{self, Begin, Opened, backend::Daemon, data::DataHandle};
 use crate::store::Store;
 use crate::store::fs::threads::ThreadsFs;
@@ -180,7 +180,7 @@ async fn main_task(
         level: Mutex::new(level),
         set_level,
     });
-    let admin = crate::front::admin::serve(&format!("{}:{}", config.bind, config.port), tls.server.clone(), daemon.clone()).await?;
+    let admin = AdminServer::start(&format!("{}:{}", config.bind, config.port), tls.server.clone(), daemon).await?;
     if config.local && !control.read(|s| s.format.is_some()) {
         tracing::info!("one sheep alone: `dog cluster format` makes it a cluster of one");
     }

@@ -230,6 +230,11 @@ impl Client {
         Self { hop: Hop { forwarded: true }, ..self.clone() }
     }
 
+    /// The same connection, for requests that may be passed on.
+    pub fn original(&self) -> Self {
+        Self { hop: Hop { forwarded: false }, ..self.clone() }
+    }
+
     /// Address that answered last.
     pub fn addr(&self) -> &str {
         let i = self.dialer.last.load(Ordering::Relaxed);

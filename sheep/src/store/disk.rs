@@ -7,13 +7,15 @@ use super::fs::{File, Fs, OpenHow};
 use super::journal::{Journal, Record, SavedTail, action};
 use super::object::{Meta, Slot, data_offset, file_len, slot_len};
 use super::types::{
-    DiskState, FillOp, ObjectInfo, ObjectSummary, StoreError, StoreEvent, TailEntry, WriteKind, WriteOp, WriteOutcome,
+    DiskState, FillOp, ObjectInfo, ObjectSummary, StoreError, StoreEvent, TailEntry, WriteKind, WriteOp,
+    WriteOutcome,
 };
 use bytes::Bytes;
 use sheepdog_proto::checksum::crc32c;
 use sheepdog_proto::peer::WriteAction;
 use sheepdog_proto::{
-    BLOCK_SHIFT, BLOCK_SIZE, BlockMap, DiskId, Epoch, Generation, LayerId, ObjectId, PlacementKey, VdiId, Version,
+    BLOCK_SHIFT, BLOCK_SIZE, BlockMap, DiskId, Epoch, Generation, LayerId, ObjectId, PlacementKey, VdiId,
+    Version,
 };
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -381,8 +383,7 @@ impl Disk {
             let new = Fresh { data: has.then(|| data.slice(at..at + BLOCK_SIZE)), change };
             let old = fresh.insert(b, new);
             let grown = i64::from(has) - i64::from(old.is_some_and(|o| o.data.is_some()));
-            self.fresh_bytes
-                .set((self.fresh_bytes.get() as i64 + (grown << BLOCK_SHIFT)).max(0) as usize);
+            self.fresh_bytes.set((self.fresh_bytes.get() as i64 + (grown << BLOCK_SHIFT)).max(0) as usize);
         }
         obj.summary.borrow_mut().data_blocks = data_blocks.max(0) as u32;
         match what {
@@ -490,8 +491,7 @@ impl Disk {
                 }
                 self.touch(&obj, position);
                 self.unlink.borrow_mut().remove(oid);
-                let entry =
-                    TailEntry { oid: *oid, version: *version, prev: *prev, blocks: blocks.clone() };
+                let entry = TailEntry { oid: *oid, version: *version, prev: *prev, blocks: blocks.clone() };
                 self.note_tail(*vdi, entry);
                 self.set_mark(*vdi, Version { generation: version.generation, seq: *watermark });
             }

@@ -17,7 +17,9 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sheepdog_proto::checksum::crc32c;
 use sheepdog_proto::peer::WriteAction;
-use sheepdog_proto::{BLOCK_SHIFT, BLOCK_SIZE, BlockMap, Epoch, Generation, ObjectId, PlacementKey, VdiId, Version};
+use sheepdog_proto::{
+    BLOCK_SHIFT, BLOCK_SIZE, BlockMap, Epoch, Generation, ObjectId, PlacementKey, VdiId, Version,
+};
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io;
@@ -357,7 +359,11 @@ impl Journal {
     fn pump(self: &Rc<Self>) {
         while self.writing.get() < IN_FLIGHT && !self.queue.borrow().is_empty() {
             // Let more gather while the disk is busy with enough; but never wait with nothing in flight.
-            if self.writing.get() > 0 && self.queue.borrow().len() < 4 && self.queued_bytes.get() < 64 << 10 && self.writing.get() + 1 >= IN_FLIGHT {
+            if self.writing.get() > 0
+                && self.queue.borrow().len() < 4
+                && self.queued_bytes.get() < 64 << 10
+                && self.writing.get() + 1 >= IN_FLIGHT
+            {
                 return;
             }
             if let Some(why) = self.failed.borrow().clone() {
@@ -400,7 +406,11 @@ impl Journal {
             {
                 let at = self.at.borrow();
                 // One batch of room is kept free, so that a checkpoint can always write its tails.
-                let reserve = if matches!(queue[0].record, Record::Tails { .. }) { 0 } else { 2 * MAX_BATCH_BYTES as u64 };
+                let reserve = if matches!(queue[0].record, Record::Tails { .. }) {
+                    0
+                } else {
+                    2 * MAX_BATCH_BYTES as u64
+                };
                 if at.head + wrap + need + reserve > at.tail + self.area {
                     return false;
                 }

@@ -18,16 +18,16 @@ mod journal;
 mod object;
 mod open;
 mod read;
-pub mod types;
 #[cfg(test)]
 mod tests;
+pub mod types;
 
 pub use open::{OpenError, StoreConfig};
 pub use types::*;
 
+use bytes::Bytes;
 use disk::{Disk, Durable, Obj};
 use journal::Record;
-use bytes::Bytes;
 use sheepdog_proto::{
     BLOCK_SHIFT, BlockMap, DiskId, Epoch, Generation, LayerId, ObjectId, PlacementKey, VdiId, Version,
 };
@@ -306,7 +306,8 @@ impl Store {
                 target.room(data.len()).await?;
                 self.loaded(into).await?;
                 // From here without awaiting: only blocks that `into` still lacks.
-                let has = target.object(into).and_then(|o| o.meta.borrow().as_ref().map(|m| m.present.clone()));
+                let has =
+                    target.object(into).and_then(|o| o.meta.borrow().as_ref().map(|m| m.present.clone()));
                 let mut ops = Vec::new();
                 for b in chunk.clone() {
                     if has.as_ref().is_some_and(|h| h.get(b)) || !info.present.get(b) {

@@ -10,8 +10,8 @@
 
 use sheepdog_proto::checksum::crc32c;
 use sheepdog_proto::{
-    BLOCK_SHIFT, BLOCK_SIZE, BlockMap, Epoch, LayerId, MAX_OBJECT_SIZE, MIN_OBJECT_SIZE, ObjectId, PlacementKey, VdiId,
-    Version,
+    BLOCK_SHIFT, BLOCK_SIZE, BlockMap, Epoch, LayerId, MAX_OBJECT_SIZE, MIN_OBJECT_SIZE, ObjectId,
+    PlacementKey, VdiId, Version,
 };
 use zerocopy::byteorder::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};

@@ -9,7 +9,10 @@ use crate::buf::AlignedBuf;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sheepdog_proto::checksum::crc32c;
-use sheepdog_proto::{BLOCK_SIZE, ClusterId, DiskId, Epoch, LayerId, MAX_OBJECT_SIZE, MIN_OBJECT_SIZE, NodeId, ObjectId, PlacementKey, VdiId, Version};
+use sheepdog_proto::{
+    BLOCK_SIZE, ClusterId, DiskId, Epoch, LayerId, MAX_OBJECT_SIZE, MIN_OBJECT_SIZE, NodeId, ObjectId,
+    PlacementKey, VdiId, Version,
+};
 use std::cell::RefCell;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -142,7 +145,13 @@ impl Store {
     pub async fn set_cluster(&self, cluster: ClusterId) -> Result<(), OpenError> {
         let disks: Vec<Rc<Disk>> = self.disks.borrow().clone();
         for d in disks {
-            let id = Identity { format: FORMAT, disk: d.id, node: self.config.node, cluster: Some(cluster), plain: d.plain };
+            let id = Identity {
+                format: FORMAT,
+                disk: d.id,
+                node: self.config.node,
+                cluster: Some(cluster),
+                plain: d.plain,
+            };
             self.write_identity(&d.path, &id).await?;
         }
         Ok(())
@@ -224,7 +233,8 @@ impl Store {
             )));
         }
         let (journal, records) = Journal::open(file).await.map_err(fail)?;
-        let disk = Disk::new(id.disk, path.to_owned(), id.plain, self.fs.clone(), journal, self.events_out.clone());
+        let disk =
+            Disk::new(id.disk, path.to_owned(), id.plain, self.fs.clone(), journal, self.events_out.clone());
         self.scan(&disk).await.map_err(fail)?;
         let replayed = records.len();
         for (position, record, data) in records {

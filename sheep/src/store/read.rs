@@ -31,11 +31,7 @@ async fn read_part(
 }
 
 impl Store {
-    async fn chain(
-        &self,
-        layers: &[LayerId],
-        index: u32,
-    ) -> Result<Vec<(Rc<Disk>, Rc<Obj>)>, StoreError> {
+    async fn chain(&self, layers: &[LayerId], index: u32) -> Result<Vec<(Rc<Disk>, Rc<Obj>)>, StoreError> {
         let mut objects = Vec::with_capacity(layers.len());
         for layer in layers {
             if let Some(found) = self.loaded(ObjectId::data(*layer, index)).await? {
@@ -187,7 +183,10 @@ impl Store {
             while first < run.end {
                 let chunk = first..(first + VERIFY).min(run.end);
                 first = chunk.end;
-                if matches!(self.read(&[oid.layer()], o.key, chunk.clone()).await, Err(StoreError::Corrupt { .. })) {
+                if matches!(
+                    self.read(&[oid.layer()], o.key, chunk.clone()).await,
+                    Err(StoreError::Corrupt { .. })
+                ) {
                     // Name each block, so that healing fetches no more than it must.
                     for b in chunk {
                         match self.read(&[oid.layer()], o.key, b..b + 1).await {

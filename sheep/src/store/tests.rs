@@ -14,7 +14,11 @@ const SIZE: u32 = 1 << 20;
 const BLOCKS: u32 = SIZE >> BLOCK_SHIFT;
 
 fn local<F: Future>(f: impl FnOnce() -> F) -> F::Output {
-    let rt = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().expect("runtime");
+    let rt = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        .build()
+        .expect("runtime");
     tokio::task::LocalSet::new().block_on(&rt, async { f().await })
 }
 
@@ -77,7 +81,10 @@ fn survives_crashes_at_any_moment() {
                 let store = Store::open(config(&dirs), Rc::new(fs.clone())).await.expect("opens");
                 for (index, want) in &last {
                     let have = store.version(ObjectId::data(LayerId(1), *index)).map_or(0, |v| v.seq);
-                    assert!(have >= *want, "seed {seed}: object {index} is at {have}, {want} was acknowledged");
+                    assert!(
+                        have >= *want,
+                        "seed {seed}: object {index} is at {have}, {want} was acknowledged"
+                    );
                     last.clone().insert(*index, have);
                 }
                 let mut heads: BTreeMap<u32, u64> = BTreeMap::new();
@@ -87,7 +94,8 @@ fn survives_crashes_at_any_moment() {
                 }
                 for ((index, block), value) in &acked {
                     let layers = store.layers_at(key(*index));
-                    let data = store.read(&layers, key(*index), *block..*block + 1).await.expect("reads").data;
+                    let data =
+                        store.read(&layers, key(*index), *block..*block + 1).await.expect("reads").data;
                     // A later write that was not acknowledged may have got through.
                     let later = heads[index] > last[index];
                     assert!(later || data[0] == *value, "seed {seed} round {round}: {index}/{block}");
@@ -200,7 +208,10 @@ fn flipped_bits_are_found_and_repaired() {
         let read = store.read(&[LayerId(1)], key(0), 0..8).await;
         assert!(matches!(read, Err(StoreError::Corrupt { .. })), "{read:?}");
         let good = WriteKind::Data(Bytes::from(vec![5; 4096]));
-        store.fill(oid, key(0), VdiId(1), SIZE, vec![FillOp { blocks: 3..4, kind: good }]).await.expect("fills");
+        store
+            .fill(oid, key(0), VdiId(1), SIZE, vec![FillOp { blocks: 3..4, kind: good }])
+            .await
+            .expect("fills");
         let v = Version { generation: 1, seq: 1 };
         store.finish_fill(oid, v, Epoch(3), BlockMap::new(BLOCKS), None).await.expect("finishes");
         assert_eq!(store.verify(oid).await, Ok(vec![]));

@@ -11,7 +11,7 @@ use crate::store::{DiskInfo, DiskState};
 use crate::volume::VolumeError;
 use bytes::Bytes;
 use sheepdog_client::{Error, ErrorKind};
-use sheepdog_cluster::{Format, LayerState};
+use sheepdog_cluster::Format;
 use sheepdog_proto::{ClusterId, Generation, LayerId, NodeId, ObjectId, PlacementKey, VdiId, Version};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -259,13 +259,27 @@ pub trait DataPlane: Send + Sync {
     /// Copy in what a clone lacks (`FlattenStart` is committed); proposes `FlattenDone` itself. Steps count objects. Completes when done.
     fn flatten(&self, vdi: VdiId, steps: mpsc::Sender<Step>) -> SendFut<'_, DataResult<()>>;
     /// Compare all copies of all objects of an image. Completes when done.
-    fn check(&self, image: Image, repair: bool, steps: mpsc::Sender<CheckStep>) -> SendFut<'_, DataResult<()>>;
+    fn check(
+        &self,
+        image: Image,
+        repair: bool,
+        steps: mpsc::Sender<CheckStep>,
+    ) -> SendFut<'_, DataResult<()>>;
     /// This node's copies of an object, in the given layers (newest first).
-    fn copy_of(&self, key: PlacementKey, layers: Vec<LayerId>) -> SendFut<'_, DataResult<BTreeMap<LayerId, LocalCopy>>>;
+    fn copy_of(
+        &self,
+        key: PlacementKey,
+        layers: Vec<LayerId>,
+    ) -> SendFut<'_, DataResult<BTreeMap<LayerId, LocalCopy>>>;
     /// Objects that exist in an image, in order of index.
     fn map(&self, image: Image, rows: mpsc::Sender<MapRow>) -> SendFut<'_, DataResult<()>>;
     /// Ranges of `to` that differ from `from` (`None`: everything allocated), in order.
-    fn diff(&self, to: Image, from: Option<LayerId>, rows: mpsc::Sender<DiffRow>) -> SendFut<'_, DataResult<()>>;
+    fn diff(
+        &self,
+        to: Image,
+        from: Option<LayerId>,
+        rows: mpsc::Sender<DiffRow>,
+    ) -> SendFut<'_, DataResult<()>>;
     /// Bytes that this node's disks spend on each layer.
     fn usage(&self) -> SendFut<'_, DataResult<BTreeMap<LayerId, u64>>>;
     /// This node's disks.
@@ -317,11 +331,6 @@ pub trait AdminBackend: Send + Sync {
     fn set_log_level(&self, filter: &str) -> Result<(), String>;
     /// TLS towards other sheep's client ports (`Credentials::client_config`); `None`: plaintext.
     fn client_tls(&self) -> Option<Arc<rustls::ClientConfig>>;
-}
-
-/// A listing's word for a layer.
-pub(super) fn is_frozen(state: &LayerState) -> bool {
-    !matches!(state, LayerState::Live)
 }
 
 /// A listing's words for a disk.

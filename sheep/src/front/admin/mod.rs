@@ -1,31 +1,24 @@
 //! The admin front-end: gRPC on the client port, for dog, CSI, the operator, and other sheep.
 //!
-//! `backend` says what it needs from the daemon.
+//! ```text
+//! server (sockets, TLS, limits) -> vdi, node, cluster (one gRPC service each) -> admin (finding, proposing, holding) -> backend (traits of the daemon)
+//!                                     |-- vdi_data (streams of contents), vdi_look (where things are)      '-> peers (the other sheep)
+//! ```
+//!
+//! Any sheep answers for the whole cluster: listings of the control plane come from its own copy of the state, changes are proposals, and
+//! what only other nodes know is asked there once (`peers`), marked so that it goes no further. What the daemon has to supply is in
+//! `backend`; nothing here touches the data thread but through `DataPlane`.
 
+mod admin;
 pub mod backend;
+mod cluster;
+mod convert;
+mod node;
+mod peers;
+mod server;
+mod vdi;
+mod vdi_data;
+mod vdi_look;
 
 pub use backend::{AdminBackend, AdminVolume, DataError, DataPlane};
-
-/// TEMP
-pub struct Admin;
-impl Admin {
-    /// TEMP
-    pub async fn stop(self) {}
-}
-/// TEMP
-pub async fn serve(_at: &str, _tls: Option<std::sync::Arc<rustls::ServerConfig>>, daemon: std::sync::Arc<crate::node::backend::Daemon>) -> anyhow::Result<Admin> {
-    if std::env::var("DEV_FORMAT").is_ok() {
-        tokio::spawn(async move {
-            if daemon.control.read(|s| s.format.is_none()) {
-                let f = daemon.format_template();
-                let r = daemon.format(f).await;
-                tracing::info!(?r, "dev format");
-                let want: usize = std::env::var("DEV_FORMAT").unwrap_or_default().parse().unwrap_or(1);
-                while daemon.control.map().nodes.len() < want { tokio::time::sleep(std::time::Duration::from_millis(100)).await; }
-                let r = daemon.control.propose(sheepdog_cluster::Command::VdiCreate { name: "v".into(), uuid: 1, size: 2 << 30, redundancy: None, object_size: None }).await;
-                tracing::info!(?r, "dev vdi");
-            }
-        });
-    }
-    Ok(Admin)
-}
+pub use server::{AdminListenError, AdminServer};

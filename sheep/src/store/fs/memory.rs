@@ -164,7 +164,12 @@ impl MemoryFs {
         // Handles from before the crash must not reach the files of after it.
         for file in files.values_mut() {
             let old = file.borrow();
-            let new = MemoryFile { now: old.now.clone(), durable: old.durable.clone(), unsynced: Vec::new(), linked: true };
+            let new = MemoryFile {
+                now: old.now.clone(),
+                durable: old.durable.clone(),
+                unsynced: Vec::new(),
+                linked: true,
+            };
             drop(old);
             *file = Rc::new(RefCell::new(new));
         }

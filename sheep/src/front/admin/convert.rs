@@ -1,0 +1,252 @@
+//! Between the cluster state and the messages of the admin interface. Pure.
+
+use super::backend::{IoCounters, Standing};
+use sheepdog_client::pb;
+use sheepdog_client::{Error, ErrorKind};
+use sheepdog_cluster::{
+    ClusterState, CommandError, EventLevel, Node, NodeState, RecoveryConfig, Redundancy, Reply, Session,
+    Snapshot, Vdi,
+};
+use sheepdog_proto::NodeId;
+
+use crate::control::ControlError;
+use crate::store::DiskInfo;
+
+/// A refusal of the state machine.
+pub(super) fn command_error(e: &CommandError) -> Error {
+    let kind = match e {
+        CommandError::NotFound(_) => ErrorKind::Missing,
+        CommandError::Exists(_) => ErrorKind::Exists,
+        CommandError::Busy(_) => ErrorKind::Busy,
+        CommandError::Invalid(_) => ErrorKind::Usage,
+        CommandError::NotEnough(_) => ErrorKind::Cluster,
+        CommandError::Fenced => ErrorKind::Moved,
+        CommandError::NotFormatted => ErrorKind::NotFormatted,
+    };
+    Error::new(kind, e.to_string())
+}
+
+/// A proposal without an answer.
+pub(super) fn control_error(e: &ControlError) -> Error {
+    let kind = match e {
+        ControlError::NotFormatted => ErrorKind::NotFormatted,
+        ControlError::Unavailable(_) | ControlError::ShuttingDown => ErrorKind::Cluster,
+    };
+    Error::new(kind, e.to_string())
+}
+
+/// The state machine's answer, or its refusal as an error.
+pub(super) fn accept(reply: Result<Reply, ControlError>) -> Result<Reply, Error> {
+    match reply {
+        Ok(Reply::Error(e)) => Err(command_error(&e)),
+        Ok(reply) => Ok(reply),
+        Err(e) => Err(control_error(&e)),
+    }
+}
+
+/// Redundancy as asked for; absent or all zero: the default.
+pub(super) fn redundancy_in(r: Option<pb::Redundancy>) -> Result<Option<Redundancy>, Error> {
+    let usage = |text: &str| Error::new(ErrorKind::Usage, text);
+    let byte = |n: u32, what: &str| u8::try_from(n).map_err(|_| usage(&format!("{n} {what} are too many")));
+    match r {
+        None => Ok(None),
+        Some(r) if r.copies > 0 && (r.data > 0 || r.parity > 0) => {
+            Err(usage("say either a number of copies or a copy policy D:P"))
+        }
+        Some(r) if r.copies > 0 => Ok(Some(Redundancy::Copies(byte(r.copies, "copies")?))),
+        Some(r) if r.data > 0 => {
+            Ok(Some(Redundancy::Erasure { data: byte(r.data, "strips")?, parity: byte(r.parity, "strips")? }))
+        }
+        Some(_) => Ok(None),
+    }
+}
+
+pub(super) fn redundancy_out(r: Redundancy) -> pb::Redundancy {
+    match r {
+        Redundancy::Copies(n) => pb::Redundancy { copies: n.into(), ..Default::default() },
+        Redundancy::Erasure { data, parity } => {
+            pb::Redundancy { copies: 0, data: data.into(), parity: parity.into() }
+        }
+    }
+}
+
+pub(super) fn snapshot(s: &Snapshot) -> pb::Snapshot {
+    pb::Snapshot { id: s.id, tag: s.tag.clone(), size: s.size, created_ms: s.created, used: None }
+}
+
+fn session(s: &Session) -> pb::Session {
+    use pb::session::State;
+    match s {
+        Session::Closed => pb::Session { state: State::Closed.into(), ..Default::default() },
+        Session::Open { owner, generation, ready, .. } => pb::Session {
+            state: if *ready { State::Open } else { State::Opening }.into(),
+            owner: owner.to_string(),
+            generation: generation.0,
+        },
+        Session::Unclean { generation } => {
+            pb::Session { state: State::Unclean.into(), generation: generation.0, ..Default::default() }
+        }
+    }
+}
+
+/// The snapshot that a clone still reads from.
+fn parent(state: &ClusterState, v: &Vdi) -> Option<pb::Parent> {
+    let base = state.layers.get(&v.family)?.base?;
+    let source = state.vdis.get(&state.layers.get(&base)?.vdi);
+    let snapshot = source.and_then(|s| s.snapshots.iter().find(|x| x.layer == base));
+    Some(pb::Parent {
+        vdi: state.layers.get(&base)?.vdi.0,
+        name: source.map(|s| s.name.clone()).unwrap_or_default(),
+        snapshot: snapshot.map_or(0, |s| s.id),
+        tag: snapshot.map(|s| s.tag.clone()).unwrap_or_default(),
+    })
+}
+
+pub(super) fn vdi(state: &ClusterState, v: &Vdi) -> pb::Vdi {
+    let family = state.families.get(&v.family);
+    pb::Vdi {
+        id: v.id.0,
+        uuid: uuid::Uuid::from_u128(v.uuid).to_string(),
+        name: v.name.clone(),
+        size: v.size,
+        redundancy: family.map(|f| redundancy_out(f.redundancy)),
+        object_size: family.map_or(0, |f| f.object_size),
+        working: v.top.is_some(),
+        created_ms: v.created,
+        snapshots: v.snapshots.iter().map(snapshot).collect(),
+        attrs: v.attrs.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
+        locks: v
+            .locks
+            .iter()
+            .map(|l| pb::Lock { holder: l.holder.clone(), exclusive: l.exclusive, since_ms: l.since })
+            .collect(),
+        session: Some(session(&v.session)),
+        parent: parent(state, v),
+        flattening: v.flattening,
+        usage: None,
+    }
+}
+
+pub(super) fn node(n: &Node, standing: &Standing) -> pb::Node {
+    use pb::node::State;
+    let state = match n.state {
+        NodeState::Up => State::Up,
+        NodeState::Draining => State::Draining,
+        NodeState::Down => State::Down,
+        NodeState::Out => State::Out,
+    };
+    pb::Node {
+        id: n.id.to_string(),
+        host: n.addr.host.clone(),
+        client_port: n.addr.client_port.into(),
+        peer_port: n.addr.peer_port.into(),
+        zone: n.zone.clone().unwrap_or_default(),
+        weight: n.weight,
+        vnodes: n.vnodes,
+        gateway: n.gateway,
+        state: state.into(),
+        since_ms: n.since,
+        version: n.version.clone(),
+        synced: n.synced.0,
+        voter: standing.voters.contains(&n.id),
+        leader: standing.leader == Some(n.id),
+    }
+}
+
+pub(super) fn disk(d: &DiskInfo) -> pb::NodeDisk {
+    let (state, reason) = super::backend::disk_state(&d.state);
+    pb::NodeDisk {
+        id: d.id.to_string(),
+        path: d.path.clone(),
+        total: d.total,
+        free: d.free,
+        used: d.used,
+        objects: d.objects,
+        state: state.into(),
+        reason,
+    }
+}
+
+pub(super) fn io(c: &IoCounters) -> pb::IoStat {
+    pb::IoStat {
+        reads: c.reads,
+        writes: c.writes,
+        discards: c.discards,
+        flushes: c.flushes,
+        read_bytes: c.read_bytes,
+        write_bytes: c.write_bytes,
+        read_us: c.read_us,
+        write_us: c.write_us,
+        errors: c.errors,
+    }
+}
+
+pub(super) fn recovery(c: &RecoveryConfig) -> pb::RecoverySettings {
+    pb::RecoverySettings {
+        enabled: c.enabled,
+        max_bytes_per_s: c.max_bytes_per_s,
+        concurrency: c.concurrency,
+    }
+}
+
+pub(super) fn event(e: &sheepdog_cluster::Event) -> pb::Event {
+    use pb::event::Level;
+    let level = match e.level {
+        EventLevel::Info => Level::Info,
+        EventLevel::Warning => Level::Warning,
+        EventLevel::Error => Level::Error,
+    };
+    pb::Event { id: e.id, at_ms: e.at, level: level.into(), text: e.text.clone() }
+}
+
+/// Number of nodes named in words.
+fn names(ids: &[NodeId]) -> String {
+    let mut all: Vec<String> = ids.iter().take(5).map(|n| n.short()).collect();
+    if ids.len() > 5 {
+        all.push(format!("and {} more", ids.len() - 5));
+    }
+    all.join(", ")
+}
+
+/// The cluster's condition, with reasons.
+pub(super) fn condition(state: &ClusterState) -> (pb::cluster_info::Status, Vec<String>) {
+    use pb::cluster_info::Status;
+    let Some(format) = &state.format else {
+        return (Status::WaitingForFormat, vec!["run `dog cluster format` on one of the sheep".into()]);
+    };
+    let holders: Vec<&Node> =
+        state.nodes.values().filter(|n| !n.gateway && n.state != NodeState::Out).collect();
+    let pick = |f: &dyn Fn(&Node) -> bool| -> Vec<NodeId> {
+        holders.iter().filter(|n| f(n)).map(|n| n.id).collect()
+    };
+    let down = pick(&|n| n.state == NodeState::Down);
+    let draining = pick(&|n| n.state == NodeState::Draining);
+    let behind = pick(&|n| n.is_up() && n.synced < state.epoch);
+    let up = holders.len() - down.len();
+    let (mut status, mut reasons) = (Status::Ok, Vec::new());
+    let mut degraded = |text: String| {
+        status = Status::Degraded;
+        reasons.push(text);
+    };
+    if !down.is_empty() {
+        degraded(format!("down: {}", names(&down)));
+    }
+    if !draining.is_empty() {
+        degraded(format!("being drained: {}", names(&draining)));
+    }
+    if !behind.is_empty() {
+        degraded(format!("being filled: {}", names(&behind)));
+    }
+    let width =
+        state.families.values().map(|f| f.redundancy.width()).chain([format.redundancy.width()]).max();
+    let width = width.unwrap_or(1);
+    if holders.len() < width {
+        degraded(format!("{width} copies are asked for, but only {} sheep store data", holders.len()));
+    }
+    let min = format.min_copies.map_or((format.redundancy.width() - 1).max(1), usize::from);
+    if up < min {
+        status = Status::Impaired;
+        reasons.push(format!("writes wait: {min} copies must be written, {up} sheep are up"));
+    }
+    (status, reasons)
+}
