@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Installs what building and testing Sheepdog needs on Debian or Ubuntu, and says so. Does nothing where everything is there.
+set -euo pipefail
+
+packages=(build-essential pkg-config curl ca-certificates git qemu-utils libnbd-bin nbd-client fio e2fsprogs iproute2 gdisk)
+programs=(cc pkg-config curl git qemu-img qemu-io nbdcopy nbdinfo nbd-client fio mkfs.ext4 ip)
+sudo=""
+[ "$(id -u)" = 0 ] || sudo="sudo"
+
+missing=()
+for p in "${programs[@]}"; do
+    command -v "$p" >/dev/null || [ -x "/usr/sbin/$p" ] || [ -x "/sbin/$p" ] || missing+=("$p")
+done
+if [ ${#missing[@]} -gt 0 ]; then
+    echo "setup: not found: ${missing[*]}"
+    echo "setup: installing with apt: ${packages[*]}"
+    $sudo env DEBIAN_FRONTEND=noninteractive apt-get update -qq
+    $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "${packages[@]}" >/dev/null
+fi
+if ! command -v cargo >/dev/null && [ -x "$HOME/.cargo/bin/cargo" ]; then
+    export PATH="$HOME/.cargo/bin:$PATH"
+fi
+if ! command -v cargo >/dev/null; then
+    echo "setup: installing Rust with rustup (into ~/.cargo and ~/.rustup)"
+    curl -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal --default-toolchain none
+    export PATH="$HOME/.cargo/bin:$PATH"
+fi
+# The version in rust-toolchain.toml, with its components.
+cargo --version >/dev/null
+echo "setup: ready ($(cargo --version))"

@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Every test that belongs to a change. Installs what it needs and says what. Prints one closing line with counts.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+scripts/setup.sh || exit 1
+export PATH="$HOME/.cargo/bin:$PATH" CARGO_TERM_COLOR=never
+logs=target/test-logs
+mkdir -p "$logs"
+passed=0 failed=0
+
+# name, command...: one step counts as one test unless its output counts for itself.
+step() {
+    local name=$1 start=$SECONDS
+    shift
+    printf '== %s\n' "$name"
+    "$@" >"$logs/$name.log" 2>&1
+    local rc=$?
+    local counts
+    counts=$(awk '/^test result:/ {p += $4; f += $6} END {print p + 0, f + 0}' "$logs/$name.log")
+    local p=${counts% *} f=${counts#* }
+    if [ "$p" = 0 ] && [ "$f" = 0 ]; then
+        if [ $rc = 0 ]; then p=1; else f=1; fi
+    elif [ $rc != 0 ] && [ "$f" = 0 ]; then
+        f=1
+    fi
+    passed=$((passed + p)) failed=$((failed + f))
+    printf '   %s passed, %s failed, %s s\n' "$p" "$f" $((SECONDS - start))
+    if [ $rc != 0 ]; then
+        tail -n 60 "$logs/$name.log"
+    fi
+}
+
+step fmt cargo fmt --all --check
+step clippy cargo clippy --release --workspace --all-targets -- -D warnings
+step build cargo build --release --workspace --bins
+# Everything in release: the simulated stores and real clusters are many times faster than unoptimised, and it is built once.
+step tests cargo test --release --workspace --no-fail-fast
+printf '%s passed, %s failed\n' "$passed" "$failed"
+[ "$failed" = 0 ]

@@ -1,0 +1,357 @@
+//! A real cluster on loopback: real processes, real disks, clients nobody here wrote. Each test has its own directory and ports.
+
+use sheepdog_client::{Client, ConnectOptions, Credentials, Role, pb};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long anything here may take before the test is called failed. Not a measure of speed.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+struct Sheep {
+    child: Option<Child>,
+    port: u16,
+    nbd: u16,
+    dir: PathBuf,
+}
+
+struct Cluster {
+    sheep: Vec<Sheep>,
+    dir: tempfile::TempDir,
+    secret: Option<PathBuf>,
+}
+
+/// Three neighbouring free ports: client, peer, NBD.
+fn ports() -> u16 {
+    for _ in 0..200 {
+        let Ok(first) = TcpListener::bind("127.0.0.1:0") else { continue };
+        let port = first.local_addr().expect("address").port();
+        if port < 65_000
+            && TcpListener::bind(("127.0.0.1", port + 1)).is_ok()
+            && TcpListener::bind(("127.0.0.1", port + 2)).is_ok()
+        {
+            return port;
+        }
+    }
+    panic!("no three neighbouring free ports");
+}
+
+impl Cluster {
+    fn new(n: usize, secure: bool) -> Self {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let secret = secure.then(|| {
+            let path = dir.path().join("secret");
+            Credentials::generate().expect("makes credentials").save_new(&path).expect("saves");
+            path
+        });
+        let sheep = (0..n)
+            .map(|i| {
+                let port = ports();
+                Sheep { child: None, port, nbd: port + 2, dir: dir.path().join(format!("sheep{i}")) }
+            })
+            .collect();
+        let mut c = Self { sheep, dir, secret };
+        for i in 0..n {
+            c.start(i);
+        }
+        c
+    }
+
+    fn start(&mut self, i: usize) {
+        let seeds: Vec<String> = self
+            .sheep
+            .iter()
+            .enumerate()
+            .filter(|(j, _)| *j != i)
+            .map(|(_, s)| format!("127.0.0.1:{}", s.port + 1))
+            .collect();
+        let s = &self.sheep[i];
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.dir.path().join(format!("sheep{i}.log")))
+            .expect("log file");
+        let mut cmd = Command::new(env!("CARGO_BIN_EXE_sheep"));
+        cmd.args(["--cluster-driver", "sdcluster", "--bind-addr", "127.0.0.1", "--nbd"])
+            .args(["--port", &s.port.to_string(), "--nbd-port", &s.nbd.to_string()])
+            .args(["--journal", &format!("{},size=64M", s.dir.join("j").display())])
+            .args(["--zone", &format!("z{i}")]);
+        for seed in &seeds {
+            cmd.args(["--seed", seed]);
+        }
+        if let Some(secret) = &self.secret {
+            cmd.arg("--secret-file").arg(secret);
+        }
+        cmd.arg(&s.dir).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        self.sheep[i].child = Some(cmd.spawn().expect("sheep starts"));
+    }
+
+    fn kill(&mut self, i: usize) {
+        if let Some(mut child) = self.sheep[i].child.take() {
+            child.kill().expect("SIGKILL");
+            child.wait().expect("reaped");
+        }
+    }
+
+    fn uri(&self, i: usize, name: &str) -> String {
+        format!("nbd://127.0.0.1:{}/{name}", self.sheep[i].nbd)
+    }
+
+    async fn client(&self, i: usize) -> Client {
+        let addr = format!("127.0.0.1:{}", self.sheep[i].port);
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let mut options = ConnectOptions::new(vec![addr.clone()]);
+            if let Some(secret) = &self.secret {
+                let c = Credentials::load(secret).expect("loads");
+                options = options.credentials(&c, &Role::Dog).expect("credentials");
+            }
+            match Client::connect(options).await {
+                Ok(c) => return c,
+                Err(e) if Instant::now() > deadline => panic!("sheep {i} does not answer: {e}"),
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        }
+    }
+
+    async fn format(&self, copies: u32) {
+        let request = pb::FormatRequest {
+            redundancy: Some(pb::Redundancy { copies, ..Default::default() }),
+            wait_for_nodes: self.sheep.len() as u32,
+            ..Default::default()
+        };
+        for i in 0..self.sheep.len() {
+            self.client(i).await;
+        }
+        let mut client = self.client(0).await.cluster();
+        client.format(request).await.expect("formats");
+    }
+
+    async fn create(&self, name: &str, size: u64) {
+        let request = pb::CreateVdiRequest { name: name.into(), size, ..Default::default() };
+        self.client(0).await.vdi().create(request).await.expect("creates");
+    }
+
+    /// Wait until every sheep is up and complete.
+    async fn whole(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let client = self.client(0).await;
+            let listed = client.node().list(pb::ListNodesRequest::default()).await.map(tonic::Response::into_inner);
+            let (nodes, epoch) = listed.map(|l| (l.nodes, l.epoch)).unwrap_or_default();
+            if nodes.len() == self.sheep.len()
+                && nodes.iter().all(|n| n.state == pb::node::State::Up as i32 && n.synced >= epoch)
+            {
+                return;
+            }
+            assert!(Instant::now() < deadline, "the cluster does not become whole: {nodes:?}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Every copy of every object equal, every checksum right.
+    async fn check(&self, name: &str) {
+        let request = pb::CheckRequest {
+            vdi: Some(pb::VdiRef { by: Some(pb::vdi_ref::By::Name(name.into())) }),
+            ..Default::default()
+        };
+        let mut stream = self.client(0).await.vdi().check(request).await.expect("check").into_inner();
+        let mut last = None;
+        while let Some(report) = stream.message().await.expect("check goes on") {
+            assert!(report.finding.is_none(), "{:?}", report.finding);
+            last = Some(report);
+        }
+        let last = last.expect("a final report");
+        assert!(last.finished && last.bad == 0 && last.objects_total > 0, "{last:?}");
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for i in 0..self.sheep.len() {
+            self.kill(i);
+        }
+        if std::thread::panicking() {
+            for i in 0..self.sheep.len() {
+                let log = self.dir.path().join(format!("sheep{i}.log"));
+                let text = std::fs::read_to_string(log).unwrap_or_default();
+                let tail: Vec<&str> = text.lines().rev().take(25).collect();
+                eprintln!("--- sheep {i}, newest first\n{}", tail.join("\n"));
+            }
+        }
+    }
+}
+
+fn run(program: &str, args: &[&str]) -> Output {
+    Command::new(program)
+        .args(args)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap_or_else(|e| panic!("{program}: {e}: scripts/setup.sh installs it"))
+}
+
+fn ok(program: &str, args: &[&str]) -> String {
+    let out = run(program, args);
+    let text = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(out.status.success(), "{program} {args:?}: {text}");
+    text
+}
+
+/// An ext4 image with files in it.
+fn image(path: &Path, megabytes: u64) {
+    let files = path.with_extension("files");
+    std::fs::create_dir_all(files.join("sub")).expect("mkdir");
+    let mut word = 1u64;
+    for i in 0..megabytes / 2 {
+        let data: Vec<u8> = (0..1 << 17)
+            .flat_map(|_| {
+                word = word.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                word.to_le_bytes()
+            })
+            .collect();
+        std::fs::write(files.join("sub").join(format!("f{i}")), data).expect("write");
+    }
+    let (path, files) = (path.to_str().expect("utf8"), files.to_str().expect("utf8"));
+    ok("mkfs.ext4", &["-q", "-F", "-d", files, path, &format!("{megabytes}M")]);
+}
+
+#[tokio::test]
+async fn an_image_goes_in_and_comes_back_from_every_gateway() {
+    let c = Cluster::new(3, true);
+    c.format(3).await;
+    let source = c.dir.path().join("source.img");
+    image(&source, 128);
+    let size = std::fs::metadata(&source).expect("size").len();
+    c.create("disk", size).await;
+    let source = source.to_str().expect("utf8");
+    ok("qemu-img", &["convert", "-n", "-f", "raw", "-O", "raw", source, &c.uri(0, "disk")]);
+    for i in 0..3 {
+        let text = ok("qemu-img", &["compare", "-f", "raw", "-F", "raw", source, &c.uri(i, "disk")]);
+        assert!(text.contains("identical"), "{text}");
+    }
+    let back = c.dir.path().join("back.img");
+    let back = back.to_str().expect("utf8");
+    ok("nbdcopy", &[&c.uri(1, "disk"), back]);
+    ok("cmp", &[source, back]);
+    ok("e2fsck", &["-fn", back]);
+    c.check("disk").await;
+}
+
+#[tokio::test]
+async fn writes_go_on_while_sheep_die_and_return() {
+    let mut c = Cluster::new(4, false);
+    c.format(3).await;
+    c.create("disk", 256 << 20).await;
+    let uri = format!("--uri={}", c.uri(0, "disk"));
+    let mut fio = Command::new("fio")
+        .args(["--name=verify", "--ioengine=nbd", &uri, "--rw=randwrite", "--bs=4k", "--iodepth=8"])
+        .args(["--size=128m", "--time_based=1", "--runtime=24", "--verify=crc32c", "--verify_backlog=2048"])
+        .args(["--verify_state_save=0", "--output-format=terse"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("fio: scripts/setup.sh installs it");
+    let mut victim = 1;
+    while fio.try_wait().expect("fio").is_none() {
+        c.kill(victim);
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        c.start(victim);
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        victim = victim % 3 + 1;
+    }
+    let out = fio.wait_with_output().expect("fio");
+    let text = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(out.status.success(), "fio saw an error: {text}");
+    c.whole().await;
+    c.check("disk").await;
+}
+
+#[tokio::test]
+async fn everything_survives_a_power_cut_of_all_sheep() {
+    let mut c = Cluster::new(3, false);
+    c.format(3).await;
+    c.create("disk", 64 << 20).await;
+    ok("qemu-io", &["-f", "raw", "-c", "write -P 0x5a 0 8M", "-c", "write -P 0x33 5000 100", &c.uri(0, "disk")]);
+    for i in 0..3 {
+        c.kill(i);
+    }
+    // In another order than before.
+    for i in [2, 0, 1] {
+        c.start(i);
+    }
+    c.whole().await;
+    let reads = ["-c", "read -P 0x5a 0 4096", "-c", "read -P 0x33 5000 100", "-c", "read -P 0x5a 8192 8M"];
+    let mut args = vec!["-f", "raw"];
+    args.extend(&reads[..4]);
+    for i in 0..3 {
+        let uri = c.uri(i, "disk");
+        let mut args = args.clone();
+        args.push(&uri);
+        let text = ok("qemu-io", &args);
+        assert!(!text.contains("verification failed"), "{text}");
+    }
+    c.check("disk").await;
+}
+
+#[tokio::test]
+async fn a_snapshot_stays_what_it_was_and_a_clone_goes_its_own_way() {
+    let c = Cluster::new(3, false);
+    c.format(2).await;
+    c.create("disk", 64 << 20).await;
+    ok("qemu-io", &["-f", "raw", "-c", "write -P 1 0 1M", &c.uri(0, "disk")]);
+    let by_name = |n: &str| Some(pb::VdiRef { by: Some(pb::vdi_ref::By::Name(n.into())) });
+    let snapshot = pb::SnapshotRequest {
+        vdis: by_name("disk").into_iter().collect(),
+        tag: "s1".into(),
+        ..Default::default()
+    };
+    c.client(1).await.vdi().snapshot(snapshot).await.expect("snapshot");
+    ok("qemu-io", &["-f", "raw", "-c", "write -P 2 4096 4096", &c.uri(0, "disk")]);
+    let clone = pb::CreateVdiRequest {
+        name: "clone".into(),
+        source: by_name("disk"),
+        source_snapshot: "s1".into(),
+        ..Default::default()
+    };
+    c.client(2).await.vdi().create(clone).await.expect("clone");
+    ok("qemu-io", &["-f", "raw", "-c", "write -P 3 8192 512", &c.uri(2, "clone")]);
+    let checks = [
+        ("disk", "read -P 1 0 4096"),
+        ("disk", "read -P 2 4096 4096"),
+        ("disk", "read -P 1 8192 4096"),
+        ("disk@s1", "read -P 1 0 1M"),
+        ("clone", "read -P 1 0 8192"),
+        ("clone", "read -P 3 8192 512"),
+        ("clone", "read -P 1 8704 4096"),
+    ];
+    for (name, command) in checks {
+        for i in 0..3 {
+            let text = ok("qemu-io", &["-r", "-f", "raw", "-c", command, &c.uri(i, name)]);
+            assert!(!text.contains("failed"), "{name} {command}: {text}");
+        }
+    }
+    let refused = run("qemu-io", &["-f", "raw", "-c", "write -P 9 0 4096", &c.uri(0, "disk@s1")]);
+    assert!(!String::from_utf8_lossy(&refused.stdout).contains("wrote"), "a snapshot is read-only");
+}
+
+#[tokio::test]
+async fn without_the_secret_nobody_gets_in() {
+    let c = Cluster::new(1, true);
+    c.format(1).await;
+    c.create("disk", 1 << 20).await;
+    let addr = format!("127.0.0.1:{}", c.sheep[0].port);
+    let plain = Client::connect(ConnectOptions::new(vec![addr.clone()])).await;
+    let refused = match plain {
+        Err(_) => true,
+        Ok(client) => client.cluster().info(pb::ClusterInfoRequest::default()).await.is_err(),
+    };
+    assert!(refused, "a client without credentials was served");
+    let other = Credentials::generate().expect("makes credentials");
+    let options = ConnectOptions::new(vec![addr]).credentials(&other, &Role::Dog).expect("credentials");
+    let refused = match Client::connect(options).await {
+        Err(_) => true,
+        Ok(client) => client.cluster().info(pb::ClusterInfoRequest::default()).await.is_err(),
+    };
+    assert!(refused, "a client of another cluster was served");
+}
