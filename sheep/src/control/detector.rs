@@ -125,7 +125,11 @@ impl Detector {
             let (at, what) = match n.state {
                 NodeState::Draining if n.settled => (Some(now), Decision::Out { node: n.node }),
                 NodeState::Up | NodeState::Draining => {
-                    (self.silent_at(n, t), Decision::Down { node: n.node, incarnation: n.incarnation })
+                    // A process that has just come up gets as long to ask for its first lease as one that had one.
+                    let up_for = wall.saturating_sub(n.since);
+                    let fresh = (now + t.lease + margin(t)).saturating_sub(up_for);
+                    let at = self.silent_at(n, t).map(|at| at.max(fresh));
+                    (at, Decision::Down { node: n.node, incarnation: n.incarnation })
                 }
                 NodeState::Down => (self.out_at(n, now, wall, t), Decision::Out { node: n.node }),
                 NodeState::Out => (None, Decision::Out { node: n.node }),
@@ -168,22 +172,22 @@ mod tests {
     #[test]
     fn a_follower_decides_nothing() {
         let mut d = Detector::default();
-        assert_eq!(d.tick(1 << 40, 0, &T, &[up(1)], false), (vec![], None));
+        assert_eq!(d.tick(1 << 40, 1 << 40, &T, &[up(1)], false), (vec![], None));
     }
 
     #[test]
     fn a_new_leader_waits_a_whole_lease_and_a_quarter() {
         let mut d = Detector::default();
         d.lead(10_000, 0, &T);
-        assert_eq!(d.tick(14_999, 0, &T, &[up(1)], false), (vec![], Some(15_000)));
-        assert_eq!(d.tick(15_000, 0, &T, &[up(1)], false).0, down_a(1));
+        assert_eq!(d.tick(14_999, 1 << 40, &T, &[up(1)], false), (vec![], Some(15_000)));
+        assert_eq!(d.tick(15_000, 1 << 40, &T, &[up(1)], false).0, down_a(1));
     }
 
     #[test]
     fn the_predecessors_silence_counts_for_an_eighth_at_most() {
         let mut d = Detector::default();
         d.lead(10_000, 60_000, &T);
-        assert_eq!(d.tick(14_499, 0, &T, &[up(1)], false), (vec![], Some(14_500)));
+        assert_eq!(d.tick(14_499, 1 << 40, &T, &[up(1)], false), (vec![], Some(14_500)));
     }
 
     #[test]
@@ -192,8 +196,17 @@ mod tests {
         d.lead(0, 0, &T);
         d.grant(A, 20_000);
         d.grant(A, 12_000);
-        assert_eq!(d.tick(20_999, 0, &T, &[up(1)], false), (vec![], Some(21_000)));
-        assert_eq!(d.tick(21_000, 0, &T, &[up(1)], false).0, down_a(1));
+        assert_eq!(d.tick(20_999, 1 << 40, &T, &[up(1)], false), (vec![], Some(21_000)));
+        assert_eq!(d.tick(21_000, 1 << 40, &T, &[up(1)], false).0, down_a(1));
+    }
+
+    #[test]
+    fn a_process_that_came_up_gets_time_to_ask() {
+        let mut d = Detector::default();
+        d.lead(0, 0, &T);
+        d.grant(A, 5_000);
+        let back = Watched { since: 1_000_000, ..up(2) };
+        assert_eq!(d.tick(60_000, 1_000_500, &T, &[back], false), (vec![], Some(64_500)));
     }
 
     #[test]
@@ -203,7 +216,7 @@ mod tests {
         d.grant(A, 9_000);
         d.follow();
         d.lead(30_000, 0, &T);
-        assert_eq!(d.tick(30_001, 0, &T, &[up(1)], false).0, vec![]);
+        assert_eq!(d.tick(30_001, 1 << 40, &T, &[up(1)], false).0, vec![]);
     }
 
     #[test]

@@ -350,7 +350,11 @@ impl ControlPlane {
     }
     /// Stop: tasks end, the log is durable. The others notice by the closed port.
     pub async fn stop(self) {
-        let core = self.core;
+        self.shut_down().await;
+    }
+    /// The same for a plane that others still hold.
+    pub async fn shut_down(&self) {
+        let core = &self.core;
         core.stop.cancel();
         if let Err(error) = core.raft.shutdown().await {
             tracing::warn!(%error, "raft did not stop in order");

@@ -91,11 +91,36 @@ pub struct Attached {
     /// Requests of connections that are gone.
     dying: Cell<u32>,
     died: tokio::sync::Notify,
+    held: RefCell<Option<Held>>,
+}
+
+/// A session whose requests are kept back. Ends by itself.
+struct Held {
+    _guard: tokio::sync::OwnedRwLockWriteGuard<()>,
+    session: Rc<Session>,
+    timer: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.timer.abort();
+    }
 }
 
 enum Owner {
     Here(Rc<Session>),
     There(NodeId),
+}
+
+/// Why a VDI cannot be held here.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum HoldError {
+    /// Another node owns the session.
+    #[error("the session is on another node")]
+    Elsewhere(NodeId),
+    /// Something else.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
 }
 
 /// All attached VDIs of this node.
@@ -133,6 +158,7 @@ impl Gateway {
                     remote: RefCell::default(),
                     dying: Cell::new(0),
                     died: tokio::sync::Notify::new(),
+                    held: RefCell::default(),
                 })
             })
             .clone()
@@ -256,6 +282,81 @@ impl Gateway {
             }
             Err(e) => tracing::warn!(vdi = %entry.vdi, error = %e, "the session stays open"),
         }
+    }
+
+    /// Keep new writes of a VDI back and let those in flight finish. The session's generation, or `None` without a session anywhere.
+    ///
+    /// A hold that is not let go in time kills the session: whatever was to be committed under this generation is then refused, and the
+    /// next request opens a new one.
+    pub async fn hold(
+        self: &Rc<Self>,
+        vdi: VdiId,
+        timeout: Duration,
+    ) -> Result<Option<sheepdog_proto::Generation>, HoldError> {
+        let entry = self.entry(vdi);
+        let session = match self.session(vdi) {
+            Some(s) => s,
+            None => {
+                let state =
+                    self.replica.control.read(|s| s.vdis.get(&vdi).map(|v| v.session.clone()));
+                match state {
+                    None => return Err(VolumeError::Gone("there is no such VDI".into()).into()),
+                    Some(SessionState::Closed) => return Ok(None),
+                    Some(SessionState::Open { owner, .. }) if owner != self.replica.control.me() => {
+                        return Err(HoldError::Elsewhere(owner));
+                    }
+                    Some(_) => match self.owner(&entry).await? {
+                        Owner::Here(s) => s,
+                        Owner::There(node) => return Err(HoldError::Elsewhere(node)),
+                    },
+                }
+            }
+        };
+        if entry.held.borrow().is_some() {
+            return Err(VolumeError::Busy("the VDI is being snapshot or resized already".into()).into());
+        }
+        let guard = tokio::time::timeout(timeout, session.quiesce()).await.map_err(|_| {
+            VolumeError::Busy("writes of this VDI are waiting for sheep to come back: try again later".into())
+        })?;
+        let (late, forgotten) = (entry.clone(), session.clone());
+        let timer = tokio::task::spawn_local(async move {
+            tokio::time::sleep(timeout).await;
+            forgotten.kill();
+            // The timer is part of what is dropped here, so it must not abort itself before the end.
+            let held = late.held.borrow_mut().take();
+            drop(held);
+        });
+        let generation = session.generation;
+        *entry.held.borrow_mut() = Some(Held { _guard: guard, session, timer });
+        Ok(Some(generation))
+    }
+
+    /// Look at the committed state and let writes go on.
+    pub fn let_go(&self, vdi: VdiId) {
+        let held = self.entry(vdi).held.borrow_mut().take();
+        if let Some(h) = &held {
+            h.session.refresh();
+        }
+    }
+
+    /// Close a session that nobody uses.
+    pub async fn release(self: &Rc<Self>, vdi: VdiId) -> Result<(), VolumeError> {
+        let entry = self.entry(vdi);
+        if entry.opens.get() > 0 || !entry.remote.borrow().is_empty() {
+            return Err(VolumeError::Busy("the VDI is attached: detach it first".into()));
+        }
+        self.close(&entry).await;
+        Ok(())
+    }
+
+    /// (VDI, local opens, generation) of every session this node owns.
+    pub fn sessions(&self) -> Vec<(VdiId, u32)> {
+        let attached = self.attached.borrow();
+        attached
+            .values()
+            .filter(|e| e.session.borrow().as_ref().is_some_and(|s| !s.is_dead()))
+            .map(|e| (e.vdi, e.opens.get()))
+            .collect()
     }
 
     /// Close everything (orderly end).

@@ -8,5 +8,5 @@ pub mod replicate;
 pub mod takeover;
 pub mod volume;
 
-pub use attach::Gateway;
+pub use attach::{Gateway, HoldError};
 pub use owner::{Session, SessionError};

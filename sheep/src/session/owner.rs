@@ -80,7 +80,7 @@ pub struct Session {
     told: Cell<u64>,
     objects: RefCell<HashMap<u32, Rc<Object>>>,
     /// Requests hold it shared, snapshot and close exclusively.
-    hold: RwLock<()>,
+    hold: std::sync::Arc<RwLock<()>>,
     dead: CancellationToken,
     wrote: Notify,
 }
@@ -125,7 +125,7 @@ impl Session {
             watermark: RefCell::default(),
             told: Cell::new(0),
             objects: RefCell::default(),
-            hold: RwLock::new(()),
+            hold: Default::default(),
             dead: stop.child_token(),
             wrote: Notify::new(),
         });
@@ -545,9 +545,61 @@ impl Session {
         self.alive(self.step(p.index, whole_first..whole_end, action, Bytes::new(), None)).await
     }
 
+    /// Remove everything from a byte on, before the VDI shrinks: nothing of it may come back when it grows again. The caller holds the session.
+    pub async fn cut(&self, from: u64) -> Result<(), SessionError> {
+        let size = self.size();
+        let (bare, mut at) = (self.is_bare(), from);
+        while at < size {
+            let len = (size - at).min(1 << 30);
+            for p in pieces(at, len, self.object_size) {
+                self.zero_piece(p, bare).await?;
+            }
+            at += len;
+        }
+        Ok(())
+    }
+
+    /// Write what one object of a clone still reads from its base into the clone itself.
+    pub async fn fill_from_base(&self, index: u32) -> Result<(), SessionError> {
+        let _shared = self.hold.read().await;
+        let total = self.object_size >> BLOCK_SHIFT;
+        let mut first = 0;
+        while first < total {
+            let run = first..(first + MAX_STEP).min(total);
+            first = run.end;
+            let object = self.object(index);
+            self.alive(self.open_object(&object, ObjectId::data(self.top.get(), index))).await?;
+            // Alone on these blocks, so that nothing newer is overwritten.
+            let ticket = self.enter(&object, &run, true).await;
+            let missing = self.alive(self.only_in_base(index, run.clone())).await;
+            object.locks.borrow_mut().release(ticket);
+            object.changed.notify_waiters();
+            for part in missing? {
+                let ticket = self.enter(&object, &part, true).await;
+                let still = self.alive(self.only_in_base(index, part.clone())).await;
+                let (still, data) = match still {
+                    Ok(s) if s == [part.clone()] => (true, self.read_blocks(self.top.get(), index, part.clone()).await),
+                    Ok(_) => (false, Ok(Bytes::new())),
+                    Err(e) => (false, Err(e)),
+                };
+                match data {
+                    Ok(data) if still => {
+                        self.step(index, part, WriteAction::Data, data, Some((object.clone(), ticket))).await?;
+                    }
+                    other => {
+                        object.locks.borrow_mut().release(ticket);
+                        object.changed.notify_waiters();
+                        other?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Wait until nothing is in flight and keep requests out until the guard is dropped.
-    pub async fn quiesce(&self) -> tokio::sync::RwLockWriteGuard<'_, ()> {
-        self.hold.write().await
+    pub async fn quiesce(&self) -> tokio::sync::OwnedRwLockWriteGuard<()> {
+        self.hold.clone().write_owned().await
     }
 
     /// Let a copy of an object join: keep new writes to it away, have it adopted from a clean copy, go on.

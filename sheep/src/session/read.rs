@@ -143,6 +143,26 @@ async fn state_at(
     r.links.to(node).request(&request, Vec::new()).await.ok().map(|(response, _)| response)
 }
 
+/// What lies where in one family's chain.
+async fn status_family(
+    r: &Rc<Replica>,
+    top: LayerId,
+    key: PlacementKey,
+    blocks: &Range<u32>,
+) -> Result<BlockRuns, VolumeError> {
+    loop {
+        let (_, nodes) = order(r, key)?;
+        for node in &nodes {
+            match state_at(r, *node, top, key, blocks).await {
+                Some(Response::Blocks(runs)) => return Ok(runs),
+                Some(Response::Failed(Status::Invalid, why)) => return Err(VolumeError::Gone(why)),
+                _ => {}
+            }
+        }
+        pause(r).await;
+    }
+}
+
 /// What lies where, through chain and bases.
 pub fn status_through<'a>(
     r: &'a Rc<Replica>,
@@ -151,17 +171,7 @@ pub fn status_through<'a>(
     blocks: Range<u32>,
 ) -> LocalFut<'a, Result<BlockRuns, VolumeError>> {
     Box::pin(async move {
-        let runs = 'found: loop {
-            let (_, nodes) = order(r, key)?;
-            for node in &nodes {
-                match state_at(r, *node, top, key, &blocks).await {
-                    Some(Response::Blocks(runs)) => break 'found runs,
-                    Some(Response::Failed(Status::Invalid, why)) => return Err(VolumeError::Gone(why)),
-                    _ => {}
-                }
-            }
-            pause(r).await;
-        };
+        let runs = status_family(r, top, key, &blocks).await?;
         let Some((base, family)) = base_of(r, top) else { return Ok(runs) };
         let mut out = Vec::with_capacity(runs.len());
         for (run, state) in runs {
@@ -185,6 +195,26 @@ impl Session {
     ) -> Result<Bytes, SessionError> {
         let family = self.family_of(layer)?;
         Ok(read_through(&self.replica, layer, PlacementKey { family, index }, blocks).await?)
+    }
+
+    /// Runs of data that the clone's own layers do not have but its base does.
+    pub(crate) async fn only_in_base(
+        &self,
+        index: u32,
+        blocks: Range<u32>,
+    ) -> Result<Vec<Range<u32>>, SessionError> {
+        let (top, key) = (self.top.get(), self.key(index));
+        let own = status_family(&self.replica, top, key, &blocks).await?;
+        let mut out = Vec::new();
+        let Some((base, family)) = base_of(&self.replica, top) else { return Ok(out) };
+        for (run, state) in own {
+            if state != BlockState::Absent {
+                continue;
+            }
+            let under = status_through(&self.replica, base, PlacementKey { family, index }, run).await?;
+            out.extend(under.into_iter().filter(|(_, s)| *s == BlockState::Data).map(|(r, _)| r));
+        }
+        Ok(out)
     }
 
     fn family_of(&self, layer: LayerId) -> Result<LayerId, SessionError> {

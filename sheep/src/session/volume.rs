@@ -59,6 +59,36 @@ fn exports(vdi: &Vdi) -> Vec<ExportInfo> {
     out
 }
 
+/// Open a VDI by its id, or one of its layers.
+pub async fn open_image(
+    gateway: &Rc<Gateway>,
+    vdi: VdiId,
+    layer: Option<LayerId>,
+) -> Result<Rc<dyn Volume>, VolumeError> {
+    match layer {
+        Some(layer) => {
+            let size = gateway.replica.control.read(|s| {
+                let v = s.vdis.get(&vdi)?;
+                let snapshot = v.snapshots.iter().find(|s| s.layer == layer);
+                Some(snapshot.map_or(v.size, |s| s.size))
+            });
+            let size = size.ok_or_else(|| VolumeError::Gone("the VDI was deleted".into()))?;
+            Ok(Rc::new(Frozen { gateway: gateway.clone(), layer, size }))
+        }
+        None => {
+            let (entry, open) = gateway.attach(vdi).await?;
+            Ok(Rc::new(Live {
+                gateway: gateway.clone(),
+                entry,
+                open,
+                in_flight: Cell::new(0),
+                idle: tokio::sync::Notify::new(),
+                gone: Cell::new(Gone::No),
+            }))
+        }
+    }
+}
+
 impl VolumeSource for Table {
     fn list(&self) -> LocalFut<'_, Result<Vec<ExportInfo>, VolumeError>> {
         let all = self.gateway.replica.control.read(|s| s.vdis.values().flat_map(exports).collect());
@@ -77,21 +107,10 @@ impl VolumeSource for Table {
         let gateway = self.gateway.clone();
         Box::pin(async move {
             let (vdi, snapshot) = found?;
-            let volume: Rc<dyn Volume> = match snapshot {
-                Some((layer, size)) => Rc::new(Frozen { gateway, layer, size }),
-                None => {
-                    let (entry, open) = gateway.attach(vdi).await?;
-                    Rc::new(Live {
-                        gateway,
-                        entry,
-                        open,
-                        in_flight: Cell::new(0),
-                        idle: tokio::sync::Notify::new(),
-                        gone: Cell::new(Gone::No),
-                    })
-                }
-            };
-            Ok(volume)
+            match snapshot {
+                Some((layer, size)) => Ok(Rc::new(Frozen { gateway, layer, size }) as Rc<dyn Volume>),
+                None => open_image(&gateway, vdi, None).await,
+            }
         })
     }
 }

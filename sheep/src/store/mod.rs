@@ -343,6 +343,11 @@ impl Store {
         out
     }
 
+    /// Row and disk of one object.
+    pub fn row(&self, oid: ObjectId) -> Option<(ObjectSummary, String)> {
+        self.locate(oid).map(|(d, o)| (d.summary(&o), d.path.display().to_string()))
+    }
+
     /// Disks, for listings and weights.
     pub fn disks(&self) -> Vec<DiskInfo> {
         self.disks

@@ -131,6 +131,11 @@ impl Store {
         Some((id.node, id.cluster))
     }
 
+    /// A named value on a directory that is not open, for rebuilding a cluster.
+    pub async fn blob_at(fs: &dyn Fs, path: &Path, name: &str) -> Option<Bytes> {
+        read_small(fs, path, name).await.ok()?
+    }
+
     /// Any disk had data of this cluster when it was opened.
     pub fn has_objects(&self) -> bool {
         self.disks.borrow().iter().any(|d| !d.objects.borrow().is_empty())

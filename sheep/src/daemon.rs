@@ -1,0 +1,215 @@
+//! Starting and ending the daemon.
+//!
+//! Order of starting: lock the home directory, credentials, identity, disks (on the data thread), ports, control plane, admin port. Order of ending: front-ends,
+//! sessions, store, control plane. A second signal ends at once.
+
+use crate::cli::Args;
+use crate::config::Config;
+use crate::control::identity::Identity;
+use crate::control::plane::{ControlConfig, ControlPlane, Network};
+use crate::front::admin::{AdminServer, backend::DataPlane};
+use crate::node::{self, Begin, Opened, backend::Daemon, data::DataHandle};
+use crate::store::Store;
+use crate::store::fs::threads::ThreadsFs;
+use crate::transport::{PeerListener, PeerTls};
+use anyhow::{Context, bail};
+use sheepdog_client::credentials::{Credentials, Role};
+use sheepdog_cluster::{NodeAddr, NodeHello};
+use sheepdog_proto::NodeId;
+use std::fs::File;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+/// Data links handed over at a time.
+const LINKS: usize = 64;
+/// Threads of the control runtime.
+const CONTROL_THREADS: usize = 2;
+
+type SetLog = node::backend::SetLog;
+
+fn start_logs(level: &str, json: bool) -> anyhow::Result<SetLog> {
+    let parse = |text: &str| {
+        tracing_subscriber::EnvFilter::try_new(text).map_err(|e| format!("\"{text}\" is not a log level or filter: {e}"))
+    };
+    let quiet = |text: &str| {
+        // openraft tells every step at info.
+        if text.contains('=') { text.to_owned() } else { format!("{text},openraft=warn") }
+    };
+    let filter = parse(&quiet(level)).map_err(anyhow::Error::msg)?;
+    let (filter, handle) = tracing_subscriber::reload::Layer::new(filter);
+    let registry = tracing_subscriber::registry().with(filter);
+    if json {
+        registry.with(tracing_subscriber::fmt::layer().json().with_writer(std::io::stderr)).init();
+    } else {
+        registry.with(tracing_subscriber::fmt::layer().with_writer(std::io::stderr)).init();
+    }
+    Ok(Box::new(move |text| {
+        let filter = parse(&quiet(text))?;
+        handle.reload(filter).map_err(|e| e.to_string())
+    }))
+}
+
+/// One daemon per directory. The lock ends with the process.
+fn lock(home: &Path) -> anyhow::Result<File> {
+    std::fs::create_dir_all(home).with_context(|| format!("{}", home.display()))?;
+    let path = home.join("lock");
+    let file = File::options().create(true).truncate(false).write(true).open(&path)?;
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
+        .map_err(|_| anyhow::anyhow!("{}: another sheep uses this directory", home.display()))?;
+    Ok(file)
+}
+
+/// The node's identity; taken from a data disk when the home directory has lost it.
+async fn identity(config: &Config) -> anyhow::Result<Identity> {
+    if !config.home.join("node.json").exists() {
+        for disk in &config.disks {
+            if let Some((node, _)) = Store::written_by(&ThreadsFs, disk).await {
+                tracing::warn!(%node, disk = %disk.display(), "identity restored from a data disk");
+                let found = Identity { node, cluster: None, member: false };
+                found.save(&config.home)?;
+                break;
+            }
+        }
+    }
+    Ok(Identity::load_or_create(&config.home)?)
+}
+
+/// 1,000 per TiB, at least a little, so that small test disks have a place as well.
+fn weight(disks: &[crate::store::DiskInfo]) -> u32 {
+    let total: u64 = disks.iter().map(|d| d.total).sum();
+    ((total as u128 * 1000) >> 40).clamp(50, u32::MAX as u128) as u32
+}
+
+fn hello(config: &Config, node: NodeId, opened: &Opened) -> NodeHello {
+    NodeHello {
+        id: node,
+        addr: NodeAddr {
+            host: config.advertise.clone(),
+            client_port: config.port,
+            peer_port: config.peer_port,
+        },
+        zone: config.zone.clone(),
+        weight: if config.gateway { 0 } else { weight(&opened.disks) },
+        vnodes: config.vnodes,
+        gateway: config.gateway,
+        incarnation: 0,
+        disks: node::disk_entries(&opened.disks),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        has_data: opened.has_data,
+    }
+}
+
+/// Run until told to stop.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let set_level = start_logs(&args.log_level, args.log_format == "json")?;
+    let config = Config::new(args)?;
+    let _lock = lock(&config.home)?;
+    let credentials = config.secret_file.as_deref().map(Credentials::load).transpose()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(CONTROL_THREADS)
+        .thread_name("control")
+        .enable_all()
+        .build()?;
+    let stop = CancellationToken::new();
+    let result = runtime.block_on(main_task(config, args.log_level.clone(), set_level, credentials, stop));
+    runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+    result
+}
+
+async fn main_task(
+    config: Config,
+    level: String,
+    set_level: SetLog,
+    credentials: Option<Credentials>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let id = identity(&config).await?;
+    let role = Role::Sheep(id.node.to_string());
+    let (mut tls, mut nbd_tls) = (PeerTls::default(), None);
+    if let Some(c) = &credentials {
+        tls = PeerTls { client: Some(c.client_config(&role)?), server: Some(c.server_config(&role)?) };
+        nbd_tls = Some(c.nbd_server_config(&role, std::slice::from_ref(&config.advertise))?);
+    }
+    let (opened_tx, opened_rx) = oneshot::channel();
+    let (begin_tx, begin_rx) = oneshot::channel();
+    let data_thread = {
+        let (config, stop) = (config.clone(), stop.clone());
+        std::thread::Builder::new().name("data".into()).spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().event_interval(61).build();
+            let Ok(runtime) = runtime else { return };
+            let local = tokio::task::LocalSet::new();
+            let work = node::run(config, id.node, id.cluster, opened_tx, begin_rx, stop.clone());
+            local.block_on(&runtime, work);
+            stop.cancel();
+        })?
+    };
+    let opened = opened_rx.await.context("the data thread ended")?.map_err(anyhow::Error::msg)?;
+    tracing::info!(node = %id.node, disks = opened.disks.len(), io = opened.engine, "sheep {}", env!("CARGO_PKG_VERSION"));
+    let (links_tx, links_rx) = mpsc::channel(LINKS);
+    let network = if config.local {
+        None
+    } else {
+        let at = format!("{}:{}", config.bind, config.peer_port);
+        let listener = PeerListener::bind(&at, tls.server.clone()).await?;
+        Some(Network { listener, data_links: links_tx.clone(), tls: tls.clone(), seeds: config.seeds.clone() })
+    };
+    let control_config = ControlConfig { dir: config.home.clone(), hello: hello(&config, id.node, &opened), network };
+    let (control, plane) = ControlPlane::start(control_config).await?;
+    let plane = Arc::new(plane);
+    let (jobs_tx, jobs_rx) = mpsc::channel(node::JOBS);
+    let (ready_tx, ready_rx) = oneshot::channel();
+    let begin = Begin { control: control.clone(), links: links_rx, tls: tls.clone(), nbd_tls, jobs: jobs_rx, ready: ready_tx };
+    if begin_tx.send(begin).is_err() {
+        bail!("the data thread ended");
+    }
+    ready_rx.await.context("the data thread ended")?.map_err(anyhow::Error::msg)?;
+    let handle = DataHandle::new(jobs_tx);
+    let data: Arc<dyn DataPlane> = Arc::new(handle.clone());
+    let daemon = Arc::new(Daemon {
+        config: config.clone(),
+        control: control.clone(),
+        plane: plane.clone(),
+        data,
+        handle,
+        stop: stop.clone(),
+        tls: tls.client.clone(),
+        level: Mutex::new(level),
+        set_level,
+    });
+    let admin = AdminServer::start(&format!("{}:{}", config.bind, config.port), tls.server.clone(), daemon).await?;
+    if config.local && !control.read(|s| s.format.is_some()) {
+        tracing::info!("one sheep alone: `dog cluster format` makes it a cluster of one");
+    }
+    wait_for_the_end(&control, &stop).await?;
+    stop.cancel();
+    admin.stop().await;
+    let joined = tokio::task::spawn_blocking(move || data_thread.join());
+    tokio::select! {
+        r = joined => { let _ = r; }
+        _ = signal() => tracing::warn!("second signal: ending at once"),
+    }
+    drop(links_tx);
+    plane.shut_down().await;
+    tracing::info!("ended");
+    Ok(())
+}
+
+async fn signal() -> std::io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! { _ = term.recv() => {} _ = int.recv() => {} }
+    Ok(())
+}
+
+async fn wait_for_the_end(control: &crate::control::Control, stop: &CancellationToken) -> anyhow::Result<()> {
+    tokio::select! {
+        r = signal() => { r?; tracing::info!("signal: stopping"); }
+        () = stop.cancelled() => {}
+        () = control.shutdown_ordered() => tracing::info!("the cluster is shut down"),
+    }
+    Ok(())
+}

@@ -1,0 +1,311 @@
+//! Work over whole volumes: check, map, diff, flatten.
+
+use super::DataNode;
+use crate::front::admin::backend::{CheckFinding, CheckStep, DataError, DataResult, DiffRow, Image, MapRow, Step};
+use crate::session::volume::open_image;
+use sheepdog_cluster::Command;
+use sheepdog_proto::peer::{CopyDigest, Request, Response, Status};
+use sheepdog_proto::{BLOCK_SHIFT, BlockMap, LayerId, NodeId, ObjectId, PlacementKey, VdiId};
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// Attempts to compare an object that is written meanwhile.
+const ATTEMPTS: usize = 20;
+
+/// Shape of an image: its layers (newest first), family, object size.
+struct Shape {
+    layers: Vec<LayerId>,
+    family: LayerId,
+    object_size: u32,
+    width: usize,
+}
+
+fn shape(n: &DataNode, image: Image) -> DataResult<Shape> {
+    n.control
+        .read(|s| {
+            let top = match image.layer {
+                Some(l) => l,
+                None => s.vdis.get(&image.vdi)?.top?,
+            };
+            let family = s.layers.get(&top)?.family;
+            let f = s.families.get(&family)?;
+            Some(Shape {
+                layers: s.chain(top)?,
+                family,
+                object_size: f.object_size,
+                width: f.redundancy.width(),
+            })
+        })
+        .ok_or_else(|| DataError::NotFound("the image was deleted".into()))
+}
+
+async fn ask(n: &DataNode, node: NodeId, request: Request) -> DataResult<Response> {
+    if node == n.control.me() {
+        return Ok(n.replica.handle(request).await.0);
+    }
+    let answer = n.replica.links.to(node).request(&request, Vec::new()).await;
+    answer.map(|(r, _)| r).map_err(|e| DataError::Failed(format!("node {}: {e}", node.short())))
+}
+
+fn up_holders(n: &DataNode) -> Vec<NodeId> {
+    let map = n.control.map();
+    map.nodes.iter().filter(|(_, v)| v.is_up()).map(|(id, _)| *id).collect()
+}
+
+/// Presence of every object of a layer, from all nodes (the fullest copy of each).
+async fn presence(n: &DataNode, layer: LayerId) -> DataResult<BTreeMap<u32, (BlockMap, BlockMap)>> {
+    let mut all: BTreeMap<u32, (BlockMap, BlockMap)> = BTreeMap::new();
+    for node in up_holders(n) {
+        let mut after = None;
+        loop {
+            match ask(n, node, Request::Presence { layer, after }).await? {
+                Response::Presence(rows, more) => {
+                    after = rows.last().map(|(i, ..)| *i);
+                    for (i, present, zero) in rows {
+                        match all.get(&i) {
+                            Some((p, _)) if p.count() >= present.count() => {}
+                            _ => {
+                                all.insert(i, (present, zero));
+                            }
+                        }
+                    }
+                    if !more || after.is_none() {
+                        break;
+                    }
+                }
+                other => return Err(DataError::Failed(format!("unexpected answer {other:?}"))),
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// Compare all copies of all objects.
+pub async fn check(
+    n: Rc<DataNode>,
+    image: Image,
+    repair: bool,
+    steps: mpsc::Sender<CheckStep>,
+) -> DataResult<()> {
+    let shape = shape(&n, image)?;
+    let mut objects: BTreeSet<ObjectId> = BTreeSet::new();
+    for layer in &shape.layers {
+        objects.extend(presence(&n, *layer).await?.into_keys().map(|i| ObjectId::data(*layer, i)));
+    }
+    let total = objects.len() as u64;
+    for (done, oid) in objects.into_iter().enumerate() {
+        let step = |finding| CheckStep { done: done as u64 + 1, total, finding };
+        let findings = check_object(&n, oid, shape.family, shape.width, repair).await?;
+        if findings.is_empty() && steps.send(step(None)).await.is_err() {
+            return Ok(());
+        }
+        for f in findings {
+            if steps.send(step(Some(f))).await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn digests(
+    n: &DataNode,
+    oid: ObjectId,
+    family: LayerId,
+    deep: bool,
+) -> DataResult<Vec<(NodeId, Option<CopyDigest>)>> {
+    let map = n.control.map();
+    let key = PlacementKey { family, index: oid.index() };
+    let Some(redundancy) = n.replica.redundancy(family) else {
+        return Err(DataError::NotFound("the image was deleted".into()));
+    };
+    let mut out = Vec::new();
+    for node in map.acting(key, redundancy).targets {
+        if !map.nodes.get(&node).is_some_and(|v| v.is_up()) {
+            out.push((node, None));
+            continue;
+        }
+        let request = Request::Digests {
+            objects: vec![(oid, family)],
+            deep,
+            control_index: n.control.applied().index,
+        };
+        match ask(n, node, request).await {
+            Ok(Response::Digests(mut d)) if d.len() == 1 => out.push((node, Some(d.remove(0)))),
+            _ => out.push((node, None)),
+        }
+    }
+    Ok(out)
+}
+
+async fn check_object(
+    n: &Rc<DataNode>,
+    oid: ObjectId,
+    family: LayerId,
+    width: usize,
+    repair: bool,
+) -> DataResult<Vec<CheckFinding>> {
+    let mut last = Vec::new();
+    for attempt in 0..ATTEMPTS {
+        let copies = digests(n, oid, family, attempt == 0 || !last.is_empty()).await?;
+        last = judge(oid, &copies, width);
+        let differ = last.iter().any(|f| f.text.contains("differs"));
+        if !differ || attempt + 1 == ATTEMPTS {
+            break;
+        }
+        // Perhaps it was written between the answers.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    if !repair || last.is_empty() {
+        return Ok(last);
+    }
+    for f in &mut last {
+        f.repaired = mend(n, oid, family, f.node).await;
+    }
+    Ok(last)
+}
+
+fn judge(oid: ObjectId, copies: &[(NodeId, Option<CopyDigest>)], width: usize) -> Vec<CheckFinding> {
+    let mut out = Vec::new();
+    let finding = |node, text: String| CheckFinding { oid, node, text, repaired: false };
+    let good = copies
+        .iter()
+        .filter_map(|(_, d)| d.as_ref())
+        .filter(|d| d.status == Status::Ok)
+        .max_by_key(|d| d.version);
+    for (node, copy) in copies {
+        match (copy, good) {
+            (None, _) => out.push(finding(*node, "the copy cannot be reached".into())),
+            (Some(d), _) if d.status == Status::Corrupt => {
+                let blocks: usize = d.corrupt.iter().map(|r| r.len()).sum();
+                out.push(finding(*node, format!("{blocks} damaged blocks")));
+            }
+            (Some(d), _) if d.status != Status::Ok => {
+                out.push(finding(*node, "the copy is being filled".into()));
+            }
+            (Some(d), Some(g)) if d.digest != g.digest || d.version != g.version => {
+                out.push(finding(*node, format!("the copy differs: it is at {}, the latest is {}", d.version, g.version)));
+            }
+            _ => {}
+        }
+    }
+    if copies.len() < width {
+        let text = format!("only {} of {width} copies have a place: add sheep", copies.len());
+        out.push(finding(NodeId::default(), text));
+    }
+    out
+}
+
+/// Have one copy adopt a clean one, through the session's owner where there is one.
+async fn mend(n: &Rc<DataNode>, oid: ObjectId, family: LayerId, node: NodeId) -> bool {
+    let Ok(copies) = digests(n, oid, family, true).await else { return false };
+    let source = copies
+        .iter()
+        .filter_map(|(id, d)| d.as_ref().map(|d| (*id, d)))
+        .filter(|(id, d)| *id != node && d.status == Status::Ok)
+        .max_by_key(|(_, d)| d.version);
+    let Some((source, _)) = source else { return false };
+    let blocks = copies
+        .iter()
+        .find(|(id, _)| *id == node)
+        .and_then(|(_, d)| d.as_ref())
+        .map(|d| d.corrupt.clone())
+        .filter(|c| !c.is_empty());
+    let control_index = n.control.applied().index;
+    let request = Request::Adopt { oid, family, source, blocks, control_index };
+    matches!(ask(n, node, request).await, Ok(Response::Adopted(_)))
+}
+
+/// Objects that exist in an image.
+pub async fn map(n: Rc<DataNode>, image: Image, rows: mpsc::Sender<MapRow>) -> DataResult<()> {
+    let shape = shape(&n, image)?;
+    let mut found: BTreeMap<u32, MapRow> = BTreeMap::new();
+    for layer in &shape.layers {
+        for (index, (present, zero)) in presence(&n, *layer).await? {
+            let bytes = ((present.count() - zero.count()) as u64) << BLOCK_SHIFT;
+            let row = found.entry(index).or_insert(MapRow { index, layer: *layer, bytes: 0 });
+            row.bytes += bytes;
+        }
+    }
+    for row in found.into_values() {
+        if rows.send(row).await.is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Ranges of `to` that layers newer than `from` have.
+pub async fn diff(
+    n: Rc<DataNode>,
+    to: Image,
+    from: Option<LayerId>,
+    rows: mpsc::Sender<DiffRow>,
+) -> DataResult<()> {
+    let shape = shape(&n, to)?;
+    let newer: Vec<LayerId> = match from {
+        None => shape.layers.clone(),
+        Some(f) => {
+            let at = shape.layers.iter().position(|l| *l == f);
+            let at = at.ok_or_else(|| DataError::Invalid("the older snapshot is not below the newer one".into()))?;
+            shape.layers[..at].to_vec()
+        }
+    };
+    let blocks = shape.object_size >> BLOCK_SHIFT;
+    let mut changed: BTreeMap<u32, (BlockMap, BlockMap)> = BTreeMap::new();
+    for layer in newer {
+        for (index, (present, zero)) in presence(&n, layer).await? {
+            let (all, zeros) =
+                changed.entry(index).or_insert_with(|| (BlockMap::new(blocks), BlockMap::new(blocks)));
+            // Newest first: what is known already stays.
+            let mut fresh_zero = zero.clone();
+            fresh_zero.subtract(all);
+            zeros.union(&fresh_zero);
+            all.union(&present);
+        }
+    }
+    for (index, (all, zeros)) in changed {
+        let base = index as u64 * shape.object_size as u64;
+        for run in all.set_runs() {
+            for (part, zero) in zeros.runs(run) {
+                let row = DiffRow {
+                    offset: base + ((part.start as u64) << BLOCK_SHIFT),
+                    length: (part.len() as u64) << BLOCK_SHIFT,
+                    zero,
+                };
+                if rows.send(row).await.is_err() {
+                    return Ok(());
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Copy in what a clone still reads from its base.
+pub async fn flatten(n: Rc<DataNode>, vdi: VdiId, steps: mpsc::Sender<Step>) -> DataResult<()> {
+    let volume = open_image(&n.gateway, vdi, None).await?;
+    let result = flatten_open(&n, vdi, &steps).await;
+    volume.close().await;
+    result
+}
+
+async fn flatten_open(n: &Rc<DataNode>, vdi: VdiId, steps: &mpsc::Sender<Step>) -> DataResult<()> {
+    let shape = shape(n, Image { vdi, layer: None })?;
+    let size = n.control.read(|s| s.vdis.get(&vdi).map_or(0, |v| v.size));
+    let total = size.div_ceil(shape.object_size as u64);
+    for index in 0..total {
+        let session = n.gateway.session(vdi).ok_or(DataError::NotOwner(None))?;
+        session.fill_from_base(index as u32).await.map_err(|e| DataError::Failed(e.to_string()))?;
+        let _ = steps.try_send(Step { done: index + 1, total });
+    }
+    let session = n.gateway.session(vdi).ok_or(DataError::NotOwner(None))?;
+    let command = Command::FlattenDone { vdi, generation: session.generation };
+    match n.control.propose(command).await {
+        Ok(sheepdog_cluster::Reply::Done) => Ok(()),
+        Ok(other) => Err(DataError::Failed(format!("{other:?}"))),
+        Err(e) => Err(DataError::Failed(e.to_string())),
+    }
+}

@@ -1,0 +1,332 @@
+//! The data thread: one current-thread runtime that owns store, sessions, links and NBD, and nothing else does.
+//!
+//! It is started with everything it needs and handed a channel of jobs: closures that run on it and send their answer back. That is the only way in from
+//! the control runtime. Order of ending: front-ends drain, sessions close, workers stop, the store writes everything to its place.
+
+pub mod backend;
+pub mod check;
+pub mod data;
+pub mod keep;
+
+use crate::config::Config;
+use crate::control::Control;
+use crate::front::nbd::{Limits, Listen, ListenAt, NbdConfig, NbdHandle, NbdServer};
+use crate::peer::server::Server;
+use crate::peer::{Connector, LinkStream, Links, Replica};
+use crate::session::Gateway;
+use crate::session::volume::Table;
+use crate::store::fs::{Fs, threads::ThreadsFs, uring::UringFs};
+use crate::store::{DiskState, Store, StoreConfig, StoreEvent};
+use crate::transport::{self, DataLink, LinkKind, PeerTls, Stream};
+use crate::volume::LocalFut;
+use crate::work::reclaim::Reclaim;
+use crate::work::sync::{Sync, Worker};
+use sheepdog_cluster::{Command, EventLevel, NodeAddr};
+use sheepdog_proto::{ClusterId, NodeId};
+use std::cell::RefCell;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+/// Work for the data thread.
+pub type Job = Box<dyn FnOnce(Rc<DataNode>) + Send>;
+/// Jobs that may wait.
+pub const JOBS: usize = 1024;
+/// How long clients get to finish when the daemon ends.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Everything on the data thread, once the cluster is known.
+pub struct DataNode {
+    /// Control plane.
+    pub control: Control,
+    /// Holder side.
+    pub replica: Rc<Replica>,
+    /// Sessions.
+    pub gateway: Rc<Gateway>,
+    /// Volumes by name.
+    pub table: Rc<Table>,
+    /// NBD, when it is served.
+    pub nbd: RefCell<Option<NbdHandle>>,
+    /// Ends all tasks.
+    pub stop: CancellationToken,
+    /// When the process began.
+    pub started: std::time::Instant,
+}
+
+/// What the data thread tells while it starts.
+pub struct Opened {
+    /// Disks as found.
+    pub disks: Vec<crate::store::DiskInfo>,
+    /// There were objects on them.
+    pub has_data: bool,
+    /// How disk I/O is done.
+    pub engine: &'static str,
+}
+
+/// What it is given once the control plane runs.
+pub struct Begin {
+    /// Control plane.
+    pub control: Control,
+    /// Links from peers.
+    pub links: mpsc::Receiver<DataLink>,
+    /// Credentials between peers.
+    pub tls: PeerTls,
+    /// Credentials for NBD.
+    pub nbd_tls: Option<Arc<rustls::ServerConfig>>,
+    /// Work.
+    pub jobs: mpsc::Receiver<Job>,
+    /// NBD could be bound (or not).
+    pub ready: oneshot::Sender<Result<(), String>>,
+}
+
+/// TCP to peers.
+pub struct TcpConnector {
+    tls: PeerTls,
+}
+
+impl Connector for TcpConnector {
+    fn connect<'a>(&'a self, _: NodeId, addr: &'a NodeAddr) -> LocalFut<'a, io::Result<Box<dyn LinkStream>>> {
+        Box::pin(async move {
+            let to = format!("{}:{}", addr.host, addr.peer_port);
+            let stream = transport::connect(&to, LinkKind::Data, self.tls.client.as_ref()).await?;
+            Ok(Box::new(stream) as Box<dyn LinkStream>)
+        })
+    }
+}
+
+/// io_uring where it is allowed.
+fn engine() -> Rc<dyn Fs> {
+    match UringFs::new() {
+        Ok(fs) => Rc::new(fs),
+        Err(e) => {
+            tracing::warn!(error = %e, "io_uring is refused here: disk I/O uses threads, at several times the CPU");
+            Rc::new(ThreadsFs)
+        }
+    }
+}
+
+/// Run the data thread to its end. Called on a thread of its own.
+pub async fn run(
+    config: Config,
+    node: NodeId,
+    cluster: Option<ClusterId>,
+    opened: oneshot::Sender<Result<Opened, String>>,
+    begin: oneshot::Receiver<Begin>,
+    stop: CancellationToken,
+) {
+    let store = if config.gateway {
+        let _ = opened.send(Ok(Opened { disks: Vec::new(), has_data: true, engine: "none" }));
+        None
+    } else {
+        let store_config = StoreConfig {
+            node,
+            cluster,
+            disks: config.disks.clone(),
+            journal_dir: config.journal.0.clone(),
+            journal_size: config.journal.1,
+            plain: config.plain,
+        };
+        match Store::open(store_config, engine()).await {
+            Err(e) => {
+                let _ = opened.send(Err(e.to_string()));
+                return;
+            }
+            Ok(store) => {
+                let told = Opened { disks: store.disks(), has_data: store.has_objects(), engine: store.engine() };
+                let _ = opened.send(Ok(told));
+                Some(store)
+            }
+        }
+    };
+    if let Ok(begin) = begin.await {
+        serve(config, store.clone(), begin, stop).await;
+    }
+    if let Some(store) = store
+        && let Err(e) = store.close().await
+    {
+        tracing::error!(error = %e, "the store did not close cleanly: the journal will be replayed");
+    }
+}
+
+/// Wait until this node belongs to a formatted cluster.
+async fn formatted(control: &Control) -> ClusterId {
+    let mut watch = control.watch();
+    loop {
+        watch.borrow_and_update();
+        let me = control.me();
+        let known = control.read(|s| s.format.as_ref().filter(|_| s.nodes.contains_key(&me)).map(|f| f.cluster));
+        if let Some(cluster) = known {
+            return cluster;
+        }
+        // The sender lives in `control`.
+        let _ = watch.changed().await;
+    }
+}
+
+async fn serve(config: Config, store: Option<Rc<Store>>, begin: Begin, stop: CancellationToken) {
+    let Begin { control, mut links, tls, nbd_tls, mut jobs, ready } = begin;
+    let mut ready = Some(ready);
+    // NBD listens at once; opens wait until the cluster is there.
+    let cluster = tokio::select! {
+        biased;
+        () = stop.cancelled() => return,
+        c = async {
+            if let Some(r) = ready.take() {
+                let _ = r.send(Ok(()));
+            }
+            formatted(&control).await
+        } => c,
+    };
+    if let Some(s) = &store
+        && let Err(e) = s.set_cluster(cluster).await
+    {
+        tracing::error!(error = %e, "the cluster's id cannot be written to the disks");
+    }
+    let connector = Rc::new(TcpConnector { tls: tls.clone() });
+    let tasks = stop.child_token();
+    let out = Rc::new(Links::new(control.clone(), cluster, connector, tasks.clone()));
+    let replica = Rc::new(Replica {
+        control: control.clone(),
+        store: store.clone(),
+        links: out,
+        sync: Sync::new(control.clone()),
+    });
+    let work = CancellationToken::new();
+    let gateway = Gateway::new(replica.clone(), work.clone());
+    let table = Table::new(gateway.clone());
+    let node = Rc::new(DataNode {
+        control: control.clone(),
+        replica: replica.clone(),
+        gateway: gateway.clone(),
+        table: table.clone(),
+        nbd: RefCell::new(None),
+        stop: work.clone(),
+        started: std::time::Instant::now(),
+    });
+    match start_nbd(&config, nbd_tls, table) {
+        Ok(handle) => *node.nbd.borrow_mut() = handle,
+        Err(e) => {
+            tracing::error!(error = %e, "NBD cannot be served");
+            stop.cancel();
+        }
+    }
+    let server = Server::new(replica.clone(), gateway.clone(), cluster, work.clone());
+    if let Some(s) = &store {
+        let worker = Worker { replica: replica.clone(), joiner: gateway.clone(), stop: work.clone() };
+        tokio::task::spawn_local(worker.run());
+        tokio::task::spawn_local(Reclaim { replica: replica.clone(), stop: work.clone() }.run());
+        tokio::task::spawn_local(keep::run(control.clone(), s.clone(), work.clone()));
+        if let Some(events) = s.events() {
+            tokio::task::spawn_local(watch_store(replica.clone(), events, work.clone()));
+        }
+    }
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            Some(job) = jobs.recv() => job(node.clone()),
+            Some(link) = links.recv() => {
+                let (server, tls) = (server.clone(), tls.clone());
+                tokio::task::spawn_local(async move {
+                    let accept = async {
+                        let tcp = tokio::net::TcpStream::from_std(link.stream)?;
+                        transport::server_tls(tcp, tls.server.as_ref()).await
+                    };
+                    match accept.await {
+                        Ok(stream) => Server::serve(server, stream as Stream).await,
+                        Err(e) => tracing::info!(from = %link.addr, error = %e, "a peer's data link was refused"),
+                    }
+                });
+            }
+            else => break,
+        }
+    }
+    tracing::info!("draining");
+    let nbd = node.nbd.borrow_mut().take();
+    if let Some(nbd) = nbd {
+        let aborted = nbd.shutdown(GRACE).await;
+        if aborted > 0 {
+            tracing::info!(aborted, "connections were closed with requests waiting");
+        }
+    }
+    let _ = tokio::time::timeout(GRACE, gateway.close_all()).await;
+    work.cancel();
+}
+
+fn start_nbd(
+    config: &Config,
+    tls: Option<Arc<rustls::ServerConfig>>,
+    table: Rc<Table>,
+) -> io::Result<Option<NbdHandle>> {
+    use crate::front::nbd::TlsPolicy;
+    let mut listen = Vec::new();
+    if let Some(port) = config.nbd_port {
+        let ip = config.bind.parse().unwrap_or(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
+        let policy = match (&tls, config.exposed) {
+            (None, _) => TlsPolicy::Off,
+            (Some(_), true) => TlsPolicy::Required,
+            (Some(_), false) => TlsPolicy::Allowed,
+        };
+        listen.push(Listen { at: ListenAt::Tcp(SocketAddr::new(ip, port)), tls: policy });
+    }
+    if let Some(path) = &config.nbd_socket {
+        listen.push(Listen { at: ListenAt::Unix(path.clone()), tls: TlsPolicy::Off });
+    }
+    if listen.is_empty() {
+        return Ok(None);
+    }
+    let insecure = config.exposed && tls.is_none();
+    NbdServer::start(NbdConfig { listen, tls, insecure, limits: Limits::default() }, table).map(Some)
+}
+
+/// A failed disk is retired in the committed map, so that writes go on without it and its objects are filled again elsewhere.
+async fn watch_store(replica: Rc<Replica>, mut events: mpsc::Receiver<StoreEvent>, stop: CancellationToken) {
+    loop {
+        let event = tokio::select! { biased; () = stop.cancelled() => return, e = events.recv() => e };
+        let Some(event) = event else { return };
+        let control = replica.control.clone();
+        let me = control.me();
+        match event {
+            StoreEvent::DiskFailed { disk, reason } => {
+                let text = format!("disk {} of node {} failed: {reason}", disk.short(), me.short());
+                let _ = control.propose(Command::Note { level: EventLevel::Error, text }).await;
+                while control.propose(Command::DiskRetired { node: me, disk }).await.is_err() {
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+                if let Some(store) = &replica.store {
+                    let _ = store.unplug(disk).await;
+                }
+            }
+            StoreEvent::DiskFull { disk, full } => {
+                let (level, word) =
+                    if full { (EventLevel::Error, "is full: writes wait") } else { (EventLevel::Info, "has room again") };
+                let text = format!("disk {} of node {} {word}", disk.short(), me.short());
+                let _ = control.propose(Command::Note { level, text }).await;
+            }
+            StoreEvent::Corrupt { oid, blocks } => {
+                let Some(family) = control.read(|s| s.layers.get(&oid.layer()).map(|l| l.family)) else { continue };
+                tracing::warn!(%oid, ?blocks, "stored blocks do not match their checksums");
+                let text = format!("damaged blocks of object {oid} were found on node {}", me.short());
+                replica.sync.corrupt(oid, family, replica.vdi_of(oid));
+                let _ = control.propose(Command::Note { level: EventLevel::Warning, text }).await;
+            }
+        }
+    }
+}
+
+/// Disks as the control plane wants them.
+pub fn disk_entries(disks: &[crate::store::DiskInfo]) -> Vec<sheepdog_cluster::DiskEntry> {
+    disks
+        .iter()
+        .map(|d| sheepdog_cluster::DiskEntry {
+            id: d.id,
+            path: d.path.clone(),
+            capacity: d.total,
+            retired: matches!(d.state, DiskState::Failed(_)),
+        })
+        .collect()
+}
