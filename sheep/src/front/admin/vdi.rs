@@ -151,7 +151,11 @@ impl Admin {
 
     /// Bytes of this node's disks, per layer, put to the VDIs they belong to.
     async fn add_usage(&self, vdis: &mut [Vdi]) -> Result<(), Error> {
-        let mine = self.data().usage().await?;
+        let mine = match self.data().usage().await {
+            // A listing without the numbers is better than none.
+            Err(super::DataError::Unsupported(_)) => return Ok(()),
+            mine => mine?,
+        };
         self.control().read(|s| {
             for v in vdis {
                 put_usage(s, v, &mine);

@@ -1,0 +1,41 @@
+//! `dog vdi delete`
+
+use crate::context::{Confirm, Context, Image};
+use crate::failure::Failure;
+use crate::output::Output;
+use sheepdog_client::pb::DeleteVdiRequest;
+
+/// Delete a VDI or one of its snapshots
+///
+/// Deleting a VDI keeps its snapshots unless --with-snapshots is given; clones are not touched either way.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// NAME or NAME@TAG
+    #[arg(value_parser = Image::parse)]
+    vdi: Image,
+    /// Snapshot to delete: tag or number
+    #[arg(short, long, value_name = "TAG")]
+    snapshot: Option<String>,
+    /// Delete all its snapshots too
+    #[arg(long, conflicts_with = "snapshot")]
+    with_snapshots: bool,
+    #[command(flatten)]
+    confirm: Confirm,
+}
+
+/// Ask, delete.
+pub async fn run(ctx: &Context, args: Args) -> Result<Output, Failure> {
+    let snapshot = args.vdi.with_option(&args.snapshot)?;
+    if args.with_snapshots && !snapshot.is_empty() {
+        return Err(Failure::usage("--with-snapshots deletes the whole VDI: leave the snapshot out"));
+    }
+    let what = match (snapshot.is_empty(), args.with_snapshots) {
+        (false, _) => format!("snapshot {snapshot} of VDI {}", args.vdi.name),
+        (_, true) => format!("VDI {} and all its snapshots", args.vdi.name),
+        _ => format!("VDI {}", args.vdi.name),
+    };
+    args.confirm.ask(&format!("deletes {what}."))?;
+    let request = DeleteVdiRequest { vdi: args.vdi.vdi(), snapshot, with_snapshots: args.with_snapshots };
+    ctx.client().await?.delete_vdi(request).await?;
+    Ok(Output::Nothing)
+}
