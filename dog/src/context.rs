@@ -13,16 +13,46 @@ use tokio::sync::OnceCell;
 #[derive(Args, Debug, Clone)]
 pub struct Global {
     /// Sheep to talk to, any of the cluster's: HOST or HOST:PORT, several separated by commas
-    #[arg(short, long, global = true, env = "DOG_ADDR", default_value = "127.0.0.1", value_name = "ADDR", help_heading = "Global options")]
+    #[arg(
+        short,
+        long,
+        global = true,
+        env = "DOG_ADDR",
+        default_value = "127.0.0.1",
+        value_name = "ADDR",
+        help_heading = "Global options"
+    )]
     pub address: String,
     /// Its client port
-    #[arg(short, long, global = true, env = "DOG_PORT", default_value_t = 7000, help_heading = "Global options")]
+    #[arg(
+        short,
+        long,
+        global = true,
+        env = "DOG_PORT",
+        default_value_t = 7000,
+        help_heading = "Global options"
+    )]
     pub port: u16,
     /// The cluster's credentials, as `dog secret new` wrote them
-    #[arg(long, global = true, env = "DOG_SECRET_FILE", value_name = "FILE", help_heading = "Global options")]
+    #[arg(
+        long,
+        global = true,
+        env = "DOG_SECRET_FILE",
+        value_name = "FILE",
+        help_heading = "Global options"
+    )]
     pub secret_file: Option<PathBuf>,
     /// How to print the answer
-    #[arg(short, long, global = true, env = "DOG_OUTPUT", value_enum, default_value_t, value_name = "FORMAT", help_heading = "Global options")]
+    #[arg(
+        short,
+        long,
+        global = true,
+        env = "DOG_OUTPUT",
+        value_enum,
+        default_value_t,
+        value_name = "FORMAT",
+        help_heading = "Global options"
+    )]
     pub output: Format,
     /// Say more
     #[arg(short, long, global = true, help_heading = "Global options")]
@@ -51,7 +81,8 @@ impl Confirm {
         }
         match read {
             Ok(_) if answer.trim() == "yes" => Ok(()),
-            _ => Err(Failure::new(code::FAILED, "not confirmed, nothing was done").hint("answer yes, or add --yes")),
+            _ => Err(Failure::new(code::FAILED, "not confirmed, nothing was done")
+                .hint("answer yes, or add --yes")),
         }
     }
 }
@@ -82,7 +113,8 @@ impl Context {
         }
         let options = ConnectOptions::new(addrs);
         // Inside a sheep's container its own variable says where the secret is.
-        let file = self.global.secret_file.clone().or_else(|| std::env::var_os("SHEEP_SECRET_FILE").map(Into::into));
+        let file =
+            self.global.secret_file.clone().or_else(|| std::env::var_os("SHEEP_SECRET_FILE").map(Into::into));
         match file.filter(|f| !f.as_os_str().is_empty()) {
             None => Ok(options),
             Some(file) => Ok(options.credentials(&Credentials::load(&file)?, &Role::Dog)?),
@@ -120,7 +152,11 @@ impl Context {
 
 fn with_port(addr: &str, port: u16) -> String {
     let has_port = match addr.rsplit_once(':') {
-        Some((host, p)) => !p.is_empty() && p.bytes().all(|b| b.is_ascii_digit()) && (!host.contains(':') || host.ends_with(']')),
+        Some((host, p)) => {
+            !p.is_empty()
+                && p.bytes().all(|b| b.is_ascii_digit())
+                && (!host.contains(':') || host.ends_with(']'))
+        }
         None => false,
     };
     match (has_port, addr.contains(':') && !addr.starts_with('[')) {
@@ -157,7 +193,9 @@ impl Image {
         match (self.snapshot.is_empty(), option) {
             (_, None) => Ok(self.snapshot.clone()),
             (true, Some(s)) => Ok(s.clone()),
-            (false, Some(_)) => Err(Failure::usage("the snapshot is named twice: with @ and with --snapshot")),
+            (false, Some(_)) => {
+                Err(Failure::usage("the snapshot is named twice: with @ and with --snapshot"))
+            }
         }
     }
 }

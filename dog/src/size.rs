@@ -7,7 +7,9 @@ pub fn parse(text: &str) -> Result<u64, String> {
     let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
     let bad = || {
-        format!("\"{text}\" is not a size: write a number with k, M, G, T or P (powers of 1024), for example 512M or 10G")
+        format!(
+            "\"{text}\" is not a size: write a number with k, M, G, T or P (powers of 1024), for example 512M or 10G"
+        )
     };
     let mut letters = unit.chars();
     let shift = match letters.next() {
@@ -19,7 +21,11 @@ pub fn parse(text: &str) -> Result<u64, String> {
         },
     };
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    if whole.is_empty() || (number.contains('.') && fraction.is_empty()) || fraction.len() > 9 || fraction.contains('.') {
+    if whole.is_empty()
+        || (number.contains('.') && fraction.is_empty())
+        || fraction.len() > 9
+        || fraction.contains('.')
+    {
         return Err(bad());
     }
     let large = || format!("\"{text}\" is too large: at most 16P");
@@ -60,7 +66,13 @@ pub fn show(bytes: u64) -> String {
         None => format!("{bytes} B"),
         Some(u) => {
             let u = u.to_ascii_uppercase();
-            let digits = if value < 10.0 { 2 } else if value < 100.0 { 1 } else { 0 };
+            let digits = if value < 10.0 {
+                2
+            } else if value < 100.0 {
+                1
+            } else {
+                0
+            };
             format!("{value:.digits$} {u}iB")
         }
     }
@@ -89,7 +101,21 @@ mod tests {
         for (text, want) in table {
             assert_eq!(parse(text), Ok(want), "{text}");
         }
-        for text in ["", "G", "-1", "1X", "1.5", "1..5G", ".5G", "5.G", "1 G", "1GG", "99999999999P", "1e3", "18446744073709551616"] {
+        for text in [
+            "",
+            "G",
+            "-1",
+            "1X",
+            "1.5",
+            "1..5G",
+            ".5G",
+            "5.G",
+            "1 G",
+            "1GG",
+            "99999999999P",
+            "1e3",
+            "18446744073709551616",
+        ] {
             assert!(parse(text).is_err(), "{text}");
         }
     }

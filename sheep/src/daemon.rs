@@ -33,7 +33,8 @@ type SetLog = node::backend::SetLog;
 
 fn start_logs(level: &str, json: bool) -> anyhow::Result<SetLog> {
     let parse = |text: &str| {
-        tracing_subscriber::EnvFilter::try_new(text).map_err(|e| format!("\"{text}\" is not a log level or filter: {e}"))
+        tracing_subscriber::EnvFilter::try_new(text)
+            .map_err(|e| format!("\"{text}\" is not a log level or filter: {e}"))
     };
     let quiet = |text: &str| {
         // openraft tells every step at info.
@@ -139,7 +140,8 @@ async fn main_task(
     let data_thread = {
         let (config, stop) = (config.clone(), stop.clone());
         std::thread::Builder::new().name("data".into()).spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().event_interval(61).build();
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().event_interval(61).build();
             let Ok(runtime) = runtime else { return };
             let local = tokio::task::LocalSet::new();
             let work = node::run(config, id.node, id.cluster, opened_tx, begin_rx, stop.clone());
@@ -155,14 +157,27 @@ async fn main_task(
     } else {
         let at = format!("{}:{}", config.bind, config.peer_port);
         let listener = PeerListener::bind(&at, tls.server.clone()).await?;
-        Some(Network { listener, data_links: links_tx.clone(), tls: tls.clone(), seeds: config.seeds.clone() })
+        Some(Network {
+            listener,
+            data_links: links_tx.clone(),
+            tls: tls.clone(),
+            seeds: config.seeds.clone(),
+        })
     };
-    let control_config = ControlConfig { dir: config.home.clone(), hello: hello(&config, id.node, &opened), network };
+    let control_config =
+        ControlConfig { dir: config.home.clone(), hello: hello(&config, id.node, &opened), network };
     let (control, plane) = ControlPlane::start(control_config).await?;
     let plane = Arc::new(plane);
     let (jobs_tx, jobs_rx) = mpsc::channel(node::JOBS);
     let (ready_tx, ready_rx) = oneshot::channel();
-    let begin = Begin { control: control.clone(), links: links_rx, tls: tls.clone(), nbd_tls, jobs: jobs_rx, ready: ready_tx };
+    let begin = Begin {
+        control: control.clone(),
+        links: links_rx,
+        tls: tls.clone(),
+        nbd_tls,
+        jobs: jobs_rx,
+        ready: ready_tx,
+    };
     if begin_tx.send(begin).is_err() {
         bail!("the data thread ended");
     }
@@ -180,7 +195,8 @@ async fn main_task(
         level: Mutex::new(level),
         set_level,
     });
-    let admin = AdminServer::start(&format!("{}:{}", config.bind, config.port), tls.server.clone(), daemon).await?;
+    let admin =
+        AdminServer::start(&format!("{}:{}", config.bind, config.port), tls.server.clone(), daemon).await?;
     if config.local && !control.read(|s| s.format.is_some()) {
         tracing::info!("one sheep alone: `dog cluster format` makes it a cluster of one");
     }

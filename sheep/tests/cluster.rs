@@ -138,7 +138,8 @@ impl Cluster {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let client = self.client(0).await;
-            let listed = client.node().list(pb::ListNodesRequest::default()).await.map(tonic::Response::into_inner);
+            let listed =
+                client.node().list(pb::ListNodesRequest::default()).await.map(tonic::Response::into_inner);
             let (nodes, epoch) = listed.map(|l| (l.nodes, l.epoch)).unwrap_or_default();
             if nodes.len() == self.sheep.len()
                 && nodes.iter().all(|n| n.state == pb::node::State::Up as i32 && n.synced >= epoch)
@@ -272,7 +273,10 @@ async fn everything_survives_a_power_cut_of_all_sheep() {
     let mut c = Cluster::new(3, false);
     c.format(3).await;
     c.create("disk", 64 << 20).await;
-    ok("qemu-io", &["-f", "raw", "-c", "write -P 0x5a 0 8M", "-c", "write -P 0x33 5000 100", &c.uri(0, "disk")]);
+    ok(
+        "qemu-io",
+        &["-f", "raw", "-c", "write -P 0x5a 0 8M", "-c", "write -P 0x33 5000 100", &c.uri(0, "disk")],
+    );
     for i in 0..3 {
         c.kill(i);
     }

@@ -177,7 +177,8 @@ async fn write_worker(
     while Instant::now() < until {
         let offset = next();
         let began = Instant::now();
-        if tx.send(Chunk { offset, data: noise(block as usize, offset ^ tally.ops), zeros: 0 }).await.is_err() {
+        if tx.send(Chunk { offset, data: noise(block as usize, offset ^ tally.ops), zeros: 0 }).await.is_err()
+        {
             break;
         }
         if acks.message().await?.is_none() {
@@ -208,8 +209,12 @@ async fn read_worker(
         return Ok(tally);
     }
     'again: while Instant::now() < until {
-        let request =
-            ReadRequest { vdi: Some(VdiRef::name(name)), snapshot: String::new(), offset, length: Some(length) };
+        let request = ReadRequest {
+            vdi: Some(VdiRef::name(name)),
+            snapshot: String::new(),
+            offset,
+            length: Some(length),
+        };
         let mut chunks = client.read(request).await?;
         let mut began = Instant::now();
         while let Some(c) = chunks.message().await? {

@@ -26,7 +26,12 @@ const PAGES: &[(u8, &str, &str, &str)] = &[
         "See who: `dog vdi list -o wide` shows the node that owns an open volume, `dog vdi lock list` its locks. Detach the client, or wait for\nflattening to finish.",
     ),
     (1, "moved", "The volume changed hands while the request ran.", "Nothing is wrong: try again."),
-    (1, "unsupported", "This release does not have it.", "Upgrade all sheep, or use another way: the message names one where there is one."),
+    (
+        1,
+        "unsupported",
+        "This release does not have it.",
+        "Upgrade all sheep, or use another way: the message names one where there is one.",
+    ),
     (
         2,
         "cluster",
@@ -39,21 +44,44 @@ const PAGES: &[(u8, &str, &str, &str)] = &[
         "No sheep could be reached, or the connection broke.",
         "Is the daemon running, is the address right (-a, -p, DOG_ADDR, DOG_PORT), does a firewall stand between? A sheep without credentials\nlistens on loopback only. With credentials give --secret-file or DOG_SECRET_FILE.",
     ),
-    (2, "not-formatted", "The sheep waits for format.", "Run `dog cluster format --copies N` once, on one of the sheep."),
-    (2, "denied", "The credentials are not good for this.", "Use the cluster's secret file, not an NBD client's certificate."),
-    (3, "exists", "There is one of that name already.", "Choose another name, or delete the old one. Snapshots of a deleted volume keep its name taken."),
+    (
+        2,
+        "not-formatted",
+        "The sheep waits for format.",
+        "Run `dog cluster format --copies N` once, on one of the sheep.",
+    ),
+    (
+        2,
+        "denied",
+        "The credentials are not good for this.",
+        "Use the cluster's secret file, not an NBD client's certificate.",
+    ),
+    (
+        3,
+        "exists",
+        "There is one of that name already.",
+        "Choose another name, or delete the old one. Snapshots of a deleted volume keep its name taken.",
+    ),
     (
         4,
         "full",
         "There is no space left for it.",
         "See `dog node info` and `dog node md info`. Add a disk (`dog node md plug`), add a sheep, or delete volumes and snapshots. Writes of\nclients wait meanwhile, they do not fail.",
     ),
-    (5, "missing", "There is no such volume, snapshot, node or disk.", "See `dog vdi list`, `dog node list`, `dog node md info`. Names are case-sensitive."),
+    (
+        5,
+        "missing",
+        "There is no such volume, snapshot, node or disk.",
+        "See `dog vdi list`, `dog node list`, `dog node md info`. Names are case-sensitive.",
+    ),
     (64, "usage", "The command line makes no sense.", "`dog COMMAND --help` shows what is possible."),
 ];
 
-const COLUMNS: &[Column] =
-    &[Column("exit_code", "EXIT CODE", false), Column("word", "WORD", false), Column("meaning", "MEANING", false)];
+const COLUMNS: &[Column] = &[
+    Column("exit_code", "EXIT CODE", false),
+    Column("word", "WORD", false),
+    Column("meaning", "MEANING", false),
+];
 
 /// One page, or the list.
 pub fn run(args: &Args) -> Result<Output, Failure> {
@@ -68,7 +96,9 @@ pub fn run(args: &Args) -> Result<Output, Failure> {
     let pages: Vec<String> = PAGES
         .iter()
         .filter(|(exit, word, ..)| exit.to_string() == wanted || *word == wanted)
-        .map(|(exit, word, meaning, what)| format!("{word} (exit code {exit})\n  {meaning}\n  {}\n", what.replace('\n', "\n  ")))
+        .map(|(exit, word, meaning, what)| {
+            format!("{word} (exit code {exit})\n  {meaning}\n  {}\n", what.replace('\n', "\n  "))
+        })
         .collect();
     if pages.is_empty() {
         return Err(Failure::new(5, format!("there is no code {code}")).hint("`dog explain` lists them"));

@@ -18,7 +18,13 @@ use clap::{Parser, Subcommand};
 ///
 /// Exit codes: 0 ok, 1 failed, 2 cluster or host problem, 3 exists, 4 full, 5 missing, 64 usage (see `dog explain`).
 #[derive(Parser, Debug)]
-#[command(name = "dog", version, subcommand_required = true, arg_required_else_help = true, max_term_width = 110)]
+#[command(
+    name = "dog",
+    version,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    max_term_width = 110
+)]
 pub struct Cli {
     /// Global options.
     #[command(flatten)]

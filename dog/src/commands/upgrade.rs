@@ -57,21 +57,25 @@ impl Command {
                 let info = client.cluster_info(ClusterInfoRequest { history: 0 }).await?;
                 if !info.reasons.is_empty() {
                     let text = format!("not now: {}", info.reasons.join("; "));
-                    return Err(Failure::new(code::CLUSTER, text).hint("`dog node recovery --progress` shows when it is over"));
+                    return Err(Failure::new(code::CLUSTER, text)
+                        .hint("`dog node recovery --progress` shows when it is over"));
                 }
                 let text: Vec<String> = versions(&nodes).iter().map(|(v, n)| format!("{n} x {v}")).collect();
-                Ok(Output::Record(
-                    Record::default()
-                        .field("ready", "Ready", Cell::Bool(true))
-                        .field("versions", "Versions", Cell::List(text)),
-                ))
+                Ok(Output::Record(Record::default().field("ready", "Ready", Cell::Bool(true)).field(
+                    "versions",
+                    "Versions",
+                    Cell::List(text),
+                )))
             }
             Self::Finish => {
                 let count = versions(&nodes);
                 if count.len() > 1 {
                     let text: Vec<String> = count.iter().map(|(v, n)| format!("{n} x {v}")).collect();
-                    return Err(Failure::new(code::CLUSTER, format!("nodes run different versions: {}", text.join(", ")))
-                        .hint("upgrade the rest first: `dog upgrade status`"));
+                    return Err(Failure::new(
+                        code::CLUSTER,
+                        format!("nodes run different versions: {}", text.join(", ")),
+                    )
+                    .hint("upgrade the rest first: `dog upgrade status`"));
                 }
                 // Every format of this release is the only one there is.
                 Ok(Output::Done(Record::default().field("finished", "Finished", Cell::Bool(true))))

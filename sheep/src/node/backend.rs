@@ -72,7 +72,12 @@ impl AdminBackend for Daemon {
         Standing {
             leader: s.leader,
             voters: s.voters,
-            waiting: self.plane.peers_waiting().iter().map(|p| format!("{}:{}", p.addr.host, p.addr.peer_port)).collect(),
+            waiting: self
+                .plane
+                .peers_waiting()
+                .iter()
+                .map(|p| format!("{}:{}", p.addr.host, p.addr.peer_port))
+                .collect(),
         }
     }
     fn complaints(&self) -> Vec<String> {
@@ -91,7 +96,11 @@ impl AdminBackend for Daemon {
             created: std::time::SystemTime::now()
                 .duration_since(std::time::UNIX_EPOCH)
                 .map_or(0, |d| d.as_millis() as u64),
-            redundancy: Redundancy::Copies(self.config.copies.unwrap_or(if self.config.local { 1 } else { DEFAULT_COPIES })),
+            redundancy: Redundancy::Copies(self.config.copies.unwrap_or(if self.config.local {
+                1
+            } else {
+                DEFAULT_COPIES
+            })),
             min_copies: self.config.min_copies,
             strict: false,
             object_size: DEFAULT_OBJECT_SIZE,
@@ -119,7 +128,8 @@ impl AdminBackend for Daemon {
             let Some(state) = found else {
                 return Err(Error::new(
                     ErrorKind::Missing,
-                    "the disks of this sheep hold no copy of a cluster's state: ask a sheep whose disks do".to_owned(),
+                    "the disks of this sheep hold no copy of a cluster's state: ask a sheep whose disks do"
+                        .to_owned(),
                 ));
             };
             self.plane.rebuild(state).await.map_err(failed)

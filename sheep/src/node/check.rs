@@ -1,7 +1,9 @@
 //! Work over whole volumes: check, map, diff, flatten.
 
 use super::DataNode;
-use crate::front::admin::backend::{CheckFinding, CheckStep, DataError, DataResult, DiffRow, Image, MapRow, Step};
+use crate::front::admin::backend::{
+    CheckFinding, CheckStep, DataError, DataResult, DiffRow, Image, MapRow, Step,
+};
 use crate::session::volume::open_image;
 use sheepdog_cluster::Command;
 use sheepdog_proto::peer::{CopyDigest, Request, Response, Status};
@@ -127,11 +129,8 @@ async fn digests(
             out.push((node, None));
             continue;
         }
-        let request = Request::Digests {
-            objects: vec![(oid, family)],
-            deep,
-            control_index: n.control.applied().index,
-        };
+        let request =
+            Request::Digests { objects: vec![(oid, family)], deep, control_index: n.control.applied().index };
         match ask(n, node, request).await {
             Ok(Response::Digests(mut d)) if d.len() == 1 => out.push((node, Some(d.remove(0)))),
             _ => out.push((node, None)),
@@ -186,7 +185,10 @@ fn judge(oid: ObjectId, copies: &[(NodeId, Option<CopyDigest>)], width: usize) -
                 out.push(finding(*node, "the copy is being filled".into()));
             }
             (Some(d), Some(g)) if d.digest != g.digest || d.version != g.version => {
-                out.push(finding(*node, format!("the copy differs: it is at {}, the latest is {}", d.version, g.version)));
+                out.push(finding(
+                    *node,
+                    format!("the copy differs: it is at {}, the latest is {}", d.version, g.version),
+                ));
             }
             _ => {}
         }
@@ -249,7 +251,8 @@ pub async fn diff(
         None => shape.layers.clone(),
         Some(f) => {
             let at = shape.layers.iter().position(|l| *l == f);
-            let at = at.ok_or_else(|| DataError::Invalid("the older snapshot is not below the newer one".into()))?;
+            let at =
+                at.ok_or_else(|| DataError::Invalid("the older snapshot is not below the newer one".into()))?;
             shape.layers[..at].to_vec()
         }
     };

@@ -3,8 +3,8 @@
 use super::{DataNode, Job, check};
 use crate::control::SendFut;
 use crate::front::admin::backend::{
-    AdminVolume, CheckStep, DataError, DataPlane, DataResult, DiffRow, Image, IoCounters, LocalCopy, MapRow, NodeCounters, Piece,
-    RecoveryState, Step, VdiCounters,
+    AdminVolume, CheckStep, DataError, DataPlane, DataResult, DiffRow, Image, IoCounters, LocalCopy, MapRow,
+    NodeCounters, Piece, RecoveryState, Step, VdiCounters,
 };
 use crate::session::HoldError;
 use crate::session::volume::open_image;
@@ -124,7 +124,12 @@ impl DataPlane for DataHandle {
     fn flatten(&self, vdi: VdiId, steps: mpsc::Sender<Step>) -> SendFut<'_, DataResult<()>> {
         Box::pin(async move { self.run(move |n| Box::pin(check::flatten(n, vdi, steps))).await? })
     }
-    fn check(&self, image: Image, repair: bool, steps: mpsc::Sender<CheckStep>) -> SendFut<'_, DataResult<()>> {
+    fn check(
+        &self,
+        image: Image,
+        repair: bool,
+        steps: mpsc::Sender<CheckStep>,
+    ) -> SendFut<'_, DataResult<()>> {
         Box::pin(async move { self.run(move |n| Box::pin(check::check(n, image, repair, steps))).await? })
     }
     fn copy_of(
@@ -184,7 +189,8 @@ impl DataPlane for DataHandle {
                     loop {
                         let page = store.list(after, 4096);
                         for row in &page {
-                            *out.entry(row.oid.layer()).or_default() += (row.data_blocks as u64) << BLOCK_SHIFT;
+                            *out.entry(row.oid.layer()).or_default() +=
+                                (row.data_blocks as u64) << BLOCK_SHIFT;
                         }
                         after = page.last().map(|r| r.oid);
                         if page.len() < 4096 {
@@ -264,7 +270,10 @@ impl DataPlane for DataHandle {
                         .sessions()
                         .into_iter()
                         .map(|(vdi, opens)| {
-                            let name = n.control.read(|s| s.vdis.get(&vdi).map(|v| v.name.clone())).unwrap_or_default();
+                            let name = n
+                                .control
+                                .read(|s| s.vdis.get(&vdi).map(|v| v.name.clone()))
+                                .unwrap_or_default();
                             VdiCounters {
                                 vdi,
                                 io: nbd_counters(&n, Some(&name)),

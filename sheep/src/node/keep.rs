@@ -41,7 +41,14 @@ pub async fn run(control: Control, store: Rc<Store>, stop: CancellationToken) {
     loop {
         watch.borrow_and_update();
         let key = control.read(|s| {
-            (s.format.is_some(), s.epoch, s.layers_revision, s.names.len(), s.last_id, s.vdis.values().map(|v| v.size).sum::<u64>())
+            (
+                s.format.is_some(),
+                s.epoch,
+                s.layers_revision,
+                s.names.len(),
+                s.last_id,
+                s.vdis.values().map(|v| v.size).sum::<u64>(),
+            )
         });
         let mut size = 0;
         if key.0 && written != Some(key) {

@@ -136,7 +136,8 @@ pub async fn run(
                 return;
             }
             Ok(store) => {
-                let told = Opened { disks: store.disks(), has_data: store.has_objects(), engine: store.engine() };
+                let told =
+                    Opened { disks: store.disks(), has_data: store.has_objects(), engine: store.engine() };
                 let _ = opened.send(Ok(told));
                 Some(store)
             }
@@ -158,7 +159,8 @@ async fn formatted(control: &Control) -> ClusterId {
     loop {
         watch.borrow_and_update();
         let me = control.me();
-        let known = control.read(|s| s.format.as_ref().filter(|_| s.nodes.contains_key(&me)).map(|f| f.cluster));
+        let known =
+            control.read(|s| s.format.as_ref().filter(|_| s.nodes.contains_key(&me)).map(|f| f.cluster));
         if let Some(cluster) = known {
             return cluster;
         }
@@ -302,13 +304,18 @@ async fn watch_store(replica: Rc<Replica>, mut events: mpsc::Receiver<StoreEvent
                 }
             }
             StoreEvent::DiskFull { disk, full } => {
-                let (level, word) =
-                    if full { (EventLevel::Error, "is full: writes wait") } else { (EventLevel::Info, "has room again") };
+                let (level, word) = if full {
+                    (EventLevel::Error, "is full: writes wait")
+                } else {
+                    (EventLevel::Info, "has room again")
+                };
                 let text = format!("disk {} of node {} {word}", disk.short(), me.short());
                 let _ = control.propose(Command::Note { level, text }).await;
             }
             StoreEvent::Corrupt { oid, blocks } => {
-                let Some(family) = control.read(|s| s.layers.get(&oid.layer()).map(|l| l.family)) else { continue };
+                let Some(family) = control.read(|s| s.layers.get(&oid.layer()).map(|l| l.family)) else {
+                    continue;
+                };
                 tracing::warn!(%oid, ?blocks, "stored blocks do not match their checksums");
                 let text = format!("damaged blocks of object {oid} were found on node {}", me.short());
                 replica.sync.corrupt(oid, family, replica.vdi_of(oid));

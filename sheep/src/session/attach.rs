@@ -297,8 +297,7 @@ impl Gateway {
         let session = match self.session(vdi) {
             Some(s) => s,
             None => {
-                let state =
-                    self.replica.control.read(|s| s.vdis.get(&vdi).map(|v| v.session.clone()));
+                let state = self.replica.control.read(|s| s.vdis.get(&vdi).map(|v| v.session.clone()));
                 match state {
                     None => return Err(VolumeError::Gone("there is no such VDI".into()).into()),
                     Some(SessionState::Closed) => return Ok(None),

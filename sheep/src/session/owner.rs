@@ -578,13 +578,16 @@ impl Session {
                 let ticket = self.enter(&object, &part, true).await;
                 let still = self.alive(self.only_in_base(index, part.clone())).await;
                 let (still, data) = match still {
-                    Ok(s) if s == [part.clone()] => (true, self.read_blocks(self.top.get(), index, part.clone()).await),
+                    Ok(s) if s == [part.clone()] => {
+                        (true, self.read_blocks(self.top.get(), index, part.clone()).await)
+                    }
                     Ok(_) => (false, Ok(Bytes::new())),
                     Err(e) => (false, Err(e)),
                 };
                 match data {
                     Ok(data) if still => {
-                        self.step(index, part, WriteAction::Data, data, Some((object.clone(), ticket))).await?;
+                        self.step(index, part, WriteAction::Data, data, Some((object.clone(), ticket)))
+                            .await?;
                     }
                     other => {
                         object.locks.borrow_mut().release(ticket);

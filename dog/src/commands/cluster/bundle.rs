@@ -48,9 +48,11 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Output, Failure> {
     tar.resize(tar.len() + 1024, 0);
     file.write_all(&tar).map_err(|e| Failure::io(args.file.display(), &e))?;
     Ok(Output::Record(
-        Record::default()
-            .field("file", "Written", Cell::text(args.file.display().to_string()))
-            .field("parts", "Parts", Cell::Number(parts.len() as u64)),
+        Record::default().field("file", "Written", Cell::text(args.file.display().to_string())).field(
+            "parts",
+            "Parts",
+            Cell::Number(parts.len() as u64),
+        ),
     ))
 }
 

@@ -48,7 +48,11 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Output, Failure> {
         return Ok(Output::Table(table));
     }
     ctx.print(&Output::Table(table))?;
-    let what = if failed > 0 { format!("{failed} VDIs could not be checked") } else { format!("{left} copies are not as they should be") };
+    let what = if failed > 0 {
+        format!("{failed} VDIs could not be checked")
+    } else {
+        format!("{left} copies are not as they should be")
+    };
     let f = Failure::new(code::FAILED, what);
     Err(if args.repair || left == 0 { f } else { f.hint("add --repair") })
 }

@@ -41,9 +41,11 @@ pub fn status(info: &ClusterInfo) -> &'static str {
 
 /// Everything about the cluster.
 pub fn record(info: &ClusterInfo) -> Record {
-    let r = Record::default()
-        .field("status", "Status", Cell::text(status(info)))
-        .field("reasons", "Because", list(&info.reasons));
+    let r = Record::default().field("status", "Status", Cell::text(status(info))).field(
+        "reasons",
+        "Because",
+        list(&info.reasons),
+    );
     if info.id.is_empty() {
         return r.field("waiting", "Sheep that wait", list(&info.waiting));
     }

@@ -23,7 +23,9 @@ pub struct Args {
 /// Rebuild.
 pub async fn run(ctx: &Context, args: Args) -> Result<Output, Failure> {
     debug_assert!(args.from_disks);
-    args.confirm.ask("starts a new control plane from the data disks: use it only when the old one is lost for good.")?;
+    args.confirm.ask(
+        "starts a new control plane from the data disks: use it only when the old one is lost for good.",
+    )?;
     let info = ctx.client().await?.rebuild(RebuildRequest { force: args.force }).await?;
     Ok(Output::Record(super::info::record(&info)))
 }

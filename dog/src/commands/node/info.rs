@@ -57,5 +57,9 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Output, Failure> {
 }
 
 fn percent(total: u64, free: u64) -> Cell {
-    if total == 0 { Cell::None } else { Cell::Real((total - free.min(total)) as f64 * 100.0 / total as f64, "%") }
+    if total == 0 {
+        Cell::None
+    } else {
+        Cell::Real((total - free.min(total)) as f64 * 100.0 / total as f64, "%")
+    }
 }

@@ -99,7 +99,9 @@ impl Command {
                 ))
             }
             Self::Unplug { disk, node, force, confirm } => {
-                confirm.ask(&format!("takes disk {disk} out of use: what it holds is rebuilt from other nodes."))?;
+                confirm.ask(&format!(
+                    "takes disk {disk} out of use: what it holds is rebuilt from other nodes."
+                ))?;
                 client.unplug_disk(UnplugDiskRequest { node, disk, force }).await?;
                 Ok(Output::Nothing)
             }

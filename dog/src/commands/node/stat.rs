@@ -44,7 +44,8 @@ const COLUMNS: &[Column] = &[
 /// Once, or again and again.
 pub async fn run(ctx: &Context, args: Args) -> Result<Output, Failure> {
     let interval_ms = if args.watch { args.interval * 1000 } else { 0 };
-    let mut reports = ctx.client().await?.stat_node(StatNodeRequest { nodes: args.node, interval_ms }).await?;
+    let mut reports =
+        ctx.client().await?.stat_node(StatNodeRequest { nodes: args.node, interval_ms }).await?;
     if !args.watch {
         let report = reports.message().await?.unwrap_or_default();
         return Ok(Output::Table(table(&report, None, 1.0)));

@@ -41,7 +41,8 @@ pub struct ListArgs {
     name: String,
 }
 
-const COLUMNS: &[Column] = &[Column("key", "KEY", false), Column("value", "VALUE", false), Column("bytes", "BYTES", true)];
+const COLUMNS: &[Column] =
+    &[Column("key", "KEY", false), Column("value", "VALUE", false), Column("bytes", "BYTES", true)];
 
 /// Set.
 pub async fn set(ctx: &Context, args: SetArgs) -> Result<Output, Failure> {

@@ -25,8 +25,11 @@ const COLUMNS: &[Column] =
 
 /// A row for each range.
 pub async fn run(ctx: &Context, args: Args) -> Result<Output, Failure> {
-    let request =
-        DiffRequest { vdi: vdi(&args.name), from: args.from.unwrap_or_default(), to: args.to.unwrap_or_default() };
+    let request = DiffRequest {
+        vdi: vdi(&args.name),
+        from: args.from.unwrap_or_default(),
+        to: args.to.unwrap_or_default(),
+    };
     let mut ranges = ctx.client().await?.diff(request).await?;
     let mut table = Table::new(COLUMNS);
     while let Some(r) = ranges.message().await? {

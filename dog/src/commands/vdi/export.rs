@@ -45,7 +45,8 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Output, Failure> {
             _ => f,
         }
     };
-    let file = if args.force { File::create(&args.file) } else { File::create_new(&args.file) }.map_err(fail)?;
+    let file =
+        if args.force { File::create(&args.file) } else { File::create_new(&args.file) }.map_err(fail)?;
     file.set_len(size).map_err(fail)?;
     let bar = Progress::new("Exporting", size, Unit::Bytes);
     while let Some(c) = chunks.message().await? {

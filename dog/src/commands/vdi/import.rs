@@ -45,8 +45,11 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Output, Failure> {
     if !stdin && length >= 4 {
         input.read_exact(&mut head).map_err(|e| Failure::io(args.file.display(), &e))?;
         if &head == b"QFI\xfb" {
-            return Err(Failure::new(code::FAILED, format!("{} is a qcow2 image, not a raw one", args.file.display()))
-                .hint("qemu-img convert -O raw FILE nbd://HOST/NAME writes it into a VDI of the right size"));
+            return Err(Failure::new(
+                code::FAILED,
+                format!("{} is a qcow2 image, not a raw one", args.file.display()),
+            )
+            .hint("qemu-img convert -O raw FILE nbd://HOST/NAME writes it into a VDI of the right size"));
         }
         input = Box::new(std::io::Cursor::new(head).chain(input));
     }

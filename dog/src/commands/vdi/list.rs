@@ -83,7 +83,9 @@ fn parent(v: &Vdi) -> String {
 }
 
 fn working(v: &Vdi) -> Vec<Cell> {
-    let used = |f: fn(&sheepdog_client::pb::Usage) -> u64| v.usage.as_ref().map_or(Cell::None, |u| Cell::Bytes(f(u)));
+    let used = |f: fn(&sheepdog_client::pb::Usage) -> u64| {
+        v.usage.as_ref().map_or(Cell::None, |u| Cell::Bytes(f(u)))
+    };
     vec![
         Cell::text(if v.parent.is_some() { "c" } else { "" }),
         Cell::text(&v.name),

@@ -74,7 +74,9 @@ impl Command {
             Self::Unlock { name, holder, confirm } => {
                 let holder = holder.unwrap_or_default();
                 if holder.is_empty() {
-                    confirm.ask(&format!("breaks every lock of VDI {name}: its holders believe they still have it."))?;
+                    confirm.ask(&format!(
+                        "breaks every lock of VDI {name}: its holders believe they still have it."
+                    ))?;
                 }
                 client.unlock(UnlockRequest { vdi: vdi(&name), holder }).await?;
                 Ok(Output::Nothing)

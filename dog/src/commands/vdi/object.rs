@@ -77,7 +77,10 @@ impl Command {
                 let reply = client.locate(request).await?;
                 let mut table = Table::new(LOCATION);
                 for r in &reply.replicas {
-                    let here = matches!(r.state(), replica::State::Present | replica::State::Filling | replica::State::Corrupt);
+                    let here = matches!(
+                        r.state(),
+                        replica::State::Present | replica::State::Filling | replica::State::Corrupt
+                    );
                     table.row(vec![
                         Cell::text(short(&r.node)),
                         Cell::text(format!("{}:{}", r.host, r.port)),

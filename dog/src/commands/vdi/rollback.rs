@@ -26,7 +26,8 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Output, Failure> {
     if snapshot.is_empty() {
         return Err(Failure::usage("name the snapshot: -s TAG or NAME@TAG"));
     }
-    args.confirm.ask(&format!("throws away what was written to VDI {} since snapshot {snapshot}.", args.vdi.name))?;
+    args.confirm
+        .ask(&format!("throws away what was written to VDI {} since snapshot {snapshot}.", args.vdi.name))?;
     ctx.client().await?.rollback(RollbackRequest { vdi: args.vdi.vdi(), snapshot }).await?;
     Ok(Output::Nothing)
 }

@@ -30,8 +30,12 @@ pub struct GroupArgs {
     snapshot: Option<String>,
 }
 
-const COLUMNS: &[Column] =
-    &[Column("name", "NAME", false), Column("snapshot", "ID", false), Column("tag", "TAG", false), Column("size", "SIZE", false)];
+const COLUMNS: &[Column] = &[
+    Column("name", "NAME", false),
+    Column("snapshot", "ID", false),
+    Column("tag", "TAG", false),
+    Column("size", "SIZE", false),
+];
 
 /// One.
 pub async fn run(ctx: &Context, args: Args) -> Result<Output, Failure> {
@@ -52,7 +56,12 @@ async fn take(ctx: &Context, names: Vec<String>, tag: Option<String>) -> Result<
     let mut table = Table::new(COLUMNS);
     for m in &reply.made {
         let s = m.snapshot.clone().unwrap_or_default();
-        table.row(vec![Cell::text(&m.name), Cell::Number(s.id.into()), Cell::text(&s.tag), Cell::Bytes(s.size)]);
+        table.row(vec![
+            Cell::text(&m.name),
+            Cell::Number(s.id.into()),
+            Cell::text(&s.tag),
+            Cell::Bytes(s.size),
+        ]);
     }
     Ok(Output::Made(table))
 }

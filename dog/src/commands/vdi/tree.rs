@@ -83,7 +83,10 @@ fn graph(vdis: &[Vdi]) -> String {
     let mut out = String::from("digraph vdi {\n  rankdir=LR;\n  node [shape=box];\n");
     for v in vdis {
         let mut before = v.parent.as_ref().map(|p| format!("v{}_s{}", p.vdi, p.snapshot));
-        let steps = v.snapshots.iter().map(|s| (format!("v{}_s{}", v.id, s.id), label(&s.tag, s.id), "style=rounded"));
+        let steps = v
+            .snapshots
+            .iter()
+            .map(|s| (format!("v{}_s{}", v.id, s.id), label(&s.tag, s.id), "style=rounded"));
         let working = v.working.then(|| (format!("v{}", v.id), "working".to_owned(), "style=bold"));
         for (node, text, style) in steps.chain(working) {
             let _ = writeln!(out, "  {node} [label=\"{}\\n{}\", {style}];", quote(&v.name), quote(&text));
@@ -110,7 +113,13 @@ mod tests {
             ..Default::default()
         };
         let parent = Some(Parent { vdi: 1, name: "base".into(), snapshot: 1, tag: "gold".into() });
-        let clone = |id, name: &str| Vdi { id, name: name.into(), working: true, parent: parent.clone(), ..Default::default() };
+        let clone = |id, name: &str| Vdi {
+            id,
+            name: name.into(),
+            working: true,
+            parent: parent.clone(),
+            ..Default::default()
+        };
         vec![base, clone(4, "vm1"), clone(5, "vm\"2")]
     }
 
@@ -126,7 +135,12 @@ mod tests {
     #[test]
     fn a_graph() {
         let g = graph(&family());
-        assert!(g.contains("  v1_s1 -> v1_s2;\n") && g.contains("  v1_s2 -> v1;\n") && g.contains("  v1_s1 -> v4;\n"), "{g}");
+        assert!(
+            g.contains("  v1_s1 -> v1_s2;\n")
+                && g.contains("  v1_s2 -> v1;\n")
+                && g.contains("  v1_s1 -> v4;\n"),
+            "{g}"
+        );
         assert!(g.contains("label=\"vm\\\"2\\nworking\""), "{g}");
     }
 }

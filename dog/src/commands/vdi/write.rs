@@ -62,7 +62,12 @@ pub async fn send(
     read.map_err(|e| Failure::io("the input", &e))
 }
 
-fn read_chunks(mut input: Box<dyn Read + Send>, mut offset: u64, skip_zeros: bool, out: &mpsc::Sender<Chunk>) -> std::io::Result<u64> {
+fn read_chunks(
+    mut input: Box<dyn Read + Send>,
+    mut offset: u64,
+    skip_zeros: bool,
+    out: &mpsc::Sender<Chunk>,
+) -> std::io::Result<u64> {
     let start = offset;
     loop {
         let mut data = vec![0; MAX_CHUNK];
