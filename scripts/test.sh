@@ -31,9 +31,8 @@ step() {
 }
 
 step fmt cargo fmt --all --check
-step clippy cargo clippy --release --workspace --all-targets -- -D warnings
-step build cargo build --release --workspace --bins
-# Everything in release: the simulated stores and real clusters are many times faster than unoptimised, and it is built once.
-step tests cargo test --release --workspace --no-fail-fast
+step clippy cargo clippy --profile ci --workspace --all-targets -- -D warnings
+# Optimised (profile ci): simulated stores and real clusters run in the tests.
+step tests cargo test --profile ci --workspace --no-fail-fast
 printf '%s passed, %s failed\n' "$passed" "$failed"
 [ "$failed" = 0 ]

@@ -35,7 +35,7 @@ pub fn parse(text: &str) -> Result<u64, String> {
         let scale = 10u128.pow(fraction.len() as u32);
         let digits: u128 = fraction.parse().map_err(|_| bad())?;
         let scaled = digits << shift;
-        if scaled % scale != 0 {
+        if !scaled.is_multiple_of(scale) {
             return Err(format!("\"{text}\" is not a whole number of bytes"));
         }
         bytes = bytes.checked_add((scaled / scale) as u64).ok_or_else(large)?;

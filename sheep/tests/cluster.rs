@@ -308,7 +308,6 @@ async fn a_snapshot_stays_what_it_was_and_a_clone_goes_its_own_way() {
     let snapshot = pb::SnapshotRequest {
         vdis: by_name("disk").into_iter().collect(),
         tag: "s1".into(),
-        ..Default::default()
     };
     c.client(1).await.vdi().snapshot(snapshot).await.expect("snapshot");
     ok("qemu-io", &["-f", "raw", "-c", "write -P 2 4096 4096", &c.uri(0, "disk")]);

@@ -1,5 +1,7 @@
 //! Who gets in with which credentials, and what bad secret files are answered with.
 
+#![allow(clippy::unwrap_used)]
+
 use rustls::{ClientConfig, ServerConfig};
 use sheepdog_client::credentials::{Credentials, CredentialsError, Role, SERVER_NAME};
 use std::os::unix::fs::PermissionsExt;

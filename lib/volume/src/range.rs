@@ -69,7 +69,7 @@ mod tests {
                 prop_assert_eq!(p.at as u64, pos - offset);
                 let start = p.index as u64 * size as u64 + p.blocks.start as u64 * 4096 + p.bytes.start as u64;
                 prop_assert_eq!(start, pos);
-                prop_assert!(p.bytes.start < 4096 && p.bytes.len() > 0);
+                prop_assert!(p.bytes.start < 4096 && !p.bytes.is_empty());
                 prop_assert!(p.blocks.len() * 4096 - p.bytes.end < 4096);
                 prop_assert!(p.blocks.end <= size >> 12);
                 pos += p.bytes.len() as u64;

@@ -96,12 +96,15 @@ impl Lease {
     }
 }
 
+/// A layer's chain as last computed: `None` for a layer that is unknown.
+type Chains = HashMap<LayerId, Option<Arc<[LayerId]>>>;
+
 struct Shared {
     me: NodeId,
     incarnation: u64,
     state: RwLock<ClusterState>,
     map: RwLock<Arc<NodeMap>>,
-    chains: Mutex<(u64, HashMap<LayerId, Option<Arc<[LayerId]>>>)>,
+    chains: Mutex<(u64, Chains)>,
     applied: watch::Sender<Applied>,
     lease: Lease,
     boottime: fn() -> u64,

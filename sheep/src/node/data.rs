@@ -356,9 +356,11 @@ fn nbd_counters(n: &DataNode, export: Option<&str>) -> IoCounters {
     io
 }
 
+type OpenVolumes = BTreeMap<u64, Rc<dyn Volume>>;
+
 thread_local! {
     /// Volumes that the admin interface has open, by number. Lives on the data thread.
-    static OPEN: RefCell<(u64, BTreeMap<u64, Rc<dyn Volume>>)> = const { RefCell::new((0, BTreeMap::new())) };
+    static OPEN: RefCell<(u64, OpenVolumes)> = const { RefCell::new((0, BTreeMap::new())) };
 }
 
 fn keep_volume(volume: Rc<dyn Volume>) -> u64 {

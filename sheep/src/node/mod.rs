@@ -318,7 +318,7 @@ async fn watch_store(replica: Rc<Replica>, mut events: mpsc::Receiver<StoreEvent
                 };
                 tracing::warn!(%oid, ?blocks, "stored blocks do not match their checksums");
                 let text = format!("damaged blocks of object {oid} were found on node {}", me.short());
-                replica.sync.corrupt(oid, family, replica.vdi_of(oid));
+                replica.sync.corrupt(oid, family);
                 let _ = control.propose(Command::Note { level: EventLevel::Warning, text }).await;
             }
         }

@@ -113,7 +113,7 @@ impl Replica {
             }))
         });
         let this = self.clone();
-        let (oid, key, vdi, epoch) = (req.oid, req.key(), req.vdi, req.epoch);
+        let (oid, key, epoch) = (req.oid, req.key(), req.epoch);
         async move {
             let reply = |status, version| WriteReply { status, version, epoch };
             let outcome = match started {
@@ -127,7 +127,7 @@ impl Replica {
                     if this.is_synced() {
                         reply(Status::Behind, current)
                     } else {
-                        this.sync.missed(oid, key.family, vdi);
+                        this.sync.missed(oid, key.family);
                         reply(Status::NotHere, current)
                     }
                 }
@@ -197,15 +197,11 @@ impl Replica {
             Ok(r) => (ReadReply { status: Status::Ok, epoch, absent: r.absent }, r.data),
             Err(e) => {
                 if let StoreError::Corrupt { oid, .. } | StoreError::CorruptHeader { oid } = &e {
-                    self.sync.corrupt(*oid, req.key.family, self.vdi_of(*oid));
+                    self.sync.corrupt(*oid, req.key.family);
                 }
                 fail(self.status_of(&e), epoch)
             }
         }
-    }
-
-    pub(crate) fn vdi_of(&self, oid: ObjectId) -> VdiId {
-        self.control.read(|s| s.layers.get(&oid.layer()).map(|l| l.vdi)).unwrap_or_default()
     }
 
     /// Everything that is not a plain read or write. Forwarded I/O and joins are the session's and do not come here.
@@ -341,7 +337,7 @@ impl Replica {
             Err(e) => {
                 let e: StoreError = e;
                 if let StoreError::Corrupt { oid, .. } = &e {
-                    self.sync.corrupt(*oid, family, self.vdi_of(*oid));
+                    self.sync.corrupt(*oid, family);
                 }
                 (Response::Failed(self.status_of(&e), e.to_string()), Vec::new())
             }
@@ -393,7 +389,7 @@ impl Replica {
                 }
                 if !d.corrupt.is_empty() {
                     d.status = Status::Corrupt;
-                    self.sync.corrupt(*oid, *family, self.vdi_of(*oid));
+                    self.sync.corrupt(*oid, *family);
                 }
             }
             out.push(d);

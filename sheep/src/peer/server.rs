@@ -27,6 +27,8 @@ const MAX_REQUESTS: usize = 4096;
 const GREETING: Duration = Duration::from_secs(5);
 
 type Answer = (Response, Vec<Bytes>);
+/// By who sent it, its run, and its number: those who wait for the answer.
+type Running = HashMap<(NodeId, u64, u64), Vec<oneshot::Sender<Answer>>>;
 
 /// Serves data links.
 pub struct Server {
@@ -35,7 +37,7 @@ pub struct Server {
     cluster: ClusterId,
     stop: CancellationToken,
     /// Forwarded requests being run: one that is sent again after a reconnect waits for the first instead of running twice.
-    running: RefCell<HashMap<(NodeId, u64, u64), Vec<oneshot::Sender<Answer>>>>,
+    running: RefCell<Running>,
 }
 
 struct Connection {

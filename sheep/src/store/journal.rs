@@ -174,6 +174,9 @@ struct Position {
     super_counter: u64,
 }
 
+/// A batch under way: its number, its outcome once known, and whom to tell.
+type Batch = (u64, Option<Result<(), String>>, Vec<oneshot::Sender<Result<(), String>>>);
+
 /// The journal.
 pub struct Journal {
     file: Rc<dyn File>,
@@ -183,7 +186,7 @@ pub struct Journal {
     queued_bytes: Cell<usize>,
     writing: Cell<usize>,
     /// Oldest batches first: done or not, with whom to tell.
-    order: RefCell<VecDeque<(u64, Option<Result<(), String>>, Vec<oneshot::Sender<Result<(), String>>>)>>,
+    order: RefCell<VecDeque<Batch>>,
     failed: RefCell<Option<String>>,
     room: Notify,
     /// Number of this opening.

@@ -55,13 +55,15 @@ pub struct StoreStats {
     pub corrupt_blocks: u64,
 }
 
+/// Writes that wait for an object's header, in order.
+type Pending = HashMap<ObjectId, VecDeque<(WriteOp, oneshot::Sender<Began>)>>;
+
 /// The store.
 pub struct Store {
     config: StoreConfig,
     fs: Rc<dyn fs::Fs>,
     disks: RefCell<Vec<Rc<Disk>>>,
-    /// Writes that wait for an object's header, in order.
-    pending: RefCell<HashMap<ObjectId, VecDeque<(WriteOp, oneshot::Sender<Began>)>>>,
+    pending: RefCell<Pending>,
     events_out: mpsc::Sender<StoreEvent>,
     events_in: RefCell<Option<mpsc::Receiver<StoreEvent>>>,
     me: std::rc::Weak<Store>,

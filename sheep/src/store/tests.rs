@@ -1,5 +1,7 @@
 //! The store against a simple model, with crashes at any moment.
 
+#![allow(clippy::single_range_in_vec_init)]
+
 use super::fs::memory::MemoryFs;
 use super::fs::{Fs, threads::ThreadsFs, uring::UringFs};
 use super::*;

@@ -33,8 +33,10 @@ const MAX_MISSING: usize = 1 << 20;
 #[derive(Debug, Clone, Copy)]
 struct Missing {
     family: LayerId,
-    vdi: VdiId,
 }
+
+/// What the inventories of the others name: the object's family and which versions are held where.
+type Wanted = BTreeMap<ObjectId, (LayerId, Vec<(Version, bool)>)>;
 
 /// Progress of the current or last catch-up.
 #[derive(Debug, Clone, Copy, Default)]
@@ -136,13 +138,13 @@ impl Sync {
                 .is_some_and(|r| r.targets(key, redundancy.width()).contains(&me))
     }
     /// A write could not be applied because an earlier one is missing.
-    pub fn missed(&self, oid: ObjectId, family: LayerId, vdi: VdiId) {
+    pub fn missed(&self, oid: ObjectId, family: LayerId) {
         let mut missing = self.missing.borrow_mut();
         if missing.len() >= MAX_MISSING {
             self.inventory.set(None);
             return;
         }
-        if missing.insert(oid, Missing { family, vdi }).is_none() {
+        if missing.insert(oid, Missing { family }).is_none() {
             *self.missing_at.borrow_mut().entry(PlacementKey { family, index: oid.index() }).or_default() +=
                 1;
             let mut p = self.progress.get();
@@ -152,8 +154,8 @@ impl Sync {
         }
     }
     /// Blocks of this object are damaged on disk.
-    pub fn corrupt(&self, oid: ObjectId, family: LayerId, vdi: VdiId) {
-        if self.heal.borrow_mut().insert(oid, Missing { family, vdi }).is_none() {
+    pub fn corrupt(&self, oid: ObjectId, family: LayerId) {
+        if self.heal.borrow_mut().insert(oid, Missing { family }).is_none() {
             self.changed.notify_one();
         }
     }
@@ -341,7 +343,7 @@ impl Worker {
                 }
             }
         }
-        let mut wanted: BTreeMap<ObjectId, (LayerId, VdiId, Vec<(Version, bool)>)> = BTreeMap::new();
+        let mut wanted: Wanted = BTreeMap::new();
         for (id, _) in map.nodes.iter().filter(|(id, n)| **id != me && n.is_up()) {
             let mut after = None;
             loop {
@@ -349,9 +351,8 @@ impl Worker {
                 match r.links.to(*id).request(&request, Vec::new()).await {
                     Ok((Response::Inventory { rows, next }, _)) => {
                         for row in rows {
-                            let entry =
-                                wanted.entry(row.oid).or_insert_with(|| (row.family, row.vdi, Vec::new()));
-                            entry.2.push((row.version, !row.missing));
+                            let entry = wanted.entry(row.oid).or_insert_with(|| (row.family, Vec::new()));
+                            entry.1.push((row.version, !row.missing));
                         }
                         match next {
                             Some(n) => after = Some(n),
@@ -364,7 +365,7 @@ impl Worker {
                 }
             }
         }
-        for (oid, (family, vdi, versions)) in wanted {
+        for (oid, (family, versions)) in wanted {
             let info = store.info(oid).await.ok().flatten();
             let mine = info.as_ref().filter(|i| !i.filling).map(|i| i.version);
             let best = versions
@@ -375,14 +376,14 @@ impl Worker {
                 .or_else(|| versions.iter().map(|(v, _)| *v).max());
             // After being out or losing a disk, an equal version is not enough: layers may have been merged meanwhile.
             if mine != best || since.0 == 0 {
-                r.sync.missed(oid, family, vdi);
+                r.sync.missed(oid, family);
             }
         }
         if was_down {
             for vdi in store.tail_vdis() {
                 for t in store.tail(vdi) {
                     if let Some(family) = r.control.read(|s| s.layers.get(&t.oid.layer()).map(|l| l.family)) {
-                        r.sync.missed(t.oid, family, vdi);
+                        r.sync.missed(t.oid, family);
                     }
                 }
             }
@@ -392,7 +393,7 @@ impl Worker {
         loop {
             let page = store.list(after, 4096);
             for row in page.iter().filter(|row| row.filling) {
-                r.sync.missed(row.oid, row.key.family, row.vdi);
+                r.sync.missed(row.oid, row.key.family);
             }
             match page.last() {
                 Some(last) if page.len() == 4096 => after = Some(last.oid),

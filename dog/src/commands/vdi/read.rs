@@ -24,7 +24,7 @@ pub struct Args {
     snapshot: Option<String>,
 }
 
-const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// Read.
 pub async fn run(ctx: &Context, args: Args) -> Result<Output, Failure> {

@@ -1,7 +1,7 @@
 //! The `ClusterService`: the cluster as a whole.
 
-use super::admin::{Admin, Answers, Sink, usage};
 use super::convert::{self, redundancy_in, redundancy_out};
+use super::service::{Admin, Answers, Sink, usage};
 use sheepdog_client::pb::cluster_service_server::ClusterService;
 use sheepdog_client::pb::*;
 use sheepdog_client::{Error, ErrorKind};

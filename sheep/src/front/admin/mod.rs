@@ -1,7 +1,7 @@
 //! The admin front-end: gRPC on the client port, for dog, CSI, the operator, and other sheep.
 //!
 //! ```text
-//! server (sockets, TLS, limits) -> vdi, node, cluster (one gRPC service each) -> admin (finding, proposing, holding) -> backend (traits of the daemon)
+//! server (sockets, TLS, limits) -> vdi, node, cluster (one gRPC service each) -> service (finding, proposing, holding) -> backend (traits of the daemon)
 //!                                     |-- vdi_data (streams of contents), vdi_look (where things are)      '-> peers (the other sheep)
 //! ```
 //!
@@ -9,13 +9,13 @@
 //! what only other nodes know is asked there once (`peers`), marked so that it goes no further. What the daemon has to supply is in
 //! `backend`; nothing here touches the data thread but through `DataPlane`.
 
-mod admin;
 pub mod backend;
 mod cluster;
 mod convert;
 mod node;
 mod peers;
 mod server;
+mod service;
 mod vdi;
 mod vdi_data;
 mod vdi_look;

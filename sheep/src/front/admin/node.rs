@@ -1,7 +1,7 @@
 //! The `NodeService`: nodes, their disks, their counters.
 
-use super::admin::{Admin, Answers, is_forwarded, usage};
 use super::convert;
+use super::service::{Admin, Answers, is_forwarded, usage};
 use futures::future::BoxFuture;
 use sheepdog_client::pb::node_service_server::NodeService;
 use sheepdog_client::pb::*;

@@ -1,9 +1,9 @@
 //! The client port: sockets, TLS, limits, stop.
 
-use super::admin::Admin;
 use super::backend::AdminBackend;
 use super::cluster::Clusters;
 use super::node::Nodes;
+use super::service::Admin;
 use super::vdi::Vdis;
 use crate::transport::tune;
 use rustls::ServerConfig;

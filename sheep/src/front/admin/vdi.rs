@@ -1,7 +1,7 @@
 //! The `VdiService`: the table of volumes, and changes that lie between writes.
 
-use super::admin::{Admin, Answers, find_snapshot, is_forwarded, missing, usage};
 use super::convert::{redundancy_in, vdi as to_pb};
+use super::service::{Admin, Answers, find_snapshot, is_forwarded, missing, usage};
 use super::{vdi_data, vdi_look};
 use futures::future::BoxFuture;
 use sheepdog_client::pb::vdi_service_server::VdiService;

@@ -1,7 +1,7 @@
 //! The streams of `VdiService` that move or compare contents.
 
-use super::admin::{Admin, Answers, is_forwarded, usage};
 use super::backend::{AdminVolume, CheckStep, DataError, Image, Piece};
+use super::service::{Admin, Answers, is_forwarded, usage};
 use futures::StreamExt;
 use futures::stream::FuturesOrdered;
 use sheepdog_client::client::MAX_CHUNK;

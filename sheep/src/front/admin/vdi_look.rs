@@ -1,8 +1,8 @@
 //! Questions about where a VDI's objects are and what happens to it.
 
-use super::admin::{Admin, Answers, usage};
 use super::backend::Image;
 use super::convert::io;
+use super::service::{Admin, Answers, usage};
 use futures::future::BoxFuture;
 use sheepdog_client::pb::*;
 use sheepdog_client::{Client, Error, ErrorKind};
