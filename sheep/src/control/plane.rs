@@ -364,6 +364,7 @@ impl ControlPlane {
         if let Err(error) = core.log.sync().await {
             tracing::warn!(%error, "the control log was not synced");
         }
+        core.log.close().await;
     }
     /// Stop without any order, as a crash would: for tests.
     pub async fn kill(self) {
@@ -371,6 +372,7 @@ impl ControlPlane {
         self.core.tracker.close();
         self.core.tracker.wait().await;
         let _ = self.core.raft.shutdown().await;
+        self.core.log.close().await;
     }
 }
 
