@@ -12,6 +12,7 @@ pub mod daemon;
 pub mod front;
 pub mod node;
 pub mod peer;
+pub mod planted;
 pub mod session;
 pub mod store;
 pub mod transport;

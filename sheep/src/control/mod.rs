@@ -27,8 +27,12 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
+use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+
+/// How often `Control::barrier` looks.
+const BARRIER_LOOK: Duration = Duration::from_millis(10);
 
 /// A boxed future that may cross threads.
 pub type SendFut<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -288,6 +292,19 @@ impl Control {
     /// May this node serve right now?
     pub fn lease_valid(&self) -> bool {
         self.shared.lease.valid((self.shared.boottime)())
+    }
+    /// Wait until this node knows everything that was committed before the call: a heartbeat sent after it has been answered, and its answer
+    /// names a position that is applied before the lease counts. Up to one heartbeat; as long as it takes without a majority.
+    pub async fn barrier(&self) {
+        let asked = (self.shared.boottime)();
+        loop {
+            let until = self.shared.lease.until();
+            let lease = self.read(|s| s.format.as_ref().map_or(0, |f| f.timing.lease));
+            if self.lease_valid() && (until == u64::MAX || until > asked + lease) {
+                return;
+            }
+            tokio::time::sleep(BARRIER_LOOK).await;
+        }
     }
     /// The lease.
     pub fn lease(&self) -> &Lease {

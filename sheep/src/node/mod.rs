@@ -109,6 +109,45 @@ fn engine() -> Rc<dyn Fs> {
     }
 }
 
+/// The data plane of one node, without the sockets around it.
+pub struct Plane {
+    /// Holder side.
+    pub replica: Rc<Replica>,
+    /// Sessions.
+    pub gateway: Rc<Gateway>,
+    /// Volumes by name.
+    pub table: Rc<Table>,
+    /// For links that peers open.
+    pub server: Rc<Server>,
+}
+
+/// Put the data plane together and start its workers on the current local set: the daemon's and the simulator's are the same.
+/// `links_stop` ends calls to peers, `work` everything else.
+pub fn assemble(
+    control: Control,
+    store: Option<Rc<Store>>,
+    cluster: ClusterId,
+    connector: Rc<dyn Connector>,
+    links_stop: CancellationToken,
+    work: CancellationToken,
+) -> Plane {
+    let links = Rc::new(Links::new(control.clone(), cluster, connector, links_stop));
+    let sync = Sync::new(control.clone());
+    let replica = Rc::new(Replica { control, store: store.clone(), links, sync });
+    let gateway = Gateway::new(replica.clone(), work.clone());
+    let table = Table::new(gateway.clone());
+    let server = Server::new(replica.clone(), gateway.clone(), cluster, work.clone());
+    if let Some(s) = &store {
+        let worker = Worker { replica: replica.clone(), joiner: gateway.clone(), stop: work.clone() };
+        tokio::task::spawn_local(worker.run());
+        tokio::task::spawn_local(Reclaim { replica: replica.clone(), stop: work.clone() }.run());
+        if let Some(events) = s.events() {
+            tokio::task::spawn_local(watch_store(replica.clone(), events, work.clone()));
+        }
+    }
+    Plane { replica, gateway, table, server }
+}
+
 /// Run the data thread to its end. Called on a thread of its own.
 pub async fn run(
     config: Config,
@@ -189,17 +228,10 @@ async fn serve(config: Config, store: Option<Rc<Store>>, begin: Begin, stop: Can
         tracing::error!(error = %e, "the cluster's id cannot be written to the disks");
     }
     let connector = Rc::new(TcpConnector { tls: tls.clone() });
-    let tasks = stop.child_token();
-    let out = Rc::new(Links::new(control.clone(), cluster, connector, tasks.clone()));
-    let replica = Rc::new(Replica {
-        control: control.clone(),
-        store: store.clone(),
-        links: out,
-        sync: Sync::new(control.clone()),
-    });
     let work = CancellationToken::new();
-    let gateway = Gateway::new(replica.clone(), work.clone());
-    let table = Table::new(gateway.clone());
+    let links_stop = stop.child_token();
+    let plane = assemble(control.clone(), store.clone(), cluster, connector, links_stop, work.clone());
+    let Plane { replica, gateway, table, server } = plane;
     let node = Rc::new(DataNode {
         control: control.clone(),
         replica: replica.clone(),
@@ -216,15 +248,8 @@ async fn serve(config: Config, store: Option<Rc<Store>>, begin: Begin, stop: Can
             stop.cancel();
         }
     }
-    let server = Server::new(replica.clone(), gateway.clone(), cluster, work.clone());
     if let Some(s) = &store {
-        let worker = Worker { replica: replica.clone(), joiner: gateway.clone(), stop: work.clone() };
-        tokio::task::spawn_local(worker.run());
-        tokio::task::spawn_local(Reclaim { replica: replica.clone(), stop: work.clone() }.run());
         tokio::task::spawn_local(keep::run(control.clone(), s.clone(), work.clone()));
-        if let Some(events) = s.events() {
-            tokio::task::spawn_local(watch_store(replica.clone(), events, work.clone()));
-        }
     }
     loop {
         tokio::select! {

@@ -6,6 +6,7 @@
 
 use super::link::Links;
 use crate::control::Control;
+use crate::planted::{self, Bug};
 use crate::store::{Store, StoreError, WriteKind, WriteOp, WriteOutcome};
 use crate::work::sync::Sync;
 use bytes::Bytes;
@@ -70,7 +71,8 @@ impl Replica {
         let map = self.admit(req.epoch)?;
         let status = self.control.read(|s| {
             let Some(vdi) = s.vdis.get(&req.vdi) else { return Status::Fenced };
-            if vdi.generation.0 != req.version.generation || vdi.top != Some(req.oid.layer()) {
+            let fenced = vdi.generation.0 != req.version.generation && !planted::is(Bug::SkippedFence);
+            if fenced || vdi.top != Some(req.oid.layer()) {
                 return Status::Fenced;
             }
             let Some(family) = s.families.get(&req.family) else { return Status::Invalid };
@@ -157,6 +159,9 @@ impl Replica {
 
     /// Can this node vouch for what it has at `key`?
     fn vouches(&self, map: &NodeMap, key: PlacementKey, layers: &[LayerId]) -> bool {
+        if planted::is(Bug::StaleRead) {
+            return true;
+        }
         let me = self.control.me();
         if layers.iter().any(|l| self.sync.lacks(ObjectId::data(*l, key.index))) {
             return false;

@@ -367,6 +367,7 @@ impl Gateway {
 
     /// Who owns the session; opens it when nobody does. Waits while that is being decided.
     async fn owner(self: &Rc<Self>, entry: &Rc<Attached>) -> Result<Owner, VolumeError> {
+        let mut sure = false;
         loop {
             if let Some(s) = entry.session.borrow().as_ref().filter(|s| !s.is_dead()) {
                 return Ok(Owner::Here(s.clone()));
@@ -381,6 +382,11 @@ impl Gateway {
             let state = control
                 .read(|s| s.vdis.get(&entry.vdi).filter(|v| v.top.is_some()).map(|v| v.session.clone()));
             match state {
+                // A process that has just started does not know everything yet.
+                None if !sure => {
+                    control.barrier().await;
+                    sure = true;
+                }
                 None => return Err(VolumeError::Gone("the VDI was deleted".into())),
                 Some(SessionState::Open { owner, incarnation, ready, .. }) if (owner, incarnation) != me => {
                     let up = control.map().nodes.get(&owner).is_some_and(|n| n.is_up());

@@ -59,6 +59,9 @@ fn exports(vdi: &Vdi) -> Vec<ExportInfo> {
     out
 }
 
+/// How long a name that is not known here may take to be looked up.
+const KNOWING: std::time::Duration = std::time::Duration::from_secs(10);
+
 /// Open a VDI by its id, or one of its layers.
 pub async fn open_image(
     gateway: &Rc<Gateway>,
@@ -67,12 +70,18 @@ pub async fn open_image(
 ) -> Result<Rc<dyn Volume>, VolumeError> {
     match layer {
         Some(layer) => {
-            let size = gateway.replica.control.read(|s| {
-                let v = s.vdis.get(&vdi)?;
-                let snapshot = v.snapshots.iter().find(|s| s.layer == layer);
-                Some(snapshot.map_or(v.size, |s| s.size))
-            });
-            let size = size.ok_or_else(|| VolumeError::Gone("the VDI was deleted".into()))?;
+            let control = &gateway.replica.control;
+            let size = || {
+                control.read(|s| {
+                    let v = s.vdis.get(&vdi)?;
+                    let snapshot = v.snapshots.iter().find(|s| s.layer == layer);
+                    Some(snapshot.map_or(v.size, |s| s.size))
+                })
+            };
+            if size().is_none() {
+                control.barrier().await;
+            }
+            let size = size().ok_or_else(|| VolumeError::Gone("the VDI was deleted".into()))?;
             Ok(Rc::new(Frozen { gateway: gateway.clone(), layer, size }))
         }
         None => {
@@ -89,24 +98,44 @@ pub async fn open_image(
     }
 }
 
+impl Table {
+    /// A name that is not known here may be new, or this process: then it is made sure first.
+    async fn find(&self, name: &str) -> Result<(VdiId, Option<(LayerId, u64)>), VolumeError> {
+        let control = &self.gateway.replica.control;
+        match control.read(|s| find(s, name)) {
+            Err(VolumeError::NotFound(_)) => {
+                let _ = tokio::time::timeout(KNOWING, control.barrier()).await;
+                control.read(|s| find(s, name))
+            }
+            found => found,
+        }
+    }
+}
+
 impl VolumeSource for Table {
     fn list(&self) -> LocalFut<'_, Result<Vec<ExportInfo>, VolumeError>> {
-        let all = self.gateway.replica.control.read(|s| s.vdis.values().flat_map(exports).collect());
-        Box::pin(std::future::ready(Ok(all)))
+        Box::pin(async move {
+            let control = &self.gateway.replica.control;
+            if !control.lease_valid() {
+                let _ = tokio::time::timeout(KNOWING, control.barrier()).await;
+            }
+            Ok(control.read(|s| s.vdis.values().flat_map(exports).collect()))
+        })
     }
     fn info(&self, name: &str) -> LocalFut<'_, Result<ExportInfo, VolumeError>> {
-        let found = self.gateway.replica.control.read(|s| {
-            let (vdi, snapshot) = find(s, name)?;
-            let size = snapshot.map_or_else(|| s.vdis.get(&vdi).map_or(0, |v| v.size), |(_, size)| size);
-            Ok(ExportInfo { name: name.to_owned(), size, read_only: snapshot.is_some() })
-        });
-        Box::pin(std::future::ready(found))
+        let name = name.to_owned();
+        Box::pin(async move {
+            let (vdi, snapshot) = self.find(&name).await?;
+            let size_now =
+                || self.gateway.replica.control.read(|s| s.vdis.get(&vdi).map_or(0, |v| v.size));
+            let size = snapshot.map_or_else(size_now, |(_, size)| size);
+            Ok(ExportInfo { name, size, read_only: snapshot.is_some() })
+        })
     }
     fn open(&self, name: &str) -> LocalFut<'_, Result<Rc<dyn Volume>, VolumeError>> {
-        let found = self.gateway.replica.control.read(|s| find(s, name));
-        let gateway = self.gateway.clone();
+        let (name, gateway) = (name.to_owned(), self.gateway.clone());
         Box::pin(async move {
-            let (vdi, snapshot) = found?;
+            let (vdi, snapshot) = self.find(&name).await?;
             match snapshot {
                 Some((layer, size)) => Ok(Rc::new(Frozen { gateway, layer, size }) as Rc<dyn Volume>),
                 None => open_image(&gateway, vdi, None).await,

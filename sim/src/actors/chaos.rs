@@ -1,0 +1,84 @@
+//! What goes wrong: processes die, hosts lose power, hosts freeze, networks split, slow down and reset, the control plane loses its leader.
+
+use crate::world::World;
+use rand::Rng;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Break things for a while.
+pub async fn run(world: &Rc<World>, seconds: u64) {
+    let mut rng = world.rng(3);
+    let until = tokio::time::Instant::now() + Duration::from_secs(seconds);
+    let pace = rng.random_range(300..6_000u64);
+    while tokio::time::Instant::now() < until {
+        tokio::time::sleep(Duration::from_millis(rng.random_range(50..pace))).await;
+        world.faults.set(world.faults.get() + 1);
+        let n = rng.random_range(0..world.nodes.len());
+        let other = (n + rng.random_range(1..world.nodes.len())) % world.nodes.len();
+        let lasts = Duration::from_millis(match rng.random_range(0..10) {
+            0..6 => rng.random_range(20..3_000),
+            6..9 => rng.random_range(1_000..12_000),
+            _ => rng.random_range(10_000..70_000),
+        });
+        let w = world.clone();
+        let (node, id, peer) = (w.nodes[n].clone(), w.nodes[n].id, w.nodes[other].id);
+        match rng.random_range(0..100) {
+            0..30 => later(lasts, move || node.start(), world.nodes[n].kill(false)).await,
+            30..45 => later(lasts, move || node.start(), world.nodes[n].kill(true)).await,
+            45..48 => {
+                // The power of all of them.
+                for x in &world.nodes {
+                    x.kill(true).await;
+                }
+                for x in w.nodes.iter().cloned() {
+                    let pause = Duration::from_millis(rng.random_range(100..8_000));
+                    later(pause, move || x.start(), async {}).await;
+                }
+            }
+            48..60 => {
+                node.pause();
+                later(lasts.min(Duration::from_secs(20)), move || node.resume(), async {}).await;
+            }
+            60..72 => {
+                // One node alone, from all the others and from the control plane.
+                w.authority.cut(id, true);
+                for x in &w.nodes {
+                    w.net.cut(id, x.id);
+                    w.net.cut(x.id, id);
+                }
+                let back = move || {
+                    w.authority.cut(id, false);
+                    for x in &w.nodes {
+                        w.net.mend(id, x.id);
+                        w.net.mend(x.id, id);
+                    }
+                };
+                later(lasts, back, async {}).await;
+            }
+            72..78 => {
+                w.authority.cut(id, true);
+                later(lasts, move || w.authority.cut(id, false), async {}).await;
+            }
+            78..84 => {
+                // One direction only, and not for long: both can reach the leader.
+                w.net.cut(id, peer);
+                later(lasts.min(Duration::from_secs(10)), move || w.net.mend(id, peer), async {}).await;
+            }
+            84..89 => {
+                w.net.slow(id, peer, rng.random_range(5..300));
+                later(lasts, move || w.net.mend(id, peer), async {}).await;
+            }
+            89..96 => w.net.reset(id, peer),
+            _ => w.authority.leaderless(rng.random_range(200..6_000)),
+        }
+    }
+}
+
+/// Do it now, undo it later.
+async fn later(after: Duration, undo: impl FnOnce() + 'static, now: impl Future<Output = ()>) {
+    now.await;
+    tokio::task::spawn_local(async move {
+        tokio::time::sleep(after).await;
+        undo();
+    });
+}

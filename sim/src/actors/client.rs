@@ -1,0 +1,232 @@
+//! Clients: each has the volume open on some node, reads, writes and zeroes few blocks many times, and moves on when its node is gone or its patience is.
+
+use crate::oracle::history::{Asked, Kind, REGISTER};
+use crate::world::node::Ctx;
+use crate::world::{Lost, OBJECT, World};
+use bytes::Bytes;
+use futures::stream::{FuturesUnordered, StreamExt};
+use rand::Rng;
+use rand::rngs::SmallRng;
+use sheep::session::volume::open_image;
+use sheep::volume::{VolumeError, ZeroFlags};
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::task::JoinHandle;
+
+/// Blocks that are written: few, so that operations meet; in several objects, and at their edges.
+pub const BLOCKS: [u64; 10] = [0, 1, 2, 200, 254, 255, 256, 257, 512, 700];
+const BLOCK: u64 = 4096;
+const PER_OBJECT: u64 = OBJECT as u64 / BLOCK;
+/// How long a client waits for an answer before it reconnects.
+const PATIENCE: Duration = Duration::from_secs(40);
+
+/// Start them.
+pub fn start(world: &Rc<World>) -> Vec<JoinHandle<()>> {
+    let mut rng = world.rng(1);
+    let n = rng.random_range(1..=3u64);
+    (1..=n).map(|id| tokio::task::spawn_local(client(world.clone(), id, world.rng(100 + id)))).collect()
+}
+
+#[derive(Debug, Clone)]
+enum Ask {
+    Read(u64, u64),
+    /// First register and one value per register.
+    Write(u64, Vec<u64>),
+    Zero(u64, u64, bool),
+}
+
+async fn client(world: Rc<World>, id: u64, mut rng: SmallRng) {
+    let mut opened = 0u64;
+    while !world.stopping.is_cancelled() {
+        let up: Vec<usize> = (0..world.nodes.len())
+            .filter(|n| world.nodes[*n].is_running() && !world.nodes[*n].is_paused())
+            .collect();
+        if up.is_empty() {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            continue;
+        }
+        let node = up[rng.random_range(0..up.len())];
+        opened += 1;
+        let handle = id * 1_000_000 + opened;
+        let vdi = world.vdi;
+        let open = world.call(node, move |ctx| async move {
+            let volume = open_image(&ctx.node.gateway, vdi, None).await?;
+            ctx.volumes.borrow_mut().insert(handle, volume);
+            Ok::<(), VolumeError>(())
+        });
+        match tokio::time::timeout(PATIENCE, open).await {
+            Err(_) | Ok(Err(Lost)) => continue,
+            Ok(Ok(Err(e))) => {
+                if !matches!(e, VolumeError::ShuttingDown) {
+                    world.violation("no_client_errors", format!("opening failed: {e}"));
+                }
+                tokio::time::sleep(Duration::from_millis(500)).await;
+                continue;
+            }
+            Ok(Ok(Ok(()))) => {}
+        }
+        // Opening completes only when nothing of this client's earlier connections can happen any more.
+        world.history.settle(id);
+        let requests = rng.random_range(20..200);
+        let ended = session(&world, id, node, handle, requests, &mut rng).await;
+        let orderly = ended.is_ok() && rng.random_bool(0.5);
+        let close = world.call(node, move |ctx| async move {
+            let volume = ctx.volumes.borrow_mut().remove(&handle);
+            if let Some(v) = volume {
+                if orderly {
+                    v.close().await;
+                } else {
+                    v.abandon();
+                }
+            }
+        });
+        // A node that does not react any more is not waited for.
+        let _ = tokio::time::timeout(Duration::from_secs(5), close).await;
+    }
+}
+
+async fn session(
+    world: &Rc<World>,
+    id: u64,
+    node: usize,
+    handle: u64,
+    requests: u32,
+    rng: &mut SmallRng,
+) -> Result<(), Lost> {
+    let depth = rng.random_range(1..=6usize);
+    let mut running = FuturesUnordered::new();
+    let mut left = requests;
+    loop {
+        while running.len() < depth && left > 0 && !world.stopping.is_cancelled() {
+            left -= 1;
+            running.push(one(world.clone(), id, node, handle, choose(world, rng)));
+        }
+        match running.next().await {
+            None => return Ok(()),
+            Some(Ok(())) => {
+                if rng.random_bool(0.3) {
+                    tokio::time::sleep(Duration::from_millis(rng.random_range(0..60))).await;
+                }
+            }
+            // The others of this connection are dropped with it: their answers would not arrive either.
+            Some(Err(Lost)) => {
+                return Err(Lost);
+            }
+        }
+    }
+}
+
+fn choose(world: &World, rng: &mut SmallRng) -> Ask {
+    let block = BLOCKS[rng.random_range(0..BLOCKS.len())];
+    // Up to three neighbours, also over the edge of an object.
+    let blocks = if rng.random_bool(0.2) { rng.random_range(1..=3) } else { 1 };
+    let (first, count) = (block * 2, blocks * 2);
+    match rng.random_range(0..100) {
+        0..45 => Ask::Read(first, count),
+        45..80 => Ask::Write(first, (0..count).map(|_| world.history.fresh()).collect()),
+        80..92 => {
+            // Half a block, or one and a half.
+            let count = if rng.random_bool(0.7) { 1 } else { 3 };
+            let first = first + rng.random_range(0..2);
+            Ask::Write(first, (0..count).map(|_| world.history.fresh()).collect())
+        }
+        _ => Ask::Zero(first + u64::from(rng.random_bool(0.2)), count, rng.random_bool(0.5)),
+    }
+}
+
+/// Marks what is still unknown when the request is dropped before its answer.
+struct Open<'a>(&'a World, Option<Asked>);
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        if let Some(a) = self.1.take() {
+            self.0.history.lost(&a);
+        }
+    }
+}
+
+async fn one(world: Rc<World>, id: u64, node: usize, handle: u64, ask: Ask) -> Result<(), Lost> {
+    let registers: Vec<(u64, Kind)> = match &ask {
+        Ask::Read(first, n) => (*first..first + n).map(|r| (r, Kind::Read(0))).collect(),
+        Ask::Write(first, values) => (*first..).zip(values).map(|(r, v)| (r, Kind::Write(*v))).collect(),
+        Ask::Zero(first, n, _) => (*first..first + n).map(|r| (r, Kind::Write(0))).collect(),
+    };
+    let what = format!("client {id} on node {}: {ask:?}", node + 1);
+    let mut open = Open(&world, Some(world.history.ask(id, &registers, what.clone())));
+    let sent = ask.clone();
+    let call = world.call(node, move |ctx| perform(ctx, handle, sent));
+    let answer = match tokio::time::timeout(PATIENCE, call).await {
+        Err(_) | Ok(Err(Lost)) => return Err(Lost),
+        Ok(Ok(answer)) => answer,
+    };
+    match answer {
+        Ok(data) => {
+            let values = match ask {
+                Ask::Read(..) => Some(decode(&data).map_err(|torn| {
+                    world.violation("whole_blocks", format!("{what}: {torn}"));
+                    Lost
+                })?),
+                _ => None,
+            };
+            if let Some(asked) = open.1.take() {
+                world.history.answer(&asked, values.as_deref());
+            }
+            Ok(())
+        }
+        Err(VolumeError::ShuttingDown) => Err(Lost),
+        Err(e) => {
+            world.violation("no_client_errors", format!("{what}: {e}"));
+            Err(Lost)
+        }
+    }
+}
+
+async fn perform(ctx: Rc<Ctx>, handle: u64, ask: Ask) -> Result<Vec<u8>, VolumeError> {
+    let volume = ctx.volumes.borrow().get(&handle).cloned();
+    let Some(volume) = volume else { return Err(VolumeError::ShuttingDown) };
+    match ask {
+        Ask::Read(first, n) => {
+            let parts = volume.read(first * REGISTER, (n * REGISTER) as u32).await?;
+            Ok(parts.concat())
+        }
+        Ask::Write(first, values) => {
+            volume.write(first * REGISTER, Bytes::from(encode(&values))).await?;
+            Ok(Vec::new())
+        }
+        Ask::Zero(first, n, trim) => {
+            if trim {
+                volume.trim(first * REGISTER, n * REGISTER).await?;
+            } else {
+                volume.zero(first * REGISTER, n * REGISTER, ZeroFlags::default()).await?;
+            }
+            Ok(Vec::new())
+        }
+    }
+}
+
+fn encode(values: &[u64]) -> Vec<u8> {
+    values.iter().flat_map(|v| v.to_le_bytes().repeat(REGISTER as usize / 8)).collect()
+}
+
+/// One value per register; a register with several values in it is torn.
+pub fn decode(data: &[u8]) -> Result<Vec<u64>, String> {
+    data.chunks(REGISTER as usize)
+        .map(|r| {
+            let mut words = r.chunks(8).map(|w| u64::from_le_bytes(w.try_into().unwrap_or_default()));
+            let first = words.next().unwrap_or(0);
+            match words.find(|w| *w != first) {
+                None => Ok(first),
+                Some(other) => Err(format!("values {first} and {other} in one half of a block")),
+            }
+        })
+        .collect()
+}
+
+/// Every register that is ever written.
+pub fn registers() -> Vec<u64> {
+    let mut all: Vec<u64> = BLOCKS.iter().flat_map(|b| b * 2..(b + 3) * 2 + 2).collect();
+    all.sort_unstable();
+    all.dedup();
+    all.retain(|r| *r < 4 * PER_OBJECT * 2);
+    all
+}

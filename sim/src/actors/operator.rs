@@ -1,0 +1,145 @@
+//! An operator: takes snapshots while clients write, reads them again later, and deletes some.
+
+use super::client::{decode, registers};
+use crate::oracle::history::REGISTER;
+use crate::world::{Lost, World};
+use rand::Rng;
+use sheep::session::HoldError;
+use sheep::session::volume::open_image;
+use sheep::volume::VolumeError;
+use sheepdog_cluster::{Command, Reply, Session, SnapshotRef};
+use sheepdog_proto::LayerId;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::task::JoinHandle;
+
+/// A snapshot and what was read from it first.
+#[derive(Debug, Clone)]
+pub struct Taken {
+    /// Frozen layer.
+    pub layer: LayerId,
+    /// Number within the VDI.
+    pub id: u32,
+    /// By register.
+    pub contents: BTreeMap<u64, u64>,
+}
+
+/// Start.
+pub fn start(world: &Rc<World>) -> JoinHandle<()> {
+    tokio::task::spawn_local(operate(world.clone()))
+}
+
+async fn operate(world: Rc<World>) {
+    let mut rng = world.rng(2);
+    if rng.random_bool(0.3) {
+        return;
+    }
+    while !world.stopping.is_cancelled() {
+        tokio::time::sleep(Duration::from_millis(rng.random_range(2_000..12_000))).await;
+        let n = rng.random_range(0..world.nodes.len());
+        let existing = world.taken.borrow().len();
+        if existing > 2 && rng.random_bool(0.4) {
+            delete(&world, n, rng.random_range(0..existing)).await;
+        } else {
+            take(&world, n).await;
+        }
+    }
+}
+
+/// Hold writes at the owner, commit, let go: as the admin interface does.
+async fn take(world: &Rc<World>, n: usize) {
+    let owner = world.authority.read(|s| match &s.vdis.get(&world.vdi)?.session {
+        Session::Open { owner, .. } => Some(*owner),
+        _ => None,
+    });
+    let n = owner.and_then(|o| world.nodes.iter().position(|x| x.id == o)).unwrap_or(n);
+    let tag = format!("t{}", world.history.fresh());
+    let began = world.history.now();
+    let vdi = world.vdi;
+    let made = world.call(n, move |ctx| async move {
+        let node = ctx.node.clone();
+        let generation = match node.gateway.hold(vdi, Duration::from_secs(20)).await {
+            Ok(g) => g,
+            Err(HoldError::Elsewhere(_) | HoldError::Volume(_)) => return None,
+        };
+        let reply = node.control.propose(Command::Snapshot { vdis: vec![(vdi, generation)], tag }).await;
+        node.gateway.let_go(vdi);
+        match reply {
+            Ok(Reply::Snapshots(made)) => {
+                let id = made.first()?.1;
+                let layer = node.control.read(|s| {
+                    s.vdis.get(&vdi)?.snapshots.iter().find(|x| x.id == id).map(|x| x.layer)
+                })?;
+                Some((id, layer))
+            }
+            _ => None,
+        }
+    });
+    let Ok(Ok(Some((id, layer)))) = tokio::time::timeout(Duration::from_secs(60), made).await else { return };
+    let ended = world.history.now();
+    world.snapshots.set(world.snapshots.get() + 1);
+    if let Some(contents) = read(world, layer, 20).await {
+        for (register, value) in &contents {
+            world.history.saw(*register, *value, began, ended);
+        }
+        world.taken.borrow_mut().push(Taken { layer, id, contents });
+    }
+}
+
+async fn delete(world: &Rc<World>, n: usize, which: usize) {
+    let t = world.taken.borrow_mut().remove(which);
+    let vdi = world.vdi;
+    let done = world.call(n, move |ctx| async move {
+        ctx.node
+            .control
+            .propose(Command::VdiDelete { vdi, snapshot: Some(SnapshotRef::Id(t.id)) })
+            .await
+            .is_ok()
+    });
+    // What became of it does not matter: nobody looks at this snapshot any more.
+    let _ = tokio::time::timeout(Duration::from_secs(60), done).await;
+}
+
+/// Everything that a snapshot holds, through any node that answers.
+pub async fn read(world: &Rc<World>, layer: LayerId, attempts: usize) -> Option<BTreeMap<u64, u64>> {
+    let mut rng = world.rng(layer.0 as u64);
+    for _ in 0..attempts {
+        let n = rng.random_range(0..world.nodes.len());
+        let vdi = world.vdi;
+        let data = world.call(n, move |ctx| async move {
+            let volume = open_image(&ctx.node.gateway, vdi, Some(layer)).await?;
+            let mut all = BTreeMap::new();
+            for r in registers() {
+                let parts = volume.read(r * REGISTER, REGISTER as u32).await?;
+                all.insert(r, parts.concat());
+            }
+            volume.close().await;
+            Ok::<_, VolumeError>(all)
+        });
+        match tokio::time::timeout(Duration::from_secs(60), data).await {
+            Ok(Ok(Ok(all))) => {
+                let mut contents = BTreeMap::new();
+                for (r, bytes) in all {
+                    match decode(&bytes) {
+                        Ok(v) => {
+                            contents.insert(r, v[0]);
+                        }
+                        Err(torn) => {
+                            world.violation("whole_blocks", format!("snapshot, register {r}: {torn}"))
+                        }
+                    }
+                }
+                return Some(contents);
+            }
+            Ok(Ok(Err(VolumeError::ShuttingDown))) | Ok(Err(Lost)) | Err(_) => {
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+            Ok(Ok(Err(e))) => {
+                world.violation("no_client_errors", format!("reading a snapshot: {e}"));
+                return None;
+            }
+        }
+    }
+    None
+}

@@ -1,0 +1,153 @@
+//! What the actors act on.
+
+pub mod authority;
+pub mod clock;
+pub mod net;
+pub mod node;
+
+use crate::oracle::history::History;
+use authority::Authority;
+use net::Net;
+use node::{Ctx, Node};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use sheepdog_cluster::{Command, Format, Redundancy, Reply, Timing};
+use sheepdog_proto::{ClusterId, NodeId, VdiId};
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// Bytes of an object.
+pub const OBJECT: u32 = 1 << 20;
+/// Bytes of the volume.
+pub const SIZE: u64 = 4 << 20;
+/// The cluster.
+pub const CLUSTER: ClusterId = ClusterId(7);
+
+/// The process that was asked is gone: nobody knows what became of the request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lost;
+
+/// Everything.
+pub struct World {
+    /// Seed of the run.
+    pub seed: u64,
+    /// Network.
+    pub net: Rc<Net>,
+    /// Control log.
+    pub authority: Arc<Authority>,
+    /// Nodes.
+    pub nodes: Vec<Rc<Node>>,
+    /// The volume.
+    pub vdi: VdiId,
+    /// What clients saw.
+    pub history: History,
+    /// Violations seen on the way.
+    pub violations: RefCell<Vec<(&'static str, String)>>,
+    /// The faults are over: finish.
+    pub stopping: CancellationToken,
+    /// Injected faults.
+    pub faults: Cell<u64>,
+    /// Taken snapshots.
+    pub snapshots: Cell<u64>,
+    /// Snapshots that exist, with what they hold.
+    pub taken: RefCell<Vec<crate::actors::operator::Taken>>,
+}
+
+impl World {
+    /// A formatted cluster with one volume.
+    pub async fn new(seed: u64) -> Rc<Self> {
+        clock::start();
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let n = rng.random_range(3..=5usize);
+        let copies = rng.random_range(2..=3u8).min(n as u8);
+        let authority = Authority::new(rng.random());
+        let net = Net::new(rng.random());
+        let format = Format {
+            cluster: CLUSTER,
+            created: clock::millis(),
+            redundancy: Redundancy::Copies(copies),
+            min_copies: None,
+            strict: false,
+            object_size: OBJECT,
+            timing: Timing { heartbeat: 1_000, lease: 4_000, down_out: rng.random_range(15_000..60_000) },
+        };
+        authority.commit(Command::Format(format));
+        tokio::task::spawn_local(authority.clone().lead());
+        let nodes: Vec<Rc<Node>> = (0..n)
+            .map(|i| Node::new(NodeId((i as u128 + 1) << 124), rng.random(), net.clone(), authority.clone()))
+            .collect();
+        for node in &nodes {
+            node.start();
+        }
+        while authority.read(|s| s.nodes.values().filter(|n| n.synced == s.epoch).count() < nodes.len()) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let create = Command::VdiCreate {
+            name: "disk".into(),
+            uuid: 1,
+            size: SIZE,
+            redundancy: None,
+            object_size: Some(OBJECT),
+        };
+        let Reply::Vdi(vdi) = authority.commit(create) else { panic!("the volume cannot be made") };
+        Rc::new(Self {
+            seed,
+            net,
+            authority,
+            nodes,
+            vdi,
+            history: History::default(),
+            violations: RefCell::default(),
+            stopping: CancellationToken::new(),
+            faults: Cell::new(0),
+            snapshots: Cell::new(0),
+            taken: RefCell::default(),
+        })
+    }
+    /// A generator for one actor.
+    pub fn rng(&self, actor: u64) -> SmallRng {
+        SmallRng::seed_from_u64(self.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ actor)
+    }
+    /// Note a broken promise.
+    pub fn violation(&self, name: &'static str, what: String) {
+        self.violations.borrow_mut().push((name, what));
+    }
+    /// Everything works from now on.
+    pub fn heal(&self) {
+        self.net.heal();
+        self.authority.heal();
+        for n in &self.nodes {
+            n.resume();
+            n.start();
+        }
+    }
+    /// Run something inside a node's process.
+    pub async fn call<T: 'static, F>(
+        &self,
+        node: usize,
+        job: impl FnOnce(Rc<Ctx>) -> F + 'static,
+    ) -> Result<T, Lost>
+    where
+        F: Future<Output = T> + 'static,
+    {
+        self.nodes[node].call(job).await
+    }
+    /// A state of affairs, for a violation's text.
+    pub fn explain(&self, what: &str) -> String {
+        let nodes = self.authority.read(|s| {
+            s.nodes
+                .values()
+                .map(|n| format!("{} {:?} synced {:?}", n.id.short(), n.state, n.synced))
+                .collect::<Vec<_>>()
+        });
+        let (epoch, session) =
+            self.authority.read(|s| (s.epoch, s.vdis.get(&self.vdi).map(|v| v.session.clone())));
+        format!(
+            "{what}; epoch {epoch:?}, session {session:?}, nodes {nodes:?}, waiting {:?}",
+            self.history.waiting()
+        )
+    }
+}
