@@ -76,7 +76,12 @@ pub fn run(options: Options) -> Report {
     HOOKED.set(true);
     let report = Rc::new(RefCell::new(Report::default()));
     let finished = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        builder.enable_time().start_paused(true);
+        // tokio wakes the waiters of a watch channel in a random order: it comes from the seed too.
+        #[cfg(tokio_unstable)]
+        builder.rng_seed(tokio::runtime::RngSeed::from_bytes(&options.seed.to_le_bytes()));
+        let runtime = builder.build();
         let runtime = runtime.expect("a runtime without I/O needs nothing from the system");
         let set = tokio::task::LocalSet::new();
         let (r, o) = (report.clone(), options);

@@ -45,7 +45,12 @@ fn main() -> ExitCode {
     let args = Args::parse();
     if let Some(log) = &args.log {
         let filter = tracing_subscriber::EnvFilter::new(log);
-        tracing_subscriber::fmt().with_env_filter(filter).without_time().with_writer(std::io::stderr).init();
+        tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .without_time()
+            .with_ansi(false)
+            .with_writer(std::io::stderr)
+            .init();
     }
     let next = AtomicU64::new(args.first_seed);
     let end = args.first_seed + args.seeds;

@@ -3,7 +3,7 @@
 use crate::state::{NodeAddr, NodeState, Redundancy};
 use sheepdog_placement::Ring;
 use sheepdog_proto::{Epoch, NodeId, PlacementKey};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A node as the data plane sees it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -39,6 +39,11 @@ pub struct NodeMap {
     pub epoch: Epoch,
     /// Every known node that is not out.
     pub nodes: BTreeMap<NodeId, NodeView>,
+    /// Nodes that keep data and are away (down or out) or have lost it, with the last epoch of which they may know something that nobody
+    /// else does.
+    pub away: BTreeMap<NodeId, Epoch>,
+    /// Smallest number of copies of any family.
+    pub min_width: usize,
     /// (epoch, ring), oldest first; the last is current. Never empty after format.
     pub rings: Vec<(Epoch, Ring)>,
 }
@@ -79,6 +84,41 @@ impl NodeMap {
         Acting { targets, extra }
     }
 
+    /// Why a node that was last complete at `synced` cannot know what it lacks: somebody who is away may have taken writes that it has not
+    /// seen, or was the only holder of what it is to hold now. `None`: whatever was acknowledged is known to some node that is up.
+    ///
+    /// Fewer nodes away or incomplete than there are copies: then every object has a holder that is up and complete, whoever they are.
+    pub fn unknowable(&self, me: NodeId, synced: Epoch) -> Option<NodeId> {
+        let holders: BTreeSet<NodeId> =
+            self.rings.iter().flat_map(|(_, r)| r.members()).map(|m| m.node).collect();
+        let held = |n: &NodeId| holders.contains(n);
+        let incomplete = |v: &NodeView| v.is_up() && (v.up_since > v.synced || v.synced == Epoch(0));
+        let lacking = self
+            .nodes
+            .iter()
+            .filter(|(n, v)| held(n) && (incomplete(v) || !v.is_up()) && !self.away.contains_key(*n));
+        let count = lacking.count() + self.away.keys().filter(|n| held(n)).count();
+        if count < self.min_width {
+            return None;
+        }
+        let regained = self.rings.last().is_some_and(|(e, _)| *e > synced);
+        let blocks = |n: &NodeId, until: &Epoch| *n != me && (*until > synced || (regained && held(n)));
+        self.away.iter().find(|(n, until)| blocks(n, until)).map(|(n, _)| *n)
+    }
+
+    /// The same for one object of which no copy vouches for itself: may the longest of those that are up be taken for the truth? `known` is the
+    /// latest epoch at which any of their holders was complete.
+    pub fn unknowable_object(
+        &self,
+        key: PlacementKey,
+        redundancy: Redundancy,
+        known: Epoch,
+    ) -> Option<NodeId> {
+        let width = redundancy.width();
+        let holds = |n: &NodeId| self.rings.iter().any(|(_, r)| r.targets(key, width).contains(n));
+        self.away.iter().find(|(n, until)| **until > known && holds(n)).map(|(n, _)| *n)
+    }
+
     /// The ring that was current at an epoch; `None` when that is no longer known.
     pub fn ring_at(&self, epoch: Epoch) -> Option<&Ring> {
         self.rings.iter().rev().find(|(e, _)| *e <= epoch).map(|(_, r)| r)
@@ -103,7 +143,15 @@ impl crate::ClusterState {
                 (n.id, view)
             })
             .collect();
-        let rings = self
+        let away = self
+            .nodes
+            .values()
+            .filter(|n| !n.gateway)
+            .map(|n| (n.id, if n.is_up() { n.lost_at } else { n.lost_at.max(n.down_at) }))
+            .filter(|(_, until)| until.0 > 0)
+            .collect();
+        let copies = self.families.values().map(|f| f.redundancy.width());
+        let rings: Vec<(Epoch, Ring)> = self
             .rings
             .iter()
             .map(|r| {
@@ -115,7 +163,9 @@ impl crate::ClusterState {
                 (r.epoch, Ring::new(r.members.iter().map(member).collect()))
             })
             .collect();
-        NodeMap { epoch: self.epoch, nodes, rings }
+        let members = rings.last().map_or(0, |(_, r): &(Epoch, Ring)| r.members().len());
+        let min_width = copies.min().unwrap_or(1).min(members.max(1));
+        NodeMap { epoch: self.epoch, nodes, away, min_width, rings }
     }
 
     /// Layers from `top` down to the root of its family, newest first.

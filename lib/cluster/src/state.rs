@@ -132,6 +132,10 @@ pub struct Node {
     pub synced: Epoch,
     /// Epoch in which it last came up.
     pub up_since: Epoch,
+    /// Epoch that ended its last life as a holder: it may have acknowledged writes up to there. 0: never, or given up by force.
+    pub down_at: Epoch,
+    /// Epoch in which it lost data that it had (an emptied directory, a retired disk). 0: never, or given up by force.
+    pub lost_at: Epoch,
     /// When it went down or out.
     pub since: Millis,
     /// Disks.

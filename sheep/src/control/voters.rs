@@ -67,6 +67,8 @@ mod tests {
             let zone = (!z.is_empty()).then(|| z.to_string());
             let node = Node {
                 up_since: sheepdog_proto::Epoch(1),
+                down_at: sheepdog_proto::Epoch(0),
+                lost_at: sheepdog_proto::Epoch(0),
                 id: NodeId(id),
                 addr: NodeAddr::default(),
                 zone,

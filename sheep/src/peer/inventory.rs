@@ -31,6 +31,7 @@ impl Replica {
             return Response::Inventory { rows: Vec::new(), next: None };
         };
         let map = self.control.map();
+        store.refuse_waiting(|op| op.epoch < map.epoch);
         let synced = self.is_synced();
         let then = (since.0 > 0).then(|| map.ring_at(since)).flatten();
         let page = store.list(after, PAGE);

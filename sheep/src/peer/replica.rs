@@ -145,6 +145,8 @@ impl Replica {
             StoreError::DiskFailed { .. } | StoreError::NoDisk => Status::DiskFailed,
             StoreError::Invalid(_) => Status::Invalid,
             StoreError::Closed => Status::ShuttingDown,
+            // The owner, if there still is one, asks again with what is current.
+            StoreError::Late => Status::NoLease,
         }
     }
 
@@ -254,7 +256,11 @@ impl Replica {
         if known != Some(generation) {
             return Response::Failed(Status::Fenced, "another session began meanwhile".into());
         }
-        // From here on `check_write` refuses older generations: what the store has now is all there will ever be.
+        // From here on `check_write` refuses older generations, and what was let in but still waits in the store is thrown out: what the
+        // store has now is all there will ever be.
+        if let Some(store) = &self.store {
+            store.refuse_waiting(|op| op.vdi == vdi && op.version.generation < generation.0);
+        }
         let tail = self.store.as_ref().map(|s| s.tail(vdi)).unwrap_or_default();
         Response::Tail(
             tail.into_iter()

@@ -637,7 +637,11 @@ impl Session {
         node: sheepdog_proto::NodeId,
         blocks: Option<Vec<Range<u32>>>,
     ) -> Result<(), String> {
-        let source = self.clean_source(oid, node).await?;
+        let map = self.control.map();
+        let acting: Vec<_> = map.acting(self.key(oid.index()), self.redundancy).all().collect();
+        let source = crate::work::sync::choose_source(&self.replica, oid, self.family, &acting, node).await?;
+        // Its own is the best there is: from now on it vouches for it.
+        let Some(source) = source else { return Ok(()) };
         if node == self.control.me() {
             return self
                 .replica

@@ -240,17 +240,4 @@ impl Session {
             pause(&self.replica).await;
         }
     }
-
-    /// A copy other than `not` that can vouch for the object.
-    pub(crate) async fn clean_source(&self, oid: ObjectId, not: NodeId) -> Result<NodeId, String> {
-        let (_, nodes) = order(&self.replica, self.key(oid.index())).map_err(|e| e.to_string())?;
-        for n in nodes.into_iter().filter(|n| *n != not) {
-            if let Ok(s) = crate::work::sync::stat(&self.replica, n, oid, self.family).await
-                && s.status == Status::Ok
-            {
-                return Ok(n);
-            }
-        }
-        Err("no clean copy can be reached".into())
-    }
 }

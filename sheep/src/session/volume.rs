@@ -126,8 +126,7 @@ impl VolumeSource for Table {
         let name = name.to_owned();
         Box::pin(async move {
             let (vdi, snapshot) = self.find(&name).await?;
-            let size_now =
-                || self.gateway.replica.control.read(|s| s.vdis.get(&vdi).map_or(0, |v| v.size));
+            let size_now = || self.gateway.replica.control.read(|s| s.vdis.get(&vdi).map_or(0, |v| v.size));
             let size = snapshot.map_or_else(size_now, |(_, size)| size);
             Ok(ExportInfo { name, size, read_only: snapshot.is_some() })
         })

@@ -173,9 +173,27 @@ impl Store {
                 }
             };
             let ready = ready.await;
-            let next = self.pending.borrow_mut().get_mut(&oid).and_then(VecDeque::pop_front);
+            let next = self.pending.borrow_mut().get_mut(&oid).and_then(|q| match q.front() {
+                // Another one has moved up meanwhile: it may need more room.
+                Some((op, _)) if op.bytes() > bytes && ready.is_ok() => None,
+                _ => q.pop_front(),
+            });
             if let Some((op, tx)) = next {
                 let _ = tx.send(ready.and_then(|()| disk.step(&op)));
+            }
+        }
+    }
+
+    /// Throw out writes that were accepted but have not begun (their object's header is being read, or there is no room), where `late` says so. What is
+    /// left has begun, and is seen by `list`, `info` and `tail`.
+    pub fn refuse_waiting(&self, late: impl Fn(&WriteOp) -> bool) {
+        for queue in self.pending.borrow_mut().values_mut() {
+            for (op, tx) in std::mem::take(queue) {
+                if late(&op) {
+                    let _ = tx.send(Err(StoreError::Late));
+                } else {
+                    queue.push_back((op, tx));
+                }
             }
         }
     }

@@ -219,6 +219,9 @@ pub enum StoreError {
         /// Object.
         oid: ObjectId,
     },
+    /// The write waited here while its epoch or its session ended.
+    #[error("the write came too late")]
+    Late,
     /// No room. The write may be tried again later.
     #[error("disk {disk} is full")]
     Full {

@@ -336,12 +336,8 @@ impl Worker {
         let r = &self.replica;
         let me = r.control.me();
         let store = r.store.as_ref().ok_or("a gateway")?;
-        if was_down {
-            for (id, n) in &map.nodes {
-                if !n.is_up() && n.synced > since {
-                    return Err(format!("node {} is away and may have newer data", id.short()));
-                }
-            }
+        if let Some(id) = map.unknowable(me, since) {
+            return Err(format!("node {} is away and may have newer data", id.short()));
         }
         let mut wanted: Wanted = BTreeMap::new();
         for (id, _) in map.nodes.iter().filter(|(id, n)| **id != me && n.is_up()) {
@@ -464,62 +460,31 @@ impl Worker {
         if let Some(owner) = owner {
             return self.join(owner, vdi, oid, m.family).await;
         }
-        let others: Vec<NodeId> = acting.all().filter(|n| *n != me).collect();
-        let source = match self.choose_source(&map, oid, m.family, &others).await? {
-            Some(source) => source,
-            None => {
-                r.sync.resolved(oid);
-                return Ok(());
-            }
+        let acting: Vec<NodeId> = acting.all().collect();
+        let Some(source) = choose_source(r, oid, m.family, &acting, me).await? else {
+            r.sync.resolved(oid);
+            return Ok(());
         };
         r.adopt(oid, m.family, source, None).await.map(drop).map_err(|e: AdoptError| e.to_string())
-    }
-
-    /// A clean copy, or the longest one when nobody is clean and nobody who is away can know better. `None`: ours is it.
-    async fn choose_source(
-        &self,
-        map: &NodeMap,
-        oid: ObjectId,
-        family: LayerId,
-        others: &[NodeId],
-    ) -> Result<Option<NodeId>, String> {
-        let r = &self.replica;
-        let mine_synced = map.nodes.get(&r.control.me()).map_or(Epoch(0), |n| n.synced);
-        let mut best: Option<(Version, NodeId)> = None;
-        for n in others {
-            let Some(view) = map.nodes.get(n) else { continue };
-            if !view.is_up() {
-                if view.synced > mine_synced {
-                    return Err(format!("node {} is away and may have newer data", n.short()));
-                }
-                continue;
-            }
-            let stat = stat(r, *n, oid, family).await?;
-            match stat.status {
-                Status::Ok => return Ok(Some(*n)),
-                Status::NotHere if best.is_none_or(|(v, _)| stat.version > v) => {
-                    best = Some((stat.version, *n));
-                }
-                _ => {}
-            }
-        }
-        let store = r.store.as_ref().ok_or("a gateway")?;
-        let info = store.info(oid).await.map_err(|e| e.to_string())?;
-        let mine = info.as_ref().filter(|i| !i.filling).map_or(Version::NONE, |i| i.version);
-        Ok(best.filter(|(v, _)| *v > mine).map(|(_, n)| n))
     }
 
     async fn join(&self, owner: NodeId, vdi: VdiId, oid: ObjectId, family: LayerId) -> Result<(), String> {
         let me = self.replica.control.me();
         if owner == me {
             return match self.joiner.join(vdi, oid, family, me).await? {
-                true => Ok(()),
+                true => {
+                    self.replica.sync.resolved(oid);
+                    Ok(())
+                }
                 false => Err("the session is not serving yet".into()),
             };
         }
         let request = Request::Join { vdi, oid, family };
         match self.replica.links.to(owner).request(&request, Vec::new()).await {
-            Ok((Response::Done, _)) => Ok(()),
+            Ok((Response::Done, _)) => {
+                self.replica.sync.resolved(oid);
+                Ok(())
+            }
             Ok((Response::Failed(_, why), _)) => Err(why),
             Ok(_) => Err("unexpected answer".into()),
             Err(e) => Err(e.to_string()),
@@ -569,6 +534,44 @@ impl Worker {
         }
         left
     }
+}
+
+/// Where `node` gets an object from: a clean copy, or the longest one when nobody is clean and nobody who is away can know better. `None`: its own
+/// is that. An error: it cannot be said now.
+pub async fn choose_source(
+    r: &Rc<Replica>,
+    oid: ObjectId,
+    family: LayerId,
+    acting: &[NodeId],
+    node: NodeId,
+) -> Result<Option<NodeId>, String> {
+    let map = r.control.map();
+    let redundancy = r.redundancy(family).ok_or("the volume was deleted")?;
+    let mut best: Option<(Version, bool, NodeId)> = None;
+    let mut known = Epoch(0);
+    for n in acting {
+        let Some(view) = map.nodes.get(n).filter(|v| v.is_up()) else { continue };
+        let stat = stat(r, *n, oid, family).await?;
+        match stat.status {
+            Status::Ok if *n != node => return Ok(Some(*n)),
+            Status::Ok | Status::NotHere => {
+                known = known.max(view.synced);
+                let this = (stat.version, *n == node, *n);
+                if best.is_none_or(|b| (b.0, b.1) < (this.0, this.1)) {
+                    best = Some(this);
+                }
+            }
+            other => return Err(format!("node {} answers {other:?}", n.short())),
+        }
+    }
+    let key = PlacementKey { family, index: oid.index() };
+    if let Some(away) = map.unknowable_object(key, redundancy, known) {
+        return Err(format!("node {} is away and may have newer data", away.short()));
+    }
+    if r.control.map().epoch != map.epoch {
+        return Err("the map changed".into());
+    }
+    Ok(best.map(|(_, _, n)| n).filter(|n| *n != node))
 }
 
 /// Ask one node for its version and standing of an object.

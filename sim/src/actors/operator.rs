@@ -68,9 +68,9 @@ async fn take(world: &Rc<World>, n: usize) {
         match reply {
             Ok(Reply::Snapshots(made)) => {
                 let id = made.first()?.1;
-                let layer = node.control.read(|s| {
-                    s.vdis.get(&vdi)?.snapshots.iter().find(|x| x.id == id).map(|x| x.layer)
-                })?;
+                let layer = node
+                    .control
+                    .read(|s| s.vdis.get(&vdi)?.snapshots.iter().find(|x| x.id == id).map(|x| x.layer))?;
                 Some((id, layer))
             }
             _ => None,

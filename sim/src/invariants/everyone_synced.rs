@@ -7,7 +7,11 @@ use std::time::Duration;
 
 pub async fn check(world: &Rc<World>) -> Vec<String> {
     for _ in 0..6_000 {
-        let done = world.authority.read(|s| s.nodes.values().all(|n| matches!(n.state, NodeState::Up | NodeState::Draining) && n.synced >= s.epoch));
+        let done = world.authority.read(|s| {
+            s.nodes
+                .values()
+                .all(|n| matches!(n.state, NodeState::Up | NodeState::Draining) && n.synced >= s.epoch)
+        });
         if done {
             return Vec::new();
         }

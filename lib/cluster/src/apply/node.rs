@@ -125,6 +125,8 @@ impl ClusterState {
             incarnation: hello.incarnation,
             synced: Epoch(0),
             up_since: self.epoch.next(),
+            down_at: Epoch(0),
+            lost_at: Epoch(0),
             since: now,
             disks: hello.disks.clone(),
             version: hello.version.clone(),
@@ -140,7 +142,13 @@ impl ClusterState {
             }
             return Ok(Reply::Epoch(self.epoch));
         };
-        let keeps = hello.has_data || old.gateway;
+        // Its data is where its disks are: one that is missing took its part with it.
+        let mut disks = old.disks.iter().filter(|d| !d.retired).peekable();
+        let keeps = old.gateway
+            || match disks.peek() {
+                None => hello.has_data,
+                Some(_) => disks.all(|d| hello.disks.iter().any(|h| h.id == d.id)),
+            };
         let was_up = old.is_up();
         node.state = if old.state == NodeState::Draining { NodeState::Draining } else { NodeState::Up };
         // A weight that was set by hand, or a capacity that moved a little, does not shuffle data.
@@ -158,6 +166,13 @@ impl ClusterState {
             _ => old.synced,
         };
         node.up_since = if was_up && keeps { old.up_since } else { self.epoch.next() };
+        node.down_at = old.down_at;
+        node.lost_at = match keeps {
+            true => old.lost_at,
+            // Whatever it had acknowledged until it went is nowhere else for certain.
+            false if was_up => self.epoch.next(),
+            false => old.lost_at.max(old.down_at),
+        };
         let same = was_up
             && keeps
             && (&old.addr, &old.zone, old.weight, old.vnodes, old.gateway)
@@ -192,6 +207,7 @@ impl ClusterState {
     }
 
     pub(super) fn node_down(&mut self, now: Millis, id: NodeId, incarnation: u64) -> Outcome {
+        let down_at = self.epoch.next();
         let n = self.node_mut(id)?;
         if n.incarnation != incarnation || !n.is_up() {
             return Ok(Reply::Epoch(self.epoch));
@@ -199,6 +215,7 @@ impl ClusterState {
         // A draining node that dies is in the ring no more, but may still hold what nobody else has yet.
         n.state = NodeState::Down;
         n.since = now;
+        n.down_at = down_at;
         self.fence_sessions(id, None);
         let text = format!("node {} is down", id.short());
         self.event(now, EventLevel::Warning, text.clone());
@@ -214,9 +231,14 @@ impl ClusterState {
     }
 
     pub(super) fn node_out(&mut self, now: Millis, id: NodeId) -> Outcome {
+        // A drained node has handed everything on: nobody needs to wait for it.
+        let (down_at, settled) = (self.epoch.next(), self.rings.len() <= 1);
         let n = self.node_mut(id)?;
         if n.state == NodeState::Out {
             return Ok(Reply::Epoch(self.epoch));
+        }
+        if n.is_up() && !(n.state == NodeState::Draining && settled) {
+            n.down_at = down_at;
         }
         n.state = NodeState::Out;
         n.since = now;
@@ -300,6 +322,7 @@ impl ClusterState {
         // What was on it is gone: the node looks at everything again.
         n.synced = Epoch(0);
         n.up_since = next;
+        n.lost_at = next;
         let text = format!("disk {} of node {} was retired", disk.short(), id.short());
         self.event(now, EventLevel::Error, text.clone());
         self.membership_changed(now, text, Some(id));
