@@ -141,6 +141,18 @@ impl Links {
         Self { control, cluster, connector, links: RefCell::default(), stop }
     }
 
+    /// Per peer: requests without an answer, whether it is connected, and what the oldest one is. For support.
+    pub fn describe(&self) -> Vec<String> {
+        let links = self.links.borrow();
+        let busy = links.iter().filter(|(_, l)| l.depth() > 0);
+        busy.map(|(n, l)| {
+            let s = l.inner.state.borrow();
+            let oldest = s.pending.first_key_value().map(|(id, p)| (*id, p.frame.head.iter().skip(4).take(4).copied().collect::<Vec<u8>>()));
+            format!("to {}: {} waiting, {} unsent, connected {}, oldest {oldest:?}", n.short(), s.pending.len(), s.unsent.len(), s.connected)
+        })
+        .collect()
+    }
+
     /// The link to a peer.
     pub fn to(&self, node: NodeId) -> Link {
         self.links

@@ -171,6 +171,23 @@ impl Gateway {
         session.filter(|s| !s.is_dead())
     }
 
+    /// What a VDI's requests could be waiting for here, for support.
+    pub fn describe(&self, vdi: VdiId) -> String {
+        let entry = self.entry(vdi);
+        let session = match &*entry.session.borrow() {
+            None => "none".to_owned(),
+            Some(s) if s.is_dead() => "dead".to_owned(),
+            Some(s) => s.describe(),
+        };
+        format!(
+            "opens {}, dying {}, held {}, turn {}, session {session}",
+            entry.opens.get(),
+            entry.dying.get(),
+            entry.held.borrow().is_some(),
+            entry.turn.try_lock().is_ok(),
+        )
+    }
+
     /// Count an open; pairs with `detach`.
     pub async fn attach(self: &Rc<Self>, vdi: VdiId) -> Result<(Rc<Attached>, u64), VolumeError> {
         let entry = self.entry(vdi);
@@ -418,6 +435,11 @@ impl Gateway {
             Ok(Reply::Session { generation, reconcile }) => (generation, reconcile),
             Ok(Reply::Owned { .. }) => return Ok(()),
             Ok(Reply::Error(CommandError::NotFound(why))) => return Err(VolumeError::Gone(why)),
+            // This node is not in the map at the moment, or this process is not: it says hello again.
+            Ok(Reply::Error(CommandError::Fenced)) => {
+                tokio::time::sleep(RETRY).await;
+                return Ok(());
+            }
             Ok(Reply::Error(e)) => return Err(VolumeError::Busy(e.to_string())),
             Ok(other) => return Err(VolumeError::Io(format!("unexpected answer {other:?}"))),
             Err(e) => {

@@ -133,6 +133,18 @@ impl Session {
         Some(session)
     }
 
+    /// For support: what requests could be waiting for.
+    pub fn describe(&self) -> String {
+        let busy: Vec<String> = self
+            .objects
+            .borrow()
+            .iter()
+            .filter(|(_, o)| !o.locks.borrow().is_unused())
+            .map(|(i, o)| format!("{i}: {:?}", o.locks.borrow()))
+            .collect();
+        format!("{}, hold {}, objects {busy:?}", self.generation, self.hold.try_write().is_err())
+    }
+
     /// Bytes.
     pub fn size(&self) -> u64 {
         self.size.get()

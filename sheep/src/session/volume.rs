@@ -90,8 +90,7 @@ pub async fn open_image(
                 gateway: gateway.clone(),
                 entry,
                 open,
-                in_flight: Cell::new(0),
-                idle: tokio::sync::Notify::new(),
+                flight: Rc::default(),
                 gone: Cell::new(Gone::No),
             }))
         }
@@ -155,32 +154,60 @@ struct Live {
     gateway: Rc<Gateway>,
     entry: Rc<Attached>,
     open: u64,
-    in_flight: Cell<u32>,
-    idle: tokio::sync::Notify,
+    flight: Rc<Flight>,
     gone: Cell<Gone>,
 }
 
-struct InFlight<'a>(&'a Live);
-impl Drop for InFlight<'_> {
+/// Requests of one open that have not ended.
+#[derive(Default)]
+struct Flight {
+    count: Cell<u32>,
+    idle: tokio::sync::Notify,
+}
+
+impl Flight {
+    async fn ended(&self) {
+        while self.count.get() > 0 {
+            let idle = self.idle.notified();
+            tokio::pin!(idle);
+            idle.as_mut().enable();
+            if self.count.get() > 0 {
+                idle.await;
+            }
+        }
+    }
+}
+
+struct InFlight(Rc<Flight>);
+impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.in_flight.set(self.0.in_flight.get() - 1);
-        if self.0.in_flight.get() == 0 {
+        self.0.count.set(self.0.count.get() - 1);
+        if self.0.count.get() == 0 {
             self.0.idle.notify_waiters();
         }
     }
 }
 
 impl Live {
-    fn enter(&self) -> Result<InFlight<'_>, VolumeError> {
+    fn enter(&self) -> Result<InFlight, VolumeError> {
         if self.gone.get() == Gone::Closed {
             return Err(VolumeError::Gone("closed".into()));
         }
-        self.in_flight.set(self.in_flight.get() + 1);
-        Ok(InFlight(self))
+        self.flight.count.set(self.flight.count.get() + 1);
+        Ok(InFlight(self.flight.clone()))
     }
     async fn one(&self, io: Io) -> Result<IoDone, VolumeError> {
-        let _in_flight = self.enter()?;
-        self.gateway.submit(&self.entry, self.open, &io).await
+        let in_flight = self.enter()?;
+        if matches!(io, Io::Read { .. } | Io::Status { .. }) {
+            return self.gateway.submit(&self.entry, self.open, &io).await;
+        }
+        // A change that has begun goes to its end, also when nobody waits for it any more: half of it would be worse.
+        let (gateway, entry, open) = (self.gateway.clone(), self.entry.clone(), self.open);
+        let task = tokio::task::spawn_local(async move {
+            let _in_flight = in_flight;
+            gateway.submit(&entry, open, &io).await
+        });
+        task.await.unwrap_or(Err(VolumeError::ShuttingDown))
     }
     /// Cut into parts that can be forwarded and run some of them at a time.
     async fn parts(
@@ -289,14 +316,7 @@ impl Volume for Live {
     fn close(&self) -> LocalFut<'_, ()> {
         Box::pin(async move {
             self.abandon();
-            while self.in_flight.get() > 0 {
-                let idle = self.idle.notified();
-                tokio::pin!(idle);
-                idle.as_mut().enable();
-                if self.in_flight.get() > 0 {
-                    idle.await;
-                }
-            }
+            self.flight.ended().await;
             if self.gone.replace(Gone::Closed) == Gone::Dying {
                 self.gateway.buried(&self.entry);
                 self.gateway.detach(self.entry.clone(), self.open);
@@ -307,15 +327,19 @@ impl Volume for Live {
 
 impl Drop for Live {
     fn drop(&mut self) {
-        // A front-end that ends without `close` (it was aborted) still gives its open back.
-        match self.gone.get() {
-            Gone::Closed => {}
-            Gone::Dying => {
-                self.gateway.buried(&self.entry);
-                self.gateway.detach(self.entry.clone(), self.open);
-            }
-            Gone::No => self.gateway.detach(self.entry.clone(), self.open),
+        // A front-end that ends without `close` (it was aborted) still gives its open back, once its requests have ended.
+        self.abandon();
+        if self.gone.replace(Gone::Closed) != Gone::Dying {
+            return;
         }
+        let (gateway, entry, open, flight) =
+            (self.gateway.clone(), self.entry.clone(), self.open, self.flight.clone());
+        let bury = async move {
+            flight.ended().await;
+            gateway.buried(&entry);
+            gateway.detach(entry, open);
+        };
+        tokio::task::spawn_local(bury);
     }
 }
 

@@ -295,12 +295,9 @@ impl Disk {
                 let _ = rx.await;
                 continue;
             }
-            let loaded = self.read_meta(obj).await;
-            obj.loading.set(false);
-            for w in obj.waiting.borrow_mut().drain(..) {
-                let _ = w.send(());
-            }
-            loaded?;
+            // Also when this future is dropped: somebody else reads it then.
+            let _turn = Loading(obj);
+            self.read_meta(obj).await?;
         }
     }
 
@@ -755,5 +752,17 @@ pub(super) fn best_slot(oid: ObjectId, both: &[u8], len: usize) -> Result<(u64, 
         (Slot::Valid(x, m), _) | (_, Slot::Valid(x, m)) => Ok((x, m)),
         (Slot::Blank, Slot::Blank) => Err(Slot::Blank),
         _ => Err(Slot::Broken),
+    }
+}
+
+/// The turn to read an object's header.
+struct Loading<'a>(&'a Obj);
+
+impl Drop for Loading<'_> {
+    fn drop(&mut self) {
+        self.0.loading.set(false);
+        for w in self.0.waiting.borrow_mut().drain(..) {
+            let _ = w.send(());
+        }
     }
 }

@@ -30,7 +30,21 @@ pub async fn check(world: &Rc<World>) -> Vec<String> {
                 Ok(values) => world.history.answer(&asked, Some(&values)),
                 Err(torn) => wrong.push(torn),
             },
-            other => wrong.push(world.explain(&format!("reading through node {}: {other:?}", i + 1))),
+            other => {
+                let here = world.call(i, move |ctx| async move { ctx.node.gateway.describe(vdi) }).await;
+                let mut text = format!("reading through node {}: {other:?}: {here:?}", i + 1);
+                for j in 0..world.nodes.len() {
+                    let d = world
+                        .call(j, |ctx| async move {
+                            let r = &ctx.node.replica;
+                            let stats = r.store.as_ref().map(|s| s.stats());
+                            format!("{:?} {stats:?} {:?}", r.links.describe(), r.sync.state())
+                        })
+                        .await;
+                    text += &format!("\n    node {}: {d:?}", j + 1);
+                }
+                wrong.push(world.explain(&text));
+            }
         }
     }
     wrong

@@ -33,7 +33,7 @@ impl ClusterState {
 
     pub(super) fn session_open(&mut self, vdi: VdiId, node: NodeId, incarnation: u64) -> Outcome {
         if !self.nodes.get(&node).is_some_and(|n| n.is_up() && n.incarnation == incarnation) {
-            return Err(CommandError::Busy("this node is not up in the cluster's map yet: try again".into()));
+            return Err(CommandError::Fenced);
         }
         let next = self.last_generation + 1;
         let v = self.vdi_mut(vdi)?;
