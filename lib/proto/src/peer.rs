@@ -765,6 +765,17 @@ pub enum Request {
         /// Position the answerer must have reached.
         control_index: ControlIndex,
     },
+    /// Note in the header of an object that it changed in this epoch, after a step was finished without some holder.
+    Stamp {
+        /// Object.
+        oid: ObjectId,
+        /// Epoch of the asker; the holder must be in the same.
+        epoch: Epoch,
+        /// What the missing holder may lack.
+        blocks: Vec<Range<u32>>,
+        /// As in `WriteRequest::degraded`.
+        floor: Epoch,
+    },
 }
 
 /// One extent of a `BlockState` answer.

@@ -182,8 +182,13 @@ impl Replica {
         if self.fetch_head(oid, family, source).await?.is_none_or(|h| h.version != head.version) {
             return Ok((false, fetched));
         }
+        // Compared before it counts: a crash in between must not leave a copy that only claims to be equal.
+        if store.digest(oid).await? != Some(head.digest) {
+            return Ok((false, fetched));
+        }
         store.finish_fill(oid, head.version, head.epoch, head.dirty.clone(), head.dirty_since).await?;
-        Ok((store.digest(oid).await? == Some(head.digest), fetched))
+        tracing::trace!(me = %self.control.me().short(), %oid, source = %source.short(), version = %head.version, "adopted");
+        Ok((true, fetched))
     }
 
     /// Contents of one chunk as fill steps; `None` when the source has moved on.

@@ -116,6 +116,7 @@ impl Replica {
         });
         let this = self.clone();
         let (oid, key, epoch) = (req.oid, req.key(), req.epoch);
+        let (version, prev) = (req.version, req.prev);
         async move {
             let reply = |status, version| WriteReply { status, version, epoch };
             let outcome = match started {
@@ -123,6 +124,7 @@ impl Replica {
                 Err((Status::Behind, _)) => Ok(WriteOutcome::Behind { current: Version::NONE }),
                 Err((status, epoch)) => return WriteReply { status, version: Version::NONE, epoch },
             };
+            tracing::trace!(me = %this.control.me().short(), %oid, %version, %prev, %epoch, ?outcome, "step");
             match outcome {
                 Ok(WriteOutcome::Done | WriteOutcome::Duplicate) => reply(Status::Ok, Version::NONE),
                 Ok(WriteOutcome::Behind { current }) => {
@@ -238,6 +240,9 @@ impl Replica {
             Request::BlockState { top, key, blocks, control_index, trusted } => {
                 (self.block_state(top, key, blocks, control_index, trusted).await, none)
             }
+            Request::Stamp { oid, epoch, blocks, floor } => {
+                (self.stamp(oid, epoch, blocks, floor).await, none)
+            }
             Request::Digests { objects, deep, control_index } => {
                 (self.digests(&objects, deep, control_index).await, none)
             }
@@ -267,6 +272,27 @@ impl Replica {
                 .map(|t| Tail { oid: t.oid, version: t.version, prev: t.prev, blocks: t.blocks })
                 .collect(),
         )
+    }
+
+    async fn stamp(
+        &self,
+        oid: ObjectId,
+        epoch: sheepdog_proto::Epoch,
+        blocks: Vec<Range<u32>>,
+        floor: sheepdog_proto::Epoch,
+    ) -> Response {
+        if let Err((status, _)) = self.admit(epoch) {
+            return Response::Failed(status, "another epoch".into());
+        }
+        let Some(store) = &self.store else { return Response::Failed(Status::NotHere, "a gateway".into()) };
+        let most = sheepdog_proto::MAX_OBJECT_BLOCKS;
+        if blocks.iter().any(|r| r.start >= r.end || r.end > most) {
+            return Response::Failed(Status::Invalid, "block range".into());
+        }
+        match store.stamp(oid, epoch, blocks, floor).await {
+            Ok(()) => Response::Done,
+            Err(e) => Response::Failed(self.status_of(&e), e.to_string()),
+        }
     }
 
     /// Version and standing of one object here.

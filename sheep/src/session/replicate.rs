@@ -22,8 +22,8 @@ const RETRY_FULL: Duration = Duration::from_millis(500);
 enum Copy {
     /// Sent, no answer yet.
     Sent,
-    /// Has it.
-    Acked,
+    /// Has it, as a change of this epoch.
+    Acked(Epoch),
     /// Said "not here", when this many copies had joined.
     LeftOut(u64),
     /// To be sent again, in order.
@@ -116,7 +116,7 @@ impl Session {
             for node in acting.all() {
                 let Some(view) = map.nodes.get(&node).filter(|v| v.is_up()) else { continue };
                 let send = match round.get(node) {
-                    Some(Copy::Acked) => {
+                    Some(Copy::Acked(_)) => {
                         acked += 1;
                         false
                     }
@@ -151,6 +151,9 @@ impl Session {
                 round.set(node, Copy::Sent);
             }
             round.first = false;
+            if resolved && acked >= min && self.stamp_again(&mut round, &map, &acting) {
+                continue;
+            }
             if resolved && acked >= min {
                 return if self.control.lease_valid() { Ok(()) } else { self.lease_again().await };
             }
@@ -165,6 +168,22 @@ impl Session {
                 }
             }
         }
+    }
+
+    /// A copy that has the step as a change of an epoch before the one in which a holder that lacks it was last complete has to note a later
+    /// one: the holder will ask only for what changed since. `true`: some are asked again.
+    fn stamp_again(&self, round: &mut Round<'_>, map: &NodeMap, acting: &Acting) -> bool {
+        let lacks = |n: &NodeId| !matches!(round.get(*n), Some(Copy::Acked(_)));
+        let since = acting.all().filter(lacks).filter_map(|n| map.nodes.get(&n)).map(|v| v.synced).max();
+        let Some(since) = since else { return false };
+        let mut again = false;
+        for (_, copy) in &mut round.copies {
+            if matches!(copy, Copy::Acked(epoch) if *epoch < since) {
+                *copy = Copy::Again;
+                again = true;
+            }
+        }
+        again
     }
 
     /// The step is durable; the answer to the client waits until this node may speak again.
@@ -192,7 +211,7 @@ impl Session {
                 Copy::Again
             }
             Ok(reply) => match reply.status {
-                Status::Ok => Copy::Acked,
+                Status::Ok => Copy::Acked(reply.epoch),
                 Status::NotHere => Copy::LeftOut(step.object.joins.get()),
                 Status::Behind => Copy::Gap,
                 Status::StaleEpoch => {
@@ -232,7 +251,7 @@ impl Session {
     /// again in turn is enough), or when its copy really is behind (then it adopts one that has this step).
     async fn repair(&self, step: &Step, node: NodeId, round: &mut Round<'_>) {
         let acting: Vec<NodeId> = round.copies.iter().map(|(n, _)| *n).collect();
-        let has_it = acting.iter().any(|n| round.get(*n) == Some(Copy::Acked));
+        let has_it = acting.iter().any(|n| matches!(round.get(*n), Some(Copy::Acked(_))));
         let stat = crate::work::sync::stat(&self.replica, node, step.oid, self.family).await;
         if stat.is_ok_and(|s| s.version == step.prev || s.version >= step.version) || !has_it {
             round.set(node, Copy::Again);

@@ -134,6 +134,7 @@ impl Session {
         let Some((winner, version)) = clean.iter().max_by_key(|(_, v)| *v).copied() else {
             return Err("no clean copy is up".into());
         };
+        let up_to_date = clean.clone();
         for (node, _) in clean.into_iter().filter(|(_, v)| *v != version) {
             let hint = Some(blocks.to_vec());
             if node == self.control.me() {
@@ -148,6 +149,27 @@ impl Session {
                 Ok((Response::Failed(_, why), _)) => return Err(why),
                 Ok(_) => return Err("unexpected answer".into()),
                 Err(e) => return Err(e.to_string()),
+            }
+        }
+        // Holders that are away or incomplete will ask for what changed since they were complete: this did.
+        let present: Vec<NodeId> = up_to_date.iter().map(|(n, _)| *n).collect();
+        if acting.all().any(|n| !present.contains(&n)) {
+            let floor = acting.all().filter_map(|n| map.nodes.get(&n)).map(|v| v.synced).min();
+            let floor = floor.unwrap_or_default();
+            for node in present {
+                let stamp = Request::Stamp { oid, epoch: map.epoch, blocks: blocks.to_vec(), floor };
+                let answer = match node == self.control.me() {
+                    true => self.replica.handle(stamp).await.0,
+                    false => {
+                        let sent = self.replica.links.to(node).request(&stamp, Vec::new()).await;
+                        sent.map_err(|e| e.to_string())?.0
+                    }
+                };
+                match answer {
+                    Response::Done => {}
+                    Response::Failed(_, why) => return Err(why),
+                    _ => return Err("unexpected answer".into()),
+                }
             }
         }
         // A node may have come or gone meanwhile; then look again.

@@ -418,7 +418,8 @@ impl Disk {
             }
         }
         if op.version <= current {
-            return Ok((WriteOutcome::Duplicate, Some(self.journal.barrier())));
+            let stamped = self.stamp(op.oid, op.epoch, vec![op.blocks.clone()], op.degraded);
+            return Ok((WriteOutcome::Duplicate, Some(stamped)));
         }
         if op.prev != current {
             return Ok((WriteOutcome::Behind { current }, None));
@@ -453,6 +454,27 @@ impl Disk {
         Ok((WriteOutcome::Done, Some(self.journal.append(record, parts))))
     }
 
+    /// Make sure that the header says that these blocks changed in this epoch or later.
+    pub(super) fn stamp(
+        self: &Rc<Self>,
+        oid: ObjectId,
+        epoch: Epoch,
+        blocks: Vec<Range<u32>>,
+        degraded: Option<Epoch>,
+    ) -> Durable {
+        let Some(obj) = self.object(oid) else { return self.journal.barrier() };
+        let old = obj.meta.borrow().as_ref().is_some_and(|m| {
+            let dirty = blocks.iter().all(|r| r.clone().all(|b| m.dirty.get(b)));
+            m.epoch < epoch || (degraded.is_some() && !dirty)
+        });
+        if !old {
+            return self.journal.barrier();
+        }
+        let record = Record::Stamp { oid, epoch, blocks, degraded };
+        self.run(self.journal.head(), &record, &Bytes::new());
+        self.journal.append(record, Vec::new())
+    }
+
     /// Carry a record out in memory: when it is made, and again in replay.
     pub(super) fn run(self: &Rc<Self>, position: u64, record: &Record, data: &Bytes) {
         match record {
@@ -476,15 +498,7 @@ impl Disk {
                 if let Some(m) = obj.meta.borrow_mut().as_mut() {
                     m.version = *version;
                     m.epoch = *epoch;
-                    if let Some(floor) = degraded {
-                        if m.dirty_since.is_some() && m.dirty_last < *floor {
-                            m.dirty = BlockMap::new(m.blocks());
-                            m.dirty_since = None;
-                        }
-                        m.dirty.set(blocks.clone());
-                        m.dirty_since.get_or_insert(*epoch);
-                        m.dirty_last = *epoch;
-                    }
+                    m.mark_dirty(std::slice::from_ref(blocks), *epoch, *degraded);
                 }
                 self.touch(&obj, position);
                 self.unlink.borrow_mut().remove(oid);
@@ -541,6 +555,14 @@ impl Disk {
                     t.entries.retain(|e| e.oid != *oid);
                 }
                 self.work.notify_one();
+            }
+            Record::Stamp { oid, epoch, blocks, degraded } => {
+                let Some(obj) = self.object(*oid) else { return };
+                if let Some(m) = obj.meta.borrow_mut().as_mut() {
+                    m.epoch = m.epoch.max(*epoch);
+                    m.mark_dirty(blocks, *epoch, *degraded);
+                }
+                self.touch(&obj, position);
             }
             Record::Watermark { vdi, generation, seq } => {
                 self.set_mark(*vdi, Version { generation: generation.0, seq: *seq });

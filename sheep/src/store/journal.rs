@@ -137,6 +137,17 @@ pub enum Record {
         /// Watermarks.
         marks: Vec<(VdiId, Version)>,
     },
+    /// A step that is here already was finished in a later epoch, without a holder that will ask for it.
+    Stamp {
+        /// Object.
+        oid: ObjectId,
+        /// Epoch.
+        epoch: Epoch,
+        /// Blocks of the step.
+        blocks: Vec<Range<u32>>,
+        /// As in `Write`.
+        degraded: Option<Epoch>,
+    },
 }
 
 impl Record {

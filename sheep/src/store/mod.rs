@@ -184,6 +184,19 @@ impl Store {
         }
     }
 
+    /// See `Request::Stamp`.
+    pub async fn stamp(
+        &self,
+        oid: ObjectId,
+        epoch: Epoch,
+        blocks: Vec<Range<u32>>,
+        floor: Epoch,
+    ) -> Result<(), StoreError> {
+        let Some((disk, _)) = self.loaded(oid).await? else { return Ok(()) };
+        let rx = disk.stamp(oid, epoch, blocks, Some(floor));
+        durable(&disk, rx).await
+    }
+
     /// Throw out writes that were accepted but have not begun (their object's header is being read, or there is no room), where `late` says so. What is
     /// left has begun, and is seen by `list`, `info` and `tail`.
     pub fn refuse_waiting(&self, late: impl Fn(&WriteOp) -> bool) {

@@ -8,6 +8,7 @@
 //! Metadata goes to the two slots in turn, each with a counter and a CRC-32C: a torn write leaves the other slot, and the journal has what it lacks.
 //! A slot: magic, format version, counter, ids, versions, epochs, then three bit maps (present, zero, dirty) and one CRC-32C per block.
 
+use std::ops::Range;
 use sheepdog_proto::checksum::crc32c;
 use sheepdog_proto::{
     BLOCK_SHIFT, BLOCK_SIZE, BlockMap, Epoch, LayerId, MAX_OBJECT_SIZE, MIN_OBJECT_SIZE, ObjectId,
@@ -104,6 +105,19 @@ pub fn file_len(object_size: u32) -> u64 {
 }
 
 impl Meta {
+    /// These blocks changed while a holder was away (`floor`: what even the least complete one has). Marks that everybody has seen by now go first.
+    pub fn mark_dirty(&mut self, blocks: &[Range<u32>], epoch: Epoch, floor: Option<Epoch>) {
+        let Some(floor) = floor else { return };
+        if self.dirty_since.is_some() && self.dirty_last < floor {
+            self.dirty = BlockMap::new(self.blocks());
+            self.dirty_since = None;
+        }
+        for r in blocks {
+            self.dirty.set(r.clone());
+        }
+        self.dirty_since.get_or_insert(epoch);
+        self.dirty_last = epoch;
+    }
     /// An object nobody has written yet.
     pub fn new(oid: ObjectId, key: PlacementKey, vdi: VdiId, object_size: u32) -> Self {
         let blocks = object_size >> BLOCK_SHIFT;

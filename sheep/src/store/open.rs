@@ -335,7 +335,9 @@ impl Store {
 fn touched(record: &super::journal::Record) -> Option<ObjectId> {
     use super::journal::Record as R;
     match record {
-        R::Write { oid, .. } | R::Fill { oid, .. } | R::FinishFill { oid, .. } => Some(*oid),
+        R::Write { oid, .. } | R::Fill { oid, .. } | R::FinishFill { oid, .. } | R::Stamp { oid, .. } => {
+            Some(*oid)
+        }
         R::Remove { .. } | R::Watermark { .. } | R::Tails { .. } => None,
     }
 }

@@ -371,6 +371,7 @@ impl Worker {
                 .max()
                 .or_else(|| versions.iter().map(|(v, _)| *v).max());
             // After being out or losing a disk, an equal version is not enough: layers may have been merged meanwhile.
+            tracing::trace!(me = %me.short(), %oid, ?mine, ?versions, since = %since, epoch = %map.epoch, "inventory");
             if mine != best || since.0 == 0 {
                 r.sync.missed(oid, family);
             }
@@ -453,6 +454,7 @@ impl Worker {
         };
         let map = r.control.map();
         let acting = map.acting(key, redundancy);
+        tracing::trace!(me = %me.short(), %oid, owner = ?owner, "fill");
         if !acting.all().any(|n| n == me) {
             r.sync.resolved(oid);
             return Ok(());
