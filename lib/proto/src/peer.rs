@@ -543,6 +543,8 @@ pub struct ObjectStat {
     pub status: Status,
     /// Last step (`NONE`: no such object).
     pub version: Version,
+    /// Epoch of its last change, as far as the header knows.
+    pub epoch: Epoch,
 }
 
 /// Head of a pull: what the source has.

@@ -166,16 +166,24 @@ impl Replica {
         if planted::is(Bug::StaleRead) {
             return true;
         }
-        let me = self.control.me();
         if layers.iter().any(|l| self.sync.lacks(ObjectId::data(*l, key.index))) {
             return false;
         }
+        // An object that is listed under a layer which is not here yet counts too.
+        !self.sync.lacks_any_at(key) && self.knows(map, key)
+    }
+
+    /// Would this node know it if it lacked something at `key`?
+    fn knows(&self, map: &NodeMap, key: PlacementKey) -> bool {
+        if planted::is(Bug::StaleRead) {
+            return true;
+        }
+        let me = self.control.me();
         let Some(node) = map.nodes.get(&me) else { return false };
         if node.synced >= map.epoch || self.sync.inventory_done(map.epoch) {
-            // Complete but for what is listed: an object that is listed under a layer which is not here yet counts too.
-            return !self.sync.lacks_any_at(key);
+            return true;
         }
-        if node.up_since > node.synced || self.sync.lacks_any_at(key) {
+        if node.up_since > node.synced {
             return false;
         }
         // Up all along: what it was a target of when it was last complete, it still has.
@@ -298,16 +306,18 @@ impl Replica {
     /// Version and standing of one object here.
     pub async fn stat_one(&self, oid: ObjectId, family: LayerId) -> ObjectStat {
         let map = self.control.map();
-        let fail = |status| ObjectStat { status, version: Version::NONE };
+        let fail = |status| ObjectStat { status, version: Version::NONE, epoch: Epoch(0) };
         let Some(store) = &self.store else { return fail(Status::NotHere) };
         match store.info(oid).await {
             Err(e) => fail(self.status_of(&e)),
             Ok(info) => {
                 let version = info.as_ref().map_or(Version::NONE, |i| i.version);
+                let epoch = info.as_ref().map_or(Epoch(0), |i| i.epoch);
                 let key = PlacementKey { family, index: oid.index() };
-                let clean =
-                    info.as_ref().is_none_or(|i| !i.filling) && self.vouches(&map, key, &[oid.layer()]);
-                ObjectStat { status: if clean { Status::Ok } else { Status::NotHere }, version }
+                // Of this object only: what is missing at other layers does not matter here.
+                let whole = info.as_ref().is_none_or(|i| !i.filling) && !self.sync.lacks(oid);
+                let clean = whole && self.knows(&map, key);
+                ObjectStat { status: if clean { Status::Ok } else { Status::NotHere }, version, epoch }
             }
         }
     }

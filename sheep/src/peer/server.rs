@@ -173,8 +173,19 @@ impl Server {
             Kind::Read => {
                 let req = ReadRequest::decode(&message.meta)?;
                 tokio::task::spawn_local(async move {
-                    replica.catch_up(req.control_index).await;
-                    let (head, data) = replica.read(&req).await;
+                    let (head, data) = match replica.catch_up(req.control_index).await {
+                        true => replica.read(&req).await,
+                        // It does not know the layers that the reader knows.
+                        false => {
+                            let epoch = replica.control.map().epoch;
+                            let head = sheepdog_proto::peer::ReadReply {
+                                status: Status::NoLease,
+                                epoch,
+                                absent: Vec::new(),
+                            };
+                            (head, Bytes::new())
+                        }
+                    };
                     let payload = if head.status == Status::Ok { vec![data] } else { Vec::new() };
                     conn.answer(Frame::new(Kind::ReadReply, id, &head.encode(), payload), bytes);
                 });

@@ -587,6 +587,10 @@ impl Gateway {
         offset: u64,
         len: u32,
     ) -> Result<Vec<Bytes>, VolumeError> {
+        if self.shape(layer).is_err() {
+            // A process that has just started does not know everything yet.
+            self.replica.control.barrier().await;
+        }
         let (family, object_size) = self.shape(layer)?;
         let mut out = Vec::new();
         for p in pieces(offset, len as u64, object_size) {

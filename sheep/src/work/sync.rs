@@ -364,15 +364,11 @@ impl Worker {
         for (oid, (family, versions)) in wanted {
             let info = store.info(oid).await.ok().flatten();
             let mine = info.as_ref().filter(|i| !i.filling).map(|i| i.version);
-            let best = versions
-                .iter()
-                .filter(|(_, clean)| *clean)
-                .map(|(v, _)| *v)
-                .max()
-                .or_else(|| versions.iter().map(|(v, _)| *v).max());
+            // Without a clean copy anywhere it is decided one by one.
+            let best = versions.iter().filter(|(_, clean)| *clean).map(|(v, _)| *v).max();
             // After being out or losing a disk, an equal version is not enough: layers may have been merged meanwhile.
             tracing::trace!(me = %me.short(), %oid, ?mine, ?versions, since = %since, epoch = %map.epoch, "inventory");
-            if mine != best || since.0 == 0 {
+            if best.is_none() || mine != best || since.0 == 0 {
                 r.sync.missed(oid, family);
             }
         }
@@ -549,7 +545,8 @@ pub async fn choose_source(
 ) -> Result<Option<NodeId>, String> {
     let map = r.control.map();
     let redundancy = r.redundancy(family).ok_or("the volume was deleted")?;
-    let mut best: Option<(Version, bool, NodeId)> = None;
+    // A copy is right as of the epoch at which its node was last complete, or of its own last change: the latest of them, then the longest, is the truth.
+    let mut best: Option<(Epoch, Version, bool, NodeId)> = None;
     let mut known = Epoch(0);
     for n in acting {
         let Some(view) = map.nodes.get(n).filter(|v| v.is_up()) else { continue };
@@ -558,8 +555,8 @@ pub async fn choose_source(
             Status::Ok if *n != node => return Ok(Some(*n)),
             Status::Ok | Status::NotHere => {
                 known = known.max(view.synced);
-                let this = (stat.version, *n == node, *n);
-                if best.is_none_or(|b| (b.0, b.1) < (this.0, this.1)) {
+                let this = (stat.epoch.max(view.synced), stat.version, *n == node, *n);
+                if best.is_none_or(|b| (b.0, b.1, b.2) < (this.0, this.1, this.2)) {
                     best = Some(this);
                 }
             }
@@ -573,7 +570,7 @@ pub async fn choose_source(
     if r.control.map().epoch != map.epoch {
         return Err("the map changed".into());
     }
-    Ok(best.map(|(_, _, n)| n).filter(|n| *n != node))
+    Ok(best.map(|(_, _, _, n)| n).filter(|n| *n != node))
 }
 
 /// Ask one node for its version and standing of an object.
