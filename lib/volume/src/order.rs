@@ -15,6 +15,8 @@ struct Held {
     blocks: Range<u32>,
     /// Read-modify-write: overlapping writes must wait too.
     exclusive: bool,
+    /// Place in the object's log, once it has one.
+    step: Option<u64>,
 }
 
 /// Requests in flight on one object.
@@ -22,6 +24,7 @@ struct Held {
 pub struct RangeLocks {
     writes: BTreeMap<Ticket, Held>,
     next: u64,
+    steps: u64,
     gated: bool,
 }
 
@@ -44,16 +47,24 @@ impl RangeLocks {
         }
         let t = Ticket(self.next);
         self.next += 1;
-        self.writes.insert(t, Held { blocks, exclusive });
+        self.writes.insert(t, Held { blocks, exclusive, step: None });
         Some(t)
     }
     /// A write is finished on every copy.
     pub fn release(&mut self, ticket: Ticket) {
         self.writes.remove(&ticket);
     }
-    /// Is this the oldest write in flight?
+    /// The write takes its place in the object's log. Not when it enters: one that reads first gets its step after others that entered later.
+    pub fn begin(&mut self, ticket: Ticket) {
+        if let Some(held) = self.writes.get_mut(&ticket) {
+            held.step = Some(self.steps);
+            self.steps += 1;
+        }
+    }
+    /// Is this the oldest step in flight?
     pub fn is_oldest(&self, ticket: Ticket) -> bool {
-        self.writes.first_key_value().is_none_or(|(t, _)| *t >= ticket)
+        let Some(mine) = self.writes.get(&ticket).and_then(|h| h.step) else { return true };
+        self.writes.values().all(|h| h.step.is_none_or(|s| s >= mine))
     }
     /// Keep new writes out. `false`: somebody else holds the gate.
     pub fn close_gate(&mut self) -> bool {
@@ -84,11 +95,25 @@ mod tests {
         assert!(!l.may_read(&(3..5)));
         assert!(l.may_read(&(4..5)));
         let b = l.write(2..6, false).expect("plain writes overlap freely");
+        l.begin(a);
+        l.begin(b);
         assert!(l.is_oldest(a) && !l.is_oldest(b));
         l.release(a);
         assert!(!l.may_read(&(3..5)) && l.is_oldest(b));
         l.release(b);
         assert!(l.may_read(&(3..5)) && l.is_unused());
+    }
+
+    #[test]
+    fn the_oldest_is_who_got_its_step_first() {
+        let mut l = RangeLocks::default();
+        let slow = l.write(0..1, true).expect("free");
+        let quick = l.write(4..5, false).expect("free");
+        l.begin(quick);
+        l.begin(slow);
+        assert!(l.is_oldest(quick) && !l.is_oldest(slow));
+        l.release(quick);
+        assert!(l.is_oldest(slow));
     }
 
     #[test]

@@ -317,6 +317,7 @@ impl Session {
         let seq = self.watermark.borrow_mut().assign();
         let version = Version::new(self.generation, seq);
         object.version.set(Some(version));
+        object.locks.borrow_mut().begin(ticket);
         let step = Step { oid, key: self.key(index), object, ticket, version, prev, action, blocks, payload };
         let result = self.alive(self.replicate(&step)).await;
         step.object.locks.borrow_mut().release(step.ticket);
