@@ -34,6 +34,8 @@ pub struct Lost;
 pub struct World {
     /// Seed of the run.
     pub seed: u64,
+    /// Rule 6 to the letter.
+    pub strict: bool,
     /// Network.
     pub net: Rc<Net>,
     /// Control log.
@@ -58,7 +60,7 @@ pub struct World {
 
 impl World {
     /// A formatted cluster with one volume.
-    pub async fn new(seed: u64) -> Rc<Self> {
+    pub async fn new(seed: u64, strict: bool) -> Rc<Self> {
         clock::start();
         let mut rng = SmallRng::seed_from_u64(seed);
         let n = rng.random_range(3..=5usize);
@@ -95,6 +97,7 @@ impl World {
         let Reply::Vdi(vdi) = authority.commit(create) else { panic!("the volume cannot be made") };
         Rc::new(Self {
             seed,
+            strict,
             net,
             authority,
             nodes,
