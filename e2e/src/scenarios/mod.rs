@@ -1,0 +1,40 @@
+//! One story per file.
+
+mod pause;
+
+use crate::harness::Lab;
+use anyhow::{Result, bail};
+
+/// A story.
+pub struct Scenario {
+    /// As it is called on the command line.
+    pub name: &'static str,
+    /// In a few words.
+    pub about: &'static str,
+    /// Part of `core`.
+    pub core: bool,
+    /// Tell it.
+    pub run: fn(&Lab) -> Result<()>,
+}
+
+/// All of them.
+pub const ALL: &[Scenario] = &[Scenario { name: "pause", about: pause::ABOUT, core: true, run: pause::run }];
+
+/// Those meant by the words of a command line.
+pub fn choose(names: &[String]) -> Result<Vec<&'static Scenario>> {
+    let mut chosen: Vec<&Scenario> = Vec::new();
+    for name in names {
+        let found: Vec<&Scenario> =
+            ALL.iter().filter(|s| name == "all" || (name == "core" && s.core) || s.name == name).collect();
+        if found.is_empty() {
+            let known: Vec<&str> = ALL.iter().map(|s| s.name).collect();
+            bail!("no scenario {name}: there are {}, core, all", known.join(", "));
+        }
+        for s in found {
+            if !chosen.iter().any(|c| c.name == s.name) {
+                chosen.push(s);
+            }
+        }
+    }
+    Ok(chosen)
+}
