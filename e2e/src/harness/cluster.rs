@@ -201,6 +201,10 @@ impl Cluster {
     fn socket(&self, i: usize) -> String {
         self.path(&format!("nbd{i}.sock"))
     }
+    /// NBD socket of a gateway.
+    pub fn nbd_socket(&self, i: usize) -> PathBuf {
+        self.socket(i).into()
+    }
     /// NBD of a volume at a gateway.
     pub fn uri(&self, i: usize, name: &str) -> String {
         format!("nbd+unix:///{name}?socket={}", self.socket(i))
@@ -266,7 +270,7 @@ impl Cluster {
         self.dog(&["vdi", "create", name, &size.to_string()]).map(drop)
     }
 
-    /// Wait until every running sheep is up and complete and the cluster says that all is well.
+    /// Wait until every running sheep is up and complete, as many vote as should, and the cluster says that all is well.
     pub fn whole(&self) -> Result<()> {
         let running = self.sheep.iter().filter(|s| s.proc.is_some()).count();
         until("the cluster becomes whole", PATIENCE, || {
@@ -277,6 +281,9 @@ impl Cluster {
             let complete = |n: &&Value| n["state"] == "up" && n["synced"].as_u64() >= Some(epoch);
             let ready = nodes.iter().filter(complete).count();
             ensure!(ready == running, "{ready} of {running} nodes up and complete");
+            let voters = info["voters"].as_array().map_or(0, Vec::len);
+            let want = [0, 1, 1, 3, 3].get(running).copied().unwrap_or(5);
+            ensure!(voters >= want, "{voters} of {want} voters");
             Ok(Some(()))
         })
     }

@@ -1,8 +1,12 @@
 //! What scenarios are made of.
 
 pub mod cluster;
+pub mod files;
 pub mod fio;
+pub mod nbd;
+pub mod net;
 pub mod proc;
+pub mod registers;
 pub mod wait;
 
 use anyhow::{Context as _, Result};

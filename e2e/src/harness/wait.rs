@@ -6,10 +6,13 @@ use std::time::{Duration, Instant};
 /// How long anything may take that is not measured. Not a measure of speed.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 const STEP: Duration = Duration::from_millis(50);
+/// Asking costs something too: programs are started for it.
+const LONGEST_STEP: Duration = Duration::from_millis(400);
 
 /// Ask until there is a value. `Ok(None)` and errors both mean "not yet"; the last error is told when time is up.
 pub fn until<T>(what: &str, limit: Duration, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let deadline = Instant::now() + limit;
+    let mut step = STEP;
     loop {
         let last = match ask() {
             Ok(Some(v)) => return Ok(v),
@@ -22,7 +25,8 @@ pub fn until<T>(what: &str, limit: Duration, mut ask: impl FnMut() -> Result<Opt
                 None => bail!("{what}: not within {} s", limit.as_secs()),
             }
         }
-        std::thread::sleep(STEP);
+        std::thread::sleep(step);
+        step = (step * 5 / 4).min(LONGEST_STEP);
     }
 }
 

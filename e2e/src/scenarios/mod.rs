@@ -1,5 +1,7 @@
 //! One story per file.
 
+mod image;
+mod partition;
 mod pause;
 
 use crate::harness::Lab;
@@ -18,14 +20,21 @@ pub struct Scenario {
 }
 
 /// All of them.
-pub const ALL: &[Scenario] = &[Scenario { name: "pause", about: pause::ABOUT, core: true, run: pause::run }];
+pub const ALL: &[Scenario] = &[
+    Scenario { name: "pause", about: pause::ABOUT, core: true, run: pause::run },
+    Scenario { name: "freeze", about: "the second half of pause", core: false, run: pause::freeze },
+    Scenario { name: "partition", about: partition::ABOUT, core: true, run: partition::run },
+    Scenario { name: "image", about: image::ABOUT, core: true, run: image::run_scenario },
+];
 
 /// Those meant by the words of a command line.
 pub fn choose(names: &[String]) -> Result<Vec<&'static Scenario>> {
     let mut chosen: Vec<&Scenario> = Vec::new();
     for name in names {
-        let found: Vec<&Scenario> =
-            ALL.iter().filter(|s| name == "all" || (name == "core" && s.core) || s.name == name).collect();
+        let found: Vec<&Scenario> = ALL
+            .iter()
+            .filter(|s| (name == "all" && s.name != "freeze") || (name == "core" && s.core) || s.name == name)
+            .collect();
         if found.is_empty() {
             let known: Vec<&str> = ALL.iter().map(|s| s.name).collect();
             bail!("no scenario {name}: there are {}, core, all", known.join(", "));
