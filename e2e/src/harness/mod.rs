@@ -6,6 +6,7 @@ pub mod fio;
 pub mod nbd;
 pub mod net;
 pub mod proc;
+pub mod qemu;
 pub mod registers;
 pub mod wait;
 

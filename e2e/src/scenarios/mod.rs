@@ -1,5 +1,6 @@
 //! One story per file.
 
+mod boot;
 mod image;
 mod partition;
 mod pause;
@@ -25,6 +26,7 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "freeze", about: "the second half of pause", core: false, run: pause::freeze },
     Scenario { name: "partition", about: partition::ABOUT, core: true, run: partition::run },
     Scenario { name: "image", about: image::ABOUT, core: true, run: image::run_scenario },
+    Scenario { name: "boot", about: boot::ABOUT, core: false, run: boot::run_scenario },
 ];
 
 /// Those meant by the words of a command line.

@@ -120,6 +120,7 @@ impl Story<'_> {
         Ok(())
     }
 
+    /// The leader hears both sides, so nobody is declared down; writes that need the missing direction are parked until it is back.
     fn one_way(&mut self) -> Result<()> {
         for (from, to) in [(1, 0), (0, 2), (2, 1)] {
             self.lab.step(format!("nothing from {from} to {to}; leader {}", self.c.leader()?));
