@@ -28,7 +28,8 @@ fn before_and_after_format() {
     sheep.dog(&["cluster", "format", "--copies", "1", "--min-copies", "2"]).fails(64, "");
     sheep.dog(&["cluster", "format", "--copies", "1"]).ok();
     sheep.dog(&["cluster", "format", "--copies", "1"]).fails(3, "formatted already");
-    let info = sheep.dog(&["cluster", "info", "-o", "json"]).json();
+    let info = || sheep.dog(&["cluster", "info", "-o", "json"]).json();
+    let info = harness::until(info, |i| i["status"] == "ok");
     assert_eq!(
         (&info["status"], &info["nodes_up"], &info["copies"]),
         (&"ok".into(), &1.into(), &"1".into()),

@@ -107,7 +107,8 @@ impl ErrorKind {
             Code::ResourceExhausted => Self::Full,
             Code::FailedPrecondition => Self::Busy,
             Code::InvalidArgument | Code::OutOfRange => Self::Usage,
-            Code::Unavailable => Self::Unreachable,
+            // A connection that breaks in the middle of a request, or a server that speaks TLS to a client that does not, has no better code.
+            Code::Unavailable | Code::Unknown => Self::Unreachable,
             Code::DeadlineExceeded => Self::Cluster,
             Code::Aborted => Self::Moved,
             Code::Unimplemented => Self::Unsupported,
@@ -152,6 +153,10 @@ impl From<Status> for Error {
         match word.and_then(ErrorKind::from_word) {
             Some(kind) => Self::new(kind, s.message()),
             // Without our word the status was made by a transport, on this side or the other.
+            // A source is a connection's error, whatever code tonic found nearest.
+            None if std::error::Error::source(&s).is_some() => {
+                Self::new(ErrorKind::Unreachable, transport_text(&s))
+            }
             None => Self::new(ErrorKind::from_code(s.code()), transport_text(&s)),
         }
     }

@@ -197,6 +197,7 @@ impl Core {
             cluster: self.cluster().filter(|_| member),
             leader: self.leader().and_then(|n| self.peer_info(n)),
             peers,
+            applied: self.publisher.read(|s| s.index),
             voters: match v.member {
                 true => v.voters,
                 false => self.voters_hint.lock().expect("no panic under this lock").clone(),
@@ -276,7 +277,7 @@ impl Core {
             up.map(|n| n.id).collect()
         });
         let hinted = self.voters_hint.lock().expect("no panic under this lock").clone();
-        nodes.extend(hinted.into_iter().filter(|n| *n != self.me));
+        nodes.extend(hinted.into_iter().chain(self.leader()).filter(|n| *n != self.me));
         nodes.sort_unstable();
         nodes.dedup();
         // A few at random: everyone knows, and in a big cluster not everyone is to be asked.

@@ -13,6 +13,8 @@ use std::time::Duration;
 
 /// Between two looks at the seeds while waiting.
 const SEED_PAUSE: Duration = Duration::from_millis(500);
+/// Longest pause between two tries to greet a seed that does not answer.
+const MAX_PAUSE: Duration = Duration::from_secs(30);
 /// Most addresses that all seeds together may resolve to.
 const MAX_SEEDS: usize = 64;
 const ASK: Duration = Duration::from_secs(2);
@@ -212,6 +214,22 @@ async fn wait_for_format(core: &Core) {
         () = core.stop.cancelled() => {}
         () = core.nudge.notified() => {}
         () = tokio::time::sleep(SEED_PAUSE) => {}
+    }
+}
+
+/// Lets the seeds know where this process is, once: when everybody has moved to another address, those without a seed of their own
+/// are found again through their visitors.
+pub(super) async fn greet_seeds(core: Arc<Core>) {
+    let mut pause = SEED_PAUSE;
+    loop {
+        if core.cluster().is_some() && !core.ask_seeds().await.is_empty() {
+            return;
+        }
+        tokio::select! {
+            () = core.stop.cancelled() => return,
+            () = tokio::time::sleep(pause) => {}
+        }
+        pause = (pause * 2).min(MAX_PAUSE);
     }
 }
 

@@ -225,9 +225,10 @@ impl AddressBook {
         let new: BTreeMap<_, _> = nodes.map(|(n, a, i)| (n, (a, i))).collect();
         let mut heard = self.heard.lock().expect("no panic under this lock");
         let mut committed = self.committed.lock().expect("no panic under this lock");
-        // What was heard from a process is outdated when the state gets to know another process than before.
+        // What was heard from a process is outdated when the state gets to know another process than before. Process 0 is what a
+        // book read from disk says: then nothing was known before.
         heard.retain(|n, h| match (committed.get(n), new.get(n)) {
-            (Some((_, before)), Some((_, now))) => before == now || h.incarnation == *now,
+            (Some((_, before)), Some((_, now))) => *before == 0 || before == now || h.incarnation == *now,
             _ => true,
         });
         *committed = new;

@@ -58,6 +58,7 @@ enum Op {
     Purge(u64, Vec<u8>, oneshot::Sender<io::Result<()>>),
     Committed(Vec<u8>),
     Sync(oneshot::Sender<io::Result<()>>),
+    Close(oneshot::Sender<()>),
 }
 
 #[derive(Default)]
@@ -73,7 +74,8 @@ struct Tail {
 }
 
 struct Inner {
-    db: Arc<Database>,
+    /// `None` once closed.
+    db: Mutex<Option<Arc<Database>>>,
     tail: Mutex<Tail>,
     ops: mpsc::SyncSender<Op>,
 }
@@ -120,7 +122,7 @@ impl LogStore {
             return Err(LogError::Format { found });
         }
         let (ops, rx) = mpsc::sync_channel(1024);
-        let inner = Arc::new(Inner { db: db.clone(), tail: Mutex::new(tail), ops });
+        let inner = Arc::new(Inner { db: Mutex::new(Some(db.clone())), tail: Mutex::new(tail), ops });
         let weak = Arc::downgrade(&inner);
         std::thread::Builder::new()
             .name("raft-log".into())
@@ -142,6 +144,15 @@ impl LogStore {
         let (tx, rx) = oneshot::channel();
         self.send(Op::Sync(tx))?;
         Self::done(rx).await
+    }
+    /// Let go of the file, whoever still holds a handle: afterwards every call fails, and the file may be opened again.
+    pub async fn close(&self) {
+        let (tx, rx) = oneshot::channel();
+        self.inner.db.lock().expect("no panic under this lock").take();
+        if self.send(Op::Close(tx)).is_ok() {
+            // An error means that the writer is gone, and the file with it.
+            let _ = rx.await;
+        }
     }
     /// True when nothing was ever stored.
     pub fn is_empty(&self) -> bool {
@@ -169,7 +180,8 @@ impl LogStore {
         let mut out = Vec::new();
         let mut bytes = 0;
         if start < from_db_end {
-            let tx = self.inner.db.begin_read().map_err(other)?;
+            let db = self.inner.db.lock().expect("no panic under this lock").clone();
+            let tx = db.ok_or_else(|| other("the control log is closed"))?.begin_read().map_err(other)?;
             let table = tx.open_table(LOG).map_err(other)?;
             for row in table.range(start..from_db_end).map_err(other)? {
                 let (_, v) = row.map_err(other)?;
@@ -242,12 +254,17 @@ impl Writer {
         let mut batch = VecDeque::new();
         // A failed transaction poisons the log: raft is told and stops; nothing later may be reported durable.
         let mut failed: Option<String> = None;
-        while let Ok(first) = self.rx.recv() {
-            batch.push_back(first);
-            while batch.len() < GROUP {
-                match self.rx.try_recv() {
-                    Ok(op) => batch.push_back(op),
-                    Err(_) => break,
+        let mut closed = None;
+        while closed.is_none() {
+            let Ok(first) = self.rx.recv() else { return };
+            let mut next = Some(first);
+            while let Some(op) = next.take() {
+                match op {
+                    Op::Close(tx) => closed = Some(tx),
+                    op => batch.push_back(op),
+                }
+                if closed.is_none() && batch.len() < GROUP {
+                    next = self.rx.try_recv().ok();
                 }
             }
             let result = match &failed {
@@ -261,6 +278,10 @@ impl Writer {
                 failed = Some(what.clone());
             }
             self.report(&mut batch, &result);
+        }
+        drop(self);
+        if let Some(tx) = closed {
+            let _ = tx.send(());
         }
     }
     fn commit(&self, batch: &VecDeque<Op>) -> io::Result<()> {
@@ -290,7 +311,7 @@ impl Writer {
                     Op::Committed(c) => {
                         meta.insert("committed", c.as_slice()).map_err(other)?;
                     }
-                    Op::Sync(_) => {}
+                    Op::Sync(_) | Op::Close(_) => {}
                 }
             }
         }
@@ -312,7 +333,7 @@ impl Writer {
                 Op::Vote(_, tx) | Op::Truncate(_, tx) | Op::Purge(_, _, tx) | Op::Sync(tx) => {
                     let _ = tx.send(io());
                 }
-                Op::Committed(_) => {}
+                Op::Committed(_) | Op::Close(_) => {}
             }
         }
     }
@@ -393,7 +414,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             let mut t = self.tail();
             t.entries.split_off(&from);
             t.durable = t.durable.min(from.saturating_sub(1));
-            t.last = last;
+            // Nothing to cut when the log ends before it.
+            if t.last.is_some_and(|l| l.index >= from) {
+                t.last = last;
+            }
         }
         let (tx, rx) = oneshot::channel();
         self.send(Op::Truncate(from, tx))?;

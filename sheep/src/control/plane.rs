@@ -12,7 +12,7 @@ use super::link::LinkPool;
 use super::log_store::{LogError, LogStore};
 use super::raft_net::{NetFactory, Peers};
 use super::raft_types::{RaftId, SheepRaft};
-use super::rpc::PeerInfo;
+use super::rpc::{PeerInfo, Request, Response};
 use super::state_machine::{StateMachine, write_atomically};
 use super::{
     Control, ControlError, Driver, Publisher, SendFut, boottime_millis, join, lead, server, watching,
@@ -44,6 +44,9 @@ const SNAPSHOT_EVERY: u64 = 5_000;
 const KEEP: u64 = 2_000;
 /// How long a proposal looks for a leader.
 pub const PROPOSE_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How long a leader waits, at a shutdown of the cluster, for the others to hear of it.
+const FAREWELL: Duration = Duration::from_secs(10);
 
 /// The network side of `sdcluster`; `local` has none.
 pub struct Network {
@@ -355,6 +358,7 @@ impl ControlPlane {
     /// The same for a plane that others still hold.
     pub async fn shut_down(&self) {
         let core = &self.core;
+        self.farewell().await;
         core.stop.cancel();
         if let Err(error) = core.raft.shutdown().await {
             tracing::warn!(%error, "raft did not stop in order");
@@ -364,6 +368,41 @@ impl ControlPlane {
         if let Err(error) = core.log.sync().await {
             tracing::warn!(%error, "the control log was not synced");
         }
+        core.log.close().await;
+    }
+    /// A leader that ends because the whole cluster was shut down stays until the others have heard of it: without a leader
+    /// nobody would tell them. Bounded by `FAREWELL`.
+    async fn farewell(&self) {
+        let core = &self.core;
+        if core.local || !core.quiet() || !core.raft_view().established {
+            return;
+        }
+        let index = core.publisher.read(|s| s.index);
+        let mut left: Vec<NodeId> = core.publisher.read(|s| {
+            let up = s.nodes.values().filter(|n| matches!(n.state, NodeState::Up | NodeState::Draining));
+            up.map(|n| n.id).filter(|n| *n != core.me).collect()
+        });
+        let until = Instant::now() + FAREWELL;
+        while !left.is_empty() && Instant::now() < until {
+            let asks = left.iter().map(|n| async move {
+                match core.peers.call(*n, &Request::Status, Duration::from_secs(1)).await {
+                    Ok(Response::Status(s)) => s.applied >= index,
+                    Ok(_) => false,
+                    Err(e) => e.is_refused(),
+                }
+            });
+            let mut heard = futures::future::join_all(asks).await.into_iter();
+            left.retain(|_| !heard.next().unwrap_or(true));
+            if !left.is_empty() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+        if !left.is_empty() {
+            tracing::warn!(
+                nodes = left.len(),
+                "ending, though some sheep may not know yet that the cluster is shut down"
+            );
+        }
     }
     /// Stop without any order, as a crash would: for tests.
     pub async fn kill(self) {
@@ -371,6 +410,7 @@ impl ControlPlane {
         self.core.tracker.close();
         self.core.tracker.wait().await;
         let _ = self.core.raft.shutdown().await;
+        self.core.log.close().await;
     }
 }
 
@@ -386,6 +426,9 @@ fn spawn_tasks(core: &Arc<Core>, network: Option<Network>, suspected: mpsc::Rece
     t.spawn(lead::suspicions(core.clone(), suspected));
     t.spawn(lead::lead(core.clone()));
     t.spawn(join::membership(core.clone()));
+    if !core.local && !core.seeds.is_empty() {
+        t.spawn(join::greet_seeds(core.clone()));
+    }
     t.spawn(join::leases(core.clone()));
 }
 

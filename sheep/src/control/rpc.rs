@@ -176,6 +176,8 @@ pub struct StatusReply {
     pub peers: Vec<PeerInfo>,
     /// Voters as it knows them.
     pub voters: Vec<NodeId>,
+    /// How far it has applied.
+    pub applied: ControlIndex,
 }
 
 /// Asks for a lease.

@@ -45,7 +45,12 @@ pub(super) async fn follow(core: Arc<Core>) {
             r = step(&core, voter) => r,
         };
         source = match step {
-            Ok(()) => Some(voter),
+            Ok(()) => {
+                if core.voters_hint.lock().expect("no panic under this lock").is_empty() {
+                    core.ask_around().await;
+                }
+                Some(voter)
+            }
             Err(error) => {
                 tracing::debug!(%error, voter = %voter.short(), "watch stream moves on");
                 // So that a cluster in trouble is not asked without pause.

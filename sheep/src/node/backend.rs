@@ -3,9 +3,10 @@
 use super::data::DataHandle;
 use super::keep;
 use crate::config::Config;
-use crate::control::plane::ControlPlane;
+use crate::control::plane::{ControlPlane, FormatError};
 use crate::control::{Control, SendFut};
 use crate::front::admin::backend::{AdminBackend, DataPlane, Standing};
+use crate::front::admin::command_error;
 use crate::store::Store;
 use crate::store::fs::threads::ThreadsFs;
 use sheepdog_client::{Error, ErrorKind};
@@ -109,7 +110,11 @@ impl AdminBackend for Daemon {
     }
     fn format(&self, format: Format) -> SendFut<'_, Result<ClusterId, Error>> {
         Box::pin(async move {
-            let id = self.plane.format(format).await.map_err(failed)?;
+            let id = self.plane.format(format).await.map_err(|e| match &e {
+                FormatError::Refused(why) => command_error(why),
+                FormatError::Member(_) => Error::new(ErrorKind::Exists, e.to_string()),
+                FormatError::Identity(_) | FormatError::Control(_) => failed(e),
+            })?;
             if self.config.recovery_max_bytes_per_s > 0 {
                 let command = sheepdog_cluster::Command::Recovery {
                     enabled: None,

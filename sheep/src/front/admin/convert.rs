@@ -13,7 +13,7 @@ use crate::control::ControlError;
 use crate::store::DiskInfo;
 
 /// A refusal of the state machine.
-pub(super) fn command_error(e: &CommandError) -> Error {
+pub(crate) fn command_error(e: &CommandError) -> Error {
     let kind = match e {
         CommandError::NotFound(_) => ErrorKind::Missing,
         CommandError::Exists(_) => ErrorKind::Exists,

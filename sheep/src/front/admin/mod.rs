@@ -21,4 +21,5 @@ mod vdi_data;
 mod vdi_look;
 
 pub use backend::{AdminBackend, AdminVolume, DataError, DataPlane};
+pub(crate) use convert::command_error;
 pub use server::{AdminListenError, AdminServer};

@@ -1,5 +1,6 @@
 //! The `VdiService`: the table of volumes, and changes that lie between writes.
 
+use super::backend::Image;
 use super::convert::{redundancy_in, vdi as to_pb};
 use super::service::{Admin, Answers, find_snapshot, is_forwarded, missing, usage};
 use super::{vdi_data, vdi_look};
@@ -89,7 +90,7 @@ impl Admin {
         let vdi = self.vdi_by_id(id)?;
         if r.size > vdi.size {
             return self
-                .resize(ResizeRequest { vdi: Some(VdiRef::id(id.0)), size: r.size, shrink: false })
+                .resize_here(id, ResizeRequest { vdi: Some(VdiRef::id(id.0)), size: r.size, shrink: false })
                 .await;
         }
         Ok(vdi)
@@ -283,8 +284,24 @@ impl Admin {
         Ok(())
     }
 
-    async fn resize(&self, r: ResizeRequest) -> Result<Vdi, Error> {
+    async fn resize(&self, r: ResizeRequest, forwarded: bool) -> Result<Vdi, Error> {
         let vdi = self.vdi_id(&r.vdi)?;
+        if r.size < self.with_vdi(&r.vdi, |_, v| Ok(v.size))? && r.shrink {
+            // What lies beyond is cut off by the session's owner: there has to be one, and it does the rest.
+            let _open = self.data().open(Image { vdi, layer: None }).await?;
+            if let Some(owner) = self.owner(vdi).filter(|n| n.id != self.me()) {
+                if forwarded {
+                    return Err(Error::new(ErrorKind::Moved, "the session moved to another node"));
+                }
+                let theirs = ResizeRequest { vdi: Some(VdiRef::id(vdi.0)), ..r };
+                return self.peers.to(&owner)?.resize(theirs).await;
+            }
+            return self.resize_here(vdi, r).await;
+        }
+        self.resize_here(vdi, r).await
+    }
+
+    async fn resize_here(&self, vdi: VdiId, r: ResizeRequest) -> Result<Vdi, Error> {
         self.settle(|| {
             self.held(vec![vdi], async |g| {
                 let generation = g.get(&vdi).copied().flatten();
@@ -414,7 +431,8 @@ impl VdiService for Vdis {
         done()
     }
     async fn resize(&self, r: Request<ResizeRequest>) -> Reply1<Vdi> {
-        Ok(Response::new(self.0.resize(r.into_inner()).await?))
+        let forwarded = is_forwarded(&r);
+        Ok(Response::new(self.0.resize(r.into_inner(), forwarded).await?))
     }
     async fn alter_copies(&self, r: Request<AlterVdiCopiesRequest>) -> Reply1<Done> {
         let r = r.into_inner();
