@@ -184,6 +184,10 @@ impl Cluster {
     pub fn thaw(&mut self, i: usize) -> Result<()> {
         self.proc(i)?.signal(Signal::CONT)
     }
+    /// It was started and not killed.
+    pub fn runs(&self, i: usize) -> bool {
+        self.sheep[i].proc.is_some()
+    }
     /// Nobody died who was not killed.
     pub fn alive(&mut self) -> Result<()> {
         for (i, s) in self.sheep.iter_mut().enumerate() {
@@ -210,6 +214,14 @@ impl Cluster {
         format!("nbd+unix:///{name}?socket={}", self.socket(i))
     }
 
+    /// One of the binaries.
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.bin.join(name)
+    }
+    /// Where dog reaches a sheep.
+    pub fn address(&self, i: usize) -> String {
+        format!("{}:{}", self.sheep[i].host, self.sheep[i].port)
+    }
     fn dog_alone(&self, args: &[&str]) -> Result<String> {
         proc::run(self.bin.join("dog"), args)
     }
@@ -308,11 +320,6 @@ impl Cluster {
     pub fn leader(&self) -> Result<usize> {
         let info = self.json(&["cluster", "info"])?;
         self.index(info["leader"].as_str().unwrap_or_default())
-    }
-
-    /// A log says this.
-    pub fn log_has(&self, i: usize, text: &str) -> Result<bool> {
-        Ok(std::fs::read_to_string(self.dir.join(format!("sheep{i}.log")))?.contains(text))
     }
 
     /// Time that running sheep get for an orderly end.

@@ -1,9 +1,12 @@
 //! One story per file.
 
 mod boot;
+mod delta;
+mod disks;
 mod image;
 mod partition;
 mod pause;
+mod rebuild;
 
 use crate::harness::Lab;
 use anyhow::{Result, bail};
@@ -27,6 +30,9 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "partition", about: partition::ABOUT, core: true, run: partition::run },
     Scenario { name: "image", about: image::ABOUT, core: true, run: image::run_scenario },
     Scenario { name: "boot", about: boot::ABOUT, core: false, run: boot::run_scenario },
+    Scenario { name: "delta", about: delta::ABOUT, core: true, run: delta::run_scenario },
+    Scenario { name: "disks", about: disks::ABOUT, core: true, run: disks::run_scenario },
+    Scenario { name: "rebuild", about: rebuild::ABOUT, core: true, run: rebuild::run_scenario },
 ];
 
 /// Those meant by the words of a command line.
