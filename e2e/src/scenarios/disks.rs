@@ -17,14 +17,16 @@ const SIZE: u64 = 128 << 20;
 pub fn run_scenario(lab: &Lab) -> Result<()> {
     let mut c = Cluster::start(lab, Plan { more_disks: 1, ..Plan::new(4, 3) })?;
     c.create("disk", SIZE)?;
-    let source = lab.dir.join("source.img");
-    let mut data = vec![0; SIZE as usize];
-    Noise::new(7).fill(&mut data);
-    std::fs::write(&source, &data)?;
-    drop(data);
-    let source = source.to_str().context("path")?.to_owned();
+    let noise = |seed: u64| -> Result<String> {
+        let path = lab.dir.join(format!("source{seed}.img"));
+        let mut data = vec![0; SIZE as usize];
+        Noise::new(seed).fill(&mut data);
+        std::fs::write(&path, &data)?;
+        Ok(path.to_str().context("path")?.to_owned())
+    };
+    let (source, second) = (noise(7)?, noise(8)?);
     run("qemu-img", &["convert", "-n", "-f", "raw", "-O", "raw", &source, &c.uri(0, "disk")])?;
-    let story = Story { lab, source };
+    let story = Story { lab, source, second };
     // All of them, so that one fault does not hide another.
     let mut failed = Vec::new();
     for (name, tell) in Story::ALL {
@@ -42,7 +44,9 @@ type Tell = for<'a> fn(&Story<'a>, &mut Cluster) -> Result<()>;
 
 struct Story<'a> {
     lab: &'a Lab,
+    /// What is in the volume, and what is while its journal is torn.
     source: String,
+    second: String,
 }
 
 /// Object files below a sheep's disks.
@@ -109,8 +113,12 @@ impl Story<'_> {
 
     /// Every gateway shows what was written.
     fn served(&self, c: &Cluster) -> Result<()> {
+        self.shows(c, &self.source)
+    }
+
+    fn shows(&self, c: &Cluster, image: &str) -> Result<()> {
         for i in 0..c.sheep.len() {
-            run("qemu-img", &["compare", "-f", "raw", "-F", "raw", &self.source, &c.uri(i, "disk")])
+            run("qemu-img", &["compare", "-f", "raw", "-F", "raw", image, &c.uri(i, "disk")])
                 .with_context(|| format!("gateway {i}"))?;
         }
         Ok(())
@@ -177,8 +185,8 @@ impl Story<'_> {
 
     fn torn(&self, c: &mut Cluster) -> Result<()> {
         self.lab.step("journal torn under writes");
-        // Overwrites with the same data: the contents are known, and the journal is full of them.
-        run("qemu-img", &["convert", "-n", "-f", "raw", "-O", "raw", &self.source, &c.uri(0, "disk")])?;
+        // Other data: what is lost with the journal shows.
+        run("qemu-img", &["convert", "-n", "-f", "raw", "-O", "raw", &self.second, &c.uri(0, "disk")])?;
         c.kill(3)?;
         let mut torn = 0;
         for disk in c.sheep[3].disks.clone() {
@@ -194,16 +202,17 @@ impl Story<'_> {
         }
         c.spawn(3)?;
         c.whole()?;
-        self.served(c)?;
+        self.shows(c, &self.second)?;
         let found = c.dog(&["vdi", "check", "disk"]).err().map(|e| format!("{e:#}"));
         let repaired = self.repaired(c)?;
-        self.served(c)?;
+        self.shows(c, &self.second)?;
         let said = found.map_or_else(
             || "nothing left to repair".into(),
             |_| format!("{repaired} repaired by dog vdi check"),
         );
         self.lab.proved(format!("journal torn in {torn} places: nothing wrong served; {said}"));
-        Ok(())
+        run("qemu-img", &["convert", "-n", "-f", "raw", "-O", "raw", &self.source, &c.uri(0, "disk")])?;
+        self.served(c)
     }
 
     fn disk_gone(&self, c: &mut Cluster) -> Result<()> {
@@ -211,8 +220,11 @@ impl Story<'_> {
         let disk = c.sheep[1].disks[1].clone();
         let name = disk.display().to_string();
         std::fs::remove_dir_all(&disk)?;
-        // Reads and writes must not notice; the sheep does when it uses the disk.
-        run("qemu-img", &["convert", "-n", "-f", "raw", "-O", "raw", &self.source, &c.uri(0, "disk")])?;
+        // Files that are open live on; new objects find that the disk is gone. Clients must not notice.
+        c.create("more", SIZE)?;
+        for volume in ["disk", "more"] {
+            run("qemu-img", &["convert", "-n", "-f", "raw", "-O", "raw", &self.source, &c.uri(0, volume)])?;
+        }
         self.served(c)?;
         c.alive()?;
         let id = c.id(1)?;
