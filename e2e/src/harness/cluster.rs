@@ -110,14 +110,6 @@ impl Cluster {
         Ok(())
     }
 
-    /// One more sheep, started; it joins by itself.
-    pub fn grow(&mut self) -> Result<usize> {
-        let i = self.sheep.len();
-        self.add(i)?;
-        self.spawn(i)?;
-        Ok(i)
-    }
-
     fn path(&self, name: &str) -> String {
         self.dir.join(name).display().to_string()
     }

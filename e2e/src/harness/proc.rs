@@ -10,6 +10,9 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
 
+/// Nothing that is waited for takes longer, a debootstrap included.
+const LIMIT: Duration = Duration::from_secs(300);
+
 /// A program with a log.
 #[derive(Debug)]
 pub struct Proc {
@@ -81,7 +84,16 @@ pub fn output(program: impl AsRef<OsStr>, args: &[&str]) -> Result<Output> {
     let child = cmd
         .spawn()
         .with_context(|| format!("{} (scripts/setup.sh installs tools)", program.to_string_lossy()))?;
-    Ok(child.wait_with_output()?)
+    let pid = Pid::from_raw(child.id().cast_signed()).context("pid")?;
+    let (tx, rx) = std::sync::mpsc::channel();
+    let waiting = std::thread::spawn(move || tx.send(child.wait_with_output()));
+    let Ok(out) = rx.recv_timeout(LIMIT) else {
+        // Not reaped yet: its thread still waits, so the id is its own.
+        rustix::process::kill_process(pid, Signal::KILL)?;
+        let _ = waiting.join();
+        bail!("{} {}: hangs, ended after {} s", program.to_string_lossy(), args.join(" "), LIMIT.as_secs());
+    };
+    Ok(out?)
 }
 
 /// Run to the end; anything but success is an error with what it said.

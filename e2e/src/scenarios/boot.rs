@@ -40,14 +40,14 @@ pub fn run_scenario(lab: &Lab) -> Result<()> {
     let start = Instant::now();
     c.kill(0)?;
     guest.becomes("io-error", RECONNECT + SLOW)?;
-    guest.move_disk("nbd-b", &c.nbd_socket(1), "boot")?;
+    guest.move_disk(&c.nbd_socket(1))?;
     let rounds = guest.goes_on(3)?;
     lab.measured(
         "gateway gone for good: to three more rounds",
         format!("{}, of these {} s QEMU's reconnect-delay", seconds(start), RECONNECT.as_secs()),
     );
     lab.proved(format!(
-        "paused instead of an error, blockdev-reopen to another gateway, cont: it went on ({rounds} rounds)"
+        "paused instead of an error, reconnected through another gateway, cont: it went on ({rounds} rounds)"
     ));
     c.spawn(0)?;
     c.whole()?;

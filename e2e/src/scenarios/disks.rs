@@ -165,6 +165,10 @@ impl Story<'_> {
 
     fn deleted(&self, c: &mut Cluster) -> Result<()> {
         self.lab.step("object files deleted");
+        // Twice, so that nothing of them is in the journal any more.
+        c.stop(2)?;
+        c.spawn(2)?;
+        c.whole()?;
         c.stop(2)?;
         let all = objects(c, 2)?;
         for v in all.iter().take(3) {
