@@ -208,7 +208,14 @@ impl Guest {
     /// first flushes the connection that is lost, and that fails, even with `no-flush`.
     pub fn move_disk(&mut self, socket: &Path) -> Result<()> {
         lead(&self.way, socket)?;
-        self.qmp.ask("cont", &json!({})).map(drop)
+        let before = self.rounds()?;
+        // Requests of a guest that goes on fail again until QEMU's own attempts, seconds apart, have found the new way.
+        until("the guest goes on elsewhere", SLOW, || {
+            if self.state()? == "io-error" {
+                self.qmp.ask("cont", &json!({}))?;
+            }
+            Ok((self.rounds()? > before).then_some(()))
+        })
     }
     /// Hand the guest over to another QEMU while it runs.
     pub fn migrate(mut self, to: &mut Self, socket: &Path) -> Result<Value> {
