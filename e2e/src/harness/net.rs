@@ -172,11 +172,13 @@ impl Drop for Net {
     }
 }
 
+/// When, in which order, to whom, what.
+type Late = (Instant, u64, usize, Vec<u8>);
+
 struct Switch {
     taps: Vec<File>,
     links: Links,
-    /// When, in which order, to whom, what.
-    waiting: BinaryHeap<Reverse<(Instant, u64, usize, Vec<u8>)>>,
+    waiting: BinaryHeap<Reverse<Late>>,
     dice: u64,
     count: u64,
 }

@@ -5,7 +5,7 @@
 use super::cluster::Cluster;
 use super::nbd::Nbd;
 use anyhow::{Result, ensure};
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -126,7 +126,7 @@ impl Shared {
         wrong.push(format!("at {at:.2} s: {what}"));
     }
 
-    fn client(&self, gateway: usize, writes: bool, socket: &PathBuf, volume: &str) {
+    fn client(&self, gateway: usize, writes: bool, socket: &Path, volume: &str) {
         let enough = || self.over.load(SeqCst);
         let mut next = 1;
         while !enough() {
