@@ -146,7 +146,7 @@ impl Shared {
 
     fn write_on(&self, nbd: &mut Nbd, gateway: usize, next: &mut u64) -> Result<()> {
         let r = &self.registers[gateway];
-        loop {
+        while !self.over.load(SeqCst) {
             let data = next.to_le_bytes().repeat(BLOCK / 8);
             r.begun.fetch_max(*next, SeqCst);
             match nbd.write(gateway as u64 * STRIDE, &data, &|| self.over.load(SeqCst))? {
@@ -160,11 +160,15 @@ impl Shared {
             *next += 1;
             std::thread::sleep(REST);
         }
+        Ok(())
     }
 
     fn read_on(&self, nbd: &mut Nbd, gateway: usize) -> Result<()> {
         let mut buf = vec![0; BLOCK];
         for which in (0..self.registers.len()).cycle() {
+            if self.over.load(SeqCst) {
+                break;
+            }
             let r = &self.registers[which];
             let least = r.known.load(SeqCst);
             let began = self.born.elapsed();
