@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # A cluster on this host: start, status, stop, clean.
 #   scripts/cluster.sh start [--nodes N] [--copies N] [--nbd] [--format] [--dir D] [--insecure]
-# Ports of sheep i (from 0): client 7000+10i, peer 7001+10i, NBD 10809+i. Ends only processes it started.
+# Ports of sheep i (from 0): client 7000+10i, peer 7001+10i, NBD 10809+i; the first ones come from SHEEPDOG_BASE_PORT and SHEEPDOG_BASE_NBD.
+# `start` again with more nodes adds them. Ends only processes it started.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 action=${1:-help}
@@ -21,22 +22,31 @@ while [ $# -gt 0 ]; do
     shift
 done
 bin="${SHEEPDOG_BIN:-$here/target/release}"
+base="${SHEEPDOG_BASE_PORT:-7000}" base_nbd="${SHEEPDOG_BASE_NBD:-10809}"
 export DOG_SECRET_FILE="$dir/secret"
 [ -n "$insecure" ] || [ ! -e "$dir/insecure" ] || insecure=1
 [ -z "$insecure" ] || unset DOG_SECRET_FILE
-dog() { "$bin/dog" -a 127.0.0.1 -p 7000 "$@"; }
+# Through whichever sheep answers.
+dog() {
+    local f all=""
+    for f in "$dir"/*.pid; do
+        [ -e "$f" ] && all+="${all:+,}127.0.0.1:$((base + 10 * $(basename "$f" .pid)))"
+    done
+    "$bin/dog" -a "${all:-127.0.0.1:$base}" "$@"
+}
 
-running() { [ -f "$dir/$1.pid" ] && kill -0 "$(cat "$dir/$1.pid")" 2>/dev/null; }
+# The pid file may be older than the last boot: the process must be a sheep.
+running() { [ -f "$dir/$1.pid" ] && [ "$(cat "/proc/$(cat "$dir/$1.pid")/comm" 2>/dev/null)" = sheep ]; }
 
 start_one() {
     local i=$1 seeds=() secret=()
     for j in $(seq 0 $((nodes - 1))); do
-        [ "$j" = "$i" ] || seeds+=(--seed "127.0.0.1:$((7001 + 10 * j))")
+        [ "$j" = "$i" ] || seeds+=(--seed "127.0.0.1:$((base + 1 + 10 * j))")
     done
     [ -n "$insecure" ] || secret=(--secret-file "$dir/secret")
     # shellcheck disable=SC2086
-    setsid "$bin/sheep" --cluster-driver sdcluster --bind-addr 127.0.0.1 --port $((7000 + 10 * i)) \
-        ${nbd:+--nbd --nbd-port $((10809 + i)) --nbd-socket "$dir/nbd$i.sock"} --zone "zone$i" \
+    setsid "$bin/sheep" --cluster-driver sdcluster --bind-addr 127.0.0.1 --port $((base + 10 * i)) \
+        ${nbd:+--nbd --nbd-port $((base_nbd + i)) --nbd-socket "$dir/nbd$i.sock"} --zone "zone$i" \
         "${seeds[@]}" "${secret[@]}" "$dir/sheep$i" >>"$dir/sheep$i.log" 2>&1 </dev/null &
     echo $! >"$dir/$i.pid"
 }
@@ -57,24 +67,26 @@ wait_for() { # description, command...
 
 case $action in
 start)
+    for program in sheep dog; do
+        [ -x "$bin/$program" ] || { echo "cluster.sh: no $program in $bin: cargo build --release -p sheep -p dog, or set SHEEPDOG_BIN" >&2; exit 1; }
+    done
     mkdir -p "$dir"
     if [ -n "$insecure" ]; then touch "$dir/insecure"; elif [ ! -e "$dir/secret" ]; then "$bin/dog" secret new -f "$dir/secret"; fi
-    echo "$nodes" >"$dir/nodes"
     for i in $(seq 0 $((nodes - 1))); do running "$i" || start_one "$i"; done
     wait_for "an answer of sheep 0" dog cluster info
     if [ -n "$format" ]; then
         if dog cluster info -o json 2>/dev/null | grep -q '"id": *""\|waiting'; then
-            dog cluster format -c "${copies:-$((nodes < 3 ? nodes : 3))}"
+            dog cluster format -c "${copies:-$((nodes < 3 ? nodes : 3))}" --nodes "$nodes"
         fi
     fi
-    dog node list
+    dog node list || echo "start with --format, or run: dog cluster format"
     cat <<EOF
 
 $nodes sheep run in $dir. Next:
-  export DOG_SECRET_FILE=$([ -n "$insecure" ] && echo "" || echo "$dir/secret") PATH=$bin:\$PATH
+  export DOG_SECRET_FILE=$([ -n "$insecure" ] && echo "" || echo "$dir/secret") DOG_PORT=$base PATH=$bin:\$PATH
   dog vdi create disk 10G
   dog vdi list
-  qemu-img info $([ -n "$nbd" ] && echo "nbd+unix:///disk?socket=$dir/nbd0.sock" || echo "nbd://127.0.0.1:10809/disk   # start with --nbd")
+  qemu-img info $([ -n "$nbd" ] && echo "nbd+unix:///disk?socket=$dir/nbd0.sock" || echo "nbd://127.0.0.1:$base_nbd/disk   # start with --nbd")
   scripts/cluster.sh stop      # data stays;  'clean' removes it
 EOF
     ;;
@@ -99,7 +111,8 @@ stop | clean)
         rm -f "$f"
     done
     if [ "$action" = clean ]; then
-        case $dir in / | /home | /root | "") echo "cluster.sh: refusing to remove $dir" >&2; exit 1 ;; esac
+        [ -d "$dir" ] || exit 0
+        [ -d "$dir/sheep0" ] || { echo "cluster.sh: $dir does not look like a cluster's directory: not removed" >&2; exit 1; }
         rm -rf "$dir"
     fi
     ;;

@@ -2,8 +2,10 @@
 # Installs what building and testing Sheepdog needs on Debian or Ubuntu, and says so. Does nothing where everything is there.
 set -euo pipefail
 
-packages=(build-essential pkg-config curl ca-certificates git qemu-utils libnbd-bin nbd-client fio e2fsprogs iproute2 gdisk)
-programs=(cc pkg-config curl git qemu-img qemu-io nbdcopy nbdinfo nbd-client fio mkfs.ext4 ip)
+packages=(build-essential pkg-config curl ca-certificates git qemu-utils libnbd-bin nbd-client fio e2fsprogs iproute2 gdisk
+    qemu-system-x86 debootstrap)
+programs=(cc pkg-config curl git qemu-img qemu-io nbdcopy nbdinfo nbd-client fio mkfs.ext4 debugfs ip
+    qemu-system-x86_64 debootstrap)
 sudo=""
 [ "$(id -u)" = 0 ] || sudo="sudo"
 

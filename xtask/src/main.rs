@@ -1,1 +1,26 @@
-fn main() {}
+//! Chores of this repository: `cargo xtask ...`. One file per subcommand.
+
+mod e2e;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Chores of this repository
+#[derive(Parser, Debug)]
+#[command(name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Build everything and run scenarios with real components
+    E2e(e2e::Args),
+}
+
+fn main() -> Result<()> {
+    match Cli::parse().command {
+        Command::E2e(args) => e2e::run(&args),
+    }
+}

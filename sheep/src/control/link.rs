@@ -257,7 +257,7 @@ type Slot = Arc<tokio::sync::Mutex<Option<Arc<Link>>>>;
 pub struct LinkPool {
     slots: Mutex<BTreeMap<NodeId, Slot>>,
     /// Processes met at their address: (incarnation, address).
-    met: Mutex<BTreeMap<NodeId, (u64, NodeAddr)>>,
+    met: Arc<Mutex<BTreeMap<NodeId, (u64, NodeAddr)>>>,
     /// Test switch: no packet leaves or enters.
     cut: watch::Sender<bool>,
     pub(crate) book: AddressBook,
@@ -277,7 +277,7 @@ impl LinkPool {
     ) -> Self {
         Self {
             slots: Mutex::default(),
-            met: Mutex::default(),
+            met: Arc::default(),
             cut: watch::Sender::new(false),
             book: AddressBook::default(),
             tls,
@@ -307,9 +307,11 @@ impl LinkPool {
         };
         tokio::time::timeout(timeout, work).await.map_err(|_| CallError::Timeout(timeout))?
     }
+    /// The open link, or a new one. Opening takes several round trips and goes on when the caller's deadline passes: otherwise a peer that
+    /// is slower than the shortest deadlines could never be reached again.
     async fn link(&self, node: NodeId, hello: impl FnOnce() -> Hello) -> Result<Arc<Link>, CallError> {
         let slot = self.slots.lock().expect("no panic under this lock").entry(node).or_default().clone();
-        let mut slot = slot.lock().await;
+        let mut slot = slot.lock_owned().await;
         if self.is_cut() {
             *slot = None;
             return Err(CallError::Timeout(Duration::ZERO));
@@ -319,20 +321,28 @@ impl LinkPool {
         }
         *slot = None;
         let addr = self.book.get(node).ok_or(CallError::NoAddress(node))?;
-        let link = self.open(&host_port(&addr), hello()).await?;
-        self.meet(&link.peer, addr);
-        let (watched, broken, stop) = (link.clone(), self.broken.clone(), self.stop.clone());
-        let closed = watched.closed.clone();
-        drop(watched);
-        self.tracker.spawn(async move {
-            closed.cancelled().await;
-            if !stop.is_cancelled() {
-                // A full queue means that many suspicions are being looked at already.
-                let _ = broken.try_send(node);
+        let (tls, hello, met, cut) = (self.tls.clone(), hello(), self.met.clone(), self.cut.subscribe());
+        let (tracker, stop, suspects) = (self.tracker.clone(), self.stop.clone(), self.broken.clone());
+        let opening = self.tracker.spawn(async move {
+            let link = Link::open(&host_port(&addr), &tls, hello, &tracker, &stop).await?;
+            if *cut.borrow() {
+                return Err(CallError::Timeout(Duration::ZERO));
             }
+            met.lock()
+                .expect("no panic under this lock")
+                .insert(link.peer.node, (link.peer.incarnation, addr));
+            let closed = link.closed.clone();
+            tracker.spawn(async move {
+                closed.cancelled().await;
+                if !stop.is_cancelled() {
+                    // A full queue means that many suspicions are being looked at already.
+                    let _ = suspects.try_send(node);
+                }
+            });
+            *slot = Some(link.clone());
+            Ok(link)
         });
-        *slot = Some(link.clone());
-        Ok(link)
+        opening.await.map_err(|_| broken())?
     }
     /// This process answered at this address.
     pub fn meet(&self, peer: &PeerInfo, at: NodeAddr) {

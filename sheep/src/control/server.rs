@@ -14,6 +14,7 @@ use sheepdog_proto::checksum::crc32c;
 use sheepdog_proto::{ControlIndex, NodeId};
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWriteExt, BufReader};
 use tokio::sync::{Semaphore, mpsc};
@@ -63,14 +64,16 @@ async fn serve(core: &Arc<Core>, stream: Stream) -> io::Result<()> {
         core.note_waiting(&hello.me);
     }
     let (tx, mut rx) = mpsc::channel(64);
+    let used = AtomicBool::new(false);
     let result = tokio::select! {
         () = core.stop.cancelled() => return Ok(()),
         () = core.peers.pool.cut() => Ok(()),
-        r = read_requests(core, &mut r, &hello, tx) => r,
+        r = read_requests(core, &mut r, &hello, tx, &used) => r,
         r = write_frames(&mut w, &mut rx) => r,
     };
-    // A member's link broke: its process may be dead. A full queue means that suspicions are being looked at already.
-    if hello.cluster.is_some() {
+    // A member's link broke: its process may be dead. A full queue means that suspicions are being looked at already. A link that asked
+    // nothing was a probe and is meant to end; suspecting its sender would be answered by a probe of ours, and so on for ever.
+    if hello.cluster.is_some() && used.load(Ordering::Relaxed) {
         let _ = core.suspects.try_send(hello.me.node);
     }
     result
@@ -115,9 +118,11 @@ async fn read_requests<R: AsyncRead + Unpin>(
     r: &mut R,
     hello: &Hello,
     tx: mpsc::Sender<Vec<u8>>,
+    used: &AtomicBool,
 ) -> io::Result<()> {
     let slots = Arc::new(Semaphore::new(IN_FLIGHT));
     while let Some((kind, id, body)) = rpc::read_frame(r).await? {
+        used.store(true, Ordering::Relaxed);
         if kind != Kind::Request {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "an answer on a link that we accepted"));
         }

@@ -10,14 +10,17 @@ use sheepdog_proto::checksum::crc32c;
 use sheepdog_proto::{ControlIndex, NodeId};
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Longer than a voter holds a request.
 const PATIENCE: Duration = Duration::from_secs(8);
+/// At most this often a voter is asked who votes.
+const LOOK: Duration = Duration::from_secs(2);
 
 /// Watch while not part of raft.
 pub(super) async fn follow(core: Arc<Core>) {
     let mut source: Option<NodeId> = None;
+    let mut looked = None;
     loop {
         if core.cluster().is_none() || core.raft_view().member {
             source = None;
@@ -46,8 +49,9 @@ pub(super) async fn follow(core: Arc<Core>) {
         };
         source = match step {
             Ok(()) => {
-                if core.voters_hint.lock().expect("no panic under this lock").is_empty() {
-                    core.ask_around().await;
+                if looked.is_none_or(|at: Instant| at.elapsed() >= LOOK) {
+                    looked = Some(Instant::now());
+                    look(&core, voter).await;
                 }
                 Some(voter)
             }
@@ -58,6 +62,13 @@ pub(super) async fn follow(core: Arc<Core>) {
                 None
             }
         };
+    }
+}
+
+/// Who votes and leads now, from one who is part of raft: the stream does not tell.
+async fn look(core: &Core, voter: NodeId) {
+    if let Ok(Response::Status(s)) = core.peers.call(voter, &Request::Status, Duration::from_secs(1)).await {
+        core.heed_status(&s);
     }
 }
 

@@ -1,0 +1,60 @@
+//! What scenarios are made of.
+
+pub mod cluster;
+pub mod files;
+pub mod fio;
+pub mod nbd;
+pub mod net;
+pub mod proc;
+pub mod qemu;
+pub mod registers;
+pub mod wait;
+
+use anyhow::{Context as _, Result};
+use std::path::PathBuf;
+
+/// One scenario's surroundings: a directory, the binaries, how long to run, and where to say what was found.
+#[derive(Debug)]
+pub struct Lab {
+    /// Everything of this scenario. Empty at the start, left behind when it fails.
+    pub dir: PathBuf,
+    /// Where sheep and dog are.
+    pub bin: PathBuf,
+    /// Shorter and smaller.
+    pub quick: bool,
+}
+
+impl Lab {
+    /// An empty directory.
+    pub fn new(dir: PathBuf, bin: PathBuf, quick: bool) -> Result<Self> {
+        let lab = Self { dir, bin, quick };
+        lab.remove()?;
+        std::fs::create_dir_all(&lab.dir).with_context(|| format!("{}", lab.dir.display()))?;
+        Ok(lab)
+    }
+    /// Take the directory away.
+    pub fn remove(&self) -> Result<()> {
+        match std::fs::remove_dir_all(&self.dir) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(e).with_context(|| format!("{}", self.dir.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+    /// Something that was shown to hold.
+    pub fn proved(&self, what: impl AsRef<str>) {
+        println!("   proved    {}", what.as_ref());
+    }
+    /// A number.
+    pub fn measured(&self, what: &str, value: impl std::fmt::Display) {
+        println!("   measured  {what}: {value}");
+    }
+    /// What is being done.
+    pub fn step(&self, what: impl AsRef<str>) {
+        println!("   ...       {}", what.as_ref());
+    }
+    /// One value, or a smaller one for short runs.
+    pub fn pick<T>(&self, full: T, quick: T) -> T {
+        if self.quick { quick } else { full }
+    }
+}

@@ -1,0 +1,58 @@
+//! One story per file.
+
+mod boot;
+mod delta;
+mod disks;
+mod image;
+mod partition;
+mod pause;
+mod rebuild;
+
+use crate::harness::Lab;
+use anyhow::{Result, bail};
+
+/// A story.
+pub struct Scenario {
+    /// As it is called on the command line.
+    pub name: &'static str,
+    /// In a few words.
+    pub about: &'static str,
+    /// Part of `core`.
+    pub core: bool,
+    /// Tell it.
+    pub run: fn(&Lab) -> Result<()>,
+}
+
+/// All of them.
+pub const ALL: &[Scenario] = &[
+    Scenario { name: "pause", about: pause::ABOUT, core: true, run: pause::run },
+    Scenario { name: "freeze", about: "the second half of pause", core: false, run: pause::freeze },
+    Scenario { name: "partition", about: partition::ABOUT, core: true, run: partition::run },
+    Scenario { name: "image", about: image::ABOUT, core: true, run: image::run_scenario },
+    Scenario { name: "boot", about: boot::ABOUT, core: false, run: boot::run_scenario },
+    Scenario { name: "delta", about: delta::ABOUT, core: true, run: delta::run_scenario },
+    // Not core as long as a store does not know that an object file was deleted.
+    Scenario { name: "disks", about: disks::ABOUT, core: false, run: disks::run_scenario },
+    Scenario { name: "rebuild", about: rebuild::ABOUT, core: true, run: rebuild::run_scenario },
+];
+
+/// Those meant by the words of a command line.
+pub fn choose(names: &[String]) -> Result<Vec<&'static Scenario>> {
+    let mut chosen: Vec<&Scenario> = Vec::new();
+    for name in names {
+        let found: Vec<&Scenario> = ALL
+            .iter()
+            .filter(|s| (name == "all" && s.name != "freeze") || (name == "core" && s.core) || s.name == name)
+            .collect();
+        if found.is_empty() {
+            let known: Vec<&str> = ALL.iter().map(|s| s.name).collect();
+            bail!("no scenario {name}: there are {}, core, all", known.join(", "));
+        }
+        for s in found {
+            if !chosen.iter().any(|c| c.name == s.name) {
+                chosen.push(s);
+            }
+        }
+    }
+    Ok(chosen)
+}
