@@ -29,7 +29,11 @@ fn before_and_after_format() {
     sheep.dog(&["cluster", "format", "--copies", "1"]).ok();
     sheep.dog(&["cluster", "format", "--copies", "1"]).fails(3, "formatted already");
     let info = sheep.dog(&["cluster", "info", "-o", "json"]).json();
-    assert_eq!((&info["status"], &info["nodes_up"], &info["copies"]), (&"ok".into(), &1.into(), &"1".into()), "{info}");
+    assert_eq!(
+        (&info["status"], &info["nodes_up"], &info["copies"]),
+        (&"ok".into(), &1.into(), &"1".into()),
+        "{info}"
+    );
     let events = sheep.dog(&["cluster", "events", "-o", "raw"]).ok();
     assert!(events.out.contains("formatted"), "{events:?}");
 
@@ -76,11 +80,17 @@ fn volumes_snapshots_clones() {
     assert_eq!((&made["size"], &made["copies"]), (&(3 << 19).into(), &"1".into()), "{made}");
 
     let table = sheep.dog(&["vdi", "list", "--fast"]).ok();
-    assert!(table.out.lines().next().unwrap().contains("NAME") && table.out.contains("64.0 MiB"), "{table:?}");
+    assert!(
+        table.out.lines().next().unwrap().contains("NAME") && table.out.contains("64.0 MiB"),
+        "{table:?}"
+    );
     let raw = sheep.dog(&["vdi", "list", "disk", "--fast", "-o", "raw"]).ok();
     let words: Vec<&str> = raw.out.trim_end().split(' ').collect();
     assert_eq!(words.len(), 10, "{raw:?}");
-    assert_eq!((words[0], words[1], words[2], words[3], words[8], words[9]), ("-", "disk", "0", "67108864", "1", "-"));
+    assert_eq!(
+        (words[0], words[1], words[2], words[3], words[8], words[9]),
+        ("-", "disk", "0", "67108864", "1", "-")
+    );
     assert!(sheep.dog(&["vdi", "list", "-o", "yaml"]).ok().out.contains("name: disk"));
     sheep.dog(&["vdi", "list", "nothere"]).fails(5, "nothere");
 
@@ -196,7 +206,9 @@ fn contents_travel() {
     assert_eq!(checked["bad"], 0);
     assert_eq!(sheep.dog(&["cluster", "check", "-o", "json"]).json()[0]["bad"], 0);
     assert!(sheep.dog(&["vdi", "list", "img", "-o", "json"]).json()[0]["used"].as_u64() >= Some(3 << 20));
-    let report = sheep.dog(&["benchmark", "io", "--size", "8M", "--seconds", "1", "--depth", "2", "-o", "json"]).json();
+    let report = sheep
+        .dog(&["benchmark", "io", "--size", "8M", "--seconds", "1", "--depth", "2", "-o", "json"])
+        .json();
     assert!(report["operations"].as_u64() > Some(0), "{report}");
     assert_eq!(names(&sheep), ["img"], "the benchmark's VDI is gone");
     sheep.dog(&["vdi", "stat", "-o", "json"]).ok();

@@ -61,7 +61,10 @@ fn help_is_not_an_error() {
 fn nobody_there_is_a_host_problem_that_says_what_to_try() {
     let port = free_port().to_string();
     let said = dog_with(&["-p", &port, "vdi", "list"], &[], b"").fails(2, "cannot reach a sheep");
-    assert!(said.err.contains("-a HOST") && said.err.contains("--secret-file") && said.err.contains(&port), "{said:?}");
+    assert!(
+        said.err.contains("-a HOST") && said.err.contains("--secret-file") && said.err.contains(&port),
+        "{said:?}"
+    );
     // Before anything is asked.
     dog_with(&["-p", &port, "vdi", "write", "x"], &[], b"data").fails(2, "cannot reach");
     // Several addresses: all of them are named.
@@ -71,7 +74,12 @@ fn nobody_there_is_a_host_problem_that_says_what_to_try() {
 
 #[test]
 fn not_part_of_this_release() {
-    for words in [&["vdi", "backup", "x", "-F", "a"][..], &["vdi", "restore", "x"], &["cluster", "user", "list"], &["cluster", "snapshot", "save", "/x"]] {
+    for words in [
+        &["vdi", "backup", "x", "-F", "a"][..],
+        &["vdi", "restore", "x"],
+        &["cluster", "user", "list"],
+        &["cluster", "snapshot", "save", "/x"],
+    ] {
         dog_with(words, &[], b"").fails(1, "not part of this release");
     }
 }

@@ -305,10 +305,7 @@ async fn a_snapshot_stays_what_it_was_and_a_clone_goes_its_own_way() {
     c.create("disk", 64 << 20).await;
     ok("qemu-io", &["-f", "raw", "-c", "write -P 1 0 1M", &c.uri(0, "disk")]);
     let by_name = |n: &str| Some(pb::VdiRef { by: Some(pb::vdi_ref::By::Name(n.into())) });
-    let snapshot = pb::SnapshotRequest {
-        vdis: by_name("disk").into_iter().collect(),
-        tag: "s1".into(),
-    };
+    let snapshot = pb::SnapshotRequest { vdis: by_name("disk").into_iter().collect(), tag: "s1".into() };
     c.client(1).await.vdi().snapshot(snapshot).await.expect("snapshot");
     ok("qemu-io", &["-f", "raw", "-c", "write -P 2 4096 4096", &c.uri(0, "disk")]);
     let clone = pb::CreateVdiRequest {

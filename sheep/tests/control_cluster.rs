@@ -3,7 +3,9 @@
 use sheep::control::Control;
 use sheep::control::plane::{ControlConfig, ControlPlane, ControlStatus, Network};
 use sheep::transport::{PeerListener, PeerTls};
-use sheepdog_cluster::{Command, EventLevel, Format, NodeAddr, NodeHello, NodeState, Redundancy, Reply, Timing};
+use sheepdog_cluster::{
+    Command, EventLevel, Format, NodeAddr, NodeHello, NodeState, Redundancy, Reply, Timing,
+};
 use sheepdog_proto::{ClusterId, NodeId};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -92,7 +94,8 @@ async fn start_plane(cfg: ControlConfig, port: u16, seeds: &[String]) -> (Contro
             None => {
                 let listener = PeerListener::bind(&format!("127.0.0.1:{port}"), None).await.ok()?;
                 let (data_links, _) = tokio::sync::mpsc::channel(8);
-                let network = Network { listener, data_links, tls: PeerTls::default(), seeds: seeds.to_vec() };
+                let network =
+                    Network { listener, data_links, tls: PeerTls::default(), seeds: seeds.to_vec() };
                 ControlConfig { dir: dir.clone(), hello: hello(port), network: Some(network) }
             }
         };
@@ -131,7 +134,9 @@ async fn healthy(sheep: &[Sheep], voters: usize) {
                     && all.iter().all(|o| {
                         s.control.read(|state| {
                             let n = state.nodes.get(&o.id());
-                            n.is_some_and(|n| n.state == NodeState::Up && n.incarnation == o.control.incarnation())
+                            n.is_some_and(|n| {
+                                n.state == NodeState::Up && n.incarnation == o.control.incarnation()
+                            })
                         })
                     })
             });
@@ -450,7 +455,8 @@ async fn local_driver_keeps_its_state_without_a_network() {
     let state = control.read(|s| s.clone());
     plane.stop().await;
     drop(control);
-    let (control, plane) = poll("the directory is free", async || ControlPlane::start(cfg()).await.ok()).await;
+    let (control, plane) =
+        poll("the directory is free", async || ControlPlane::start(cfg()).await.ok()).await;
     until("it may serve again", || control.lease_valid()).await;
     assert_eq!(notes(&control), ["n-1"]);
     plane.stop().await;

@@ -11,6 +11,7 @@ pub mod keep;
 use crate::config::Config;
 use crate::control::Control;
 use crate::front::nbd::{Limits, Listen, ListenAt, NbdConfig, NbdHandle, NbdServer};
+use crate::observe::gather::{Questions, Watched};
 use crate::peer::server::Server;
 use crate::peer::{Connector, LinkStream, Links, Replica};
 use crate::session::Gateway;
@@ -49,6 +50,8 @@ pub struct DataNode {
     pub gateway: Rc<Gateway>,
     /// Volumes by name.
     pub table: Rc<Table>,
+    /// Requests of peers.
+    pub server: Rc<Server>,
     /// NBD, when it is served.
     pub nbd: RefCell<Option<NbdHandle>>,
     /// Ends all tasks.
@@ -116,6 +119,7 @@ pub async fn run(
     cluster: Option<ClusterId>,
     opened: oneshot::Sender<Result<Opened, String>>,
     begin: oneshot::Receiver<Begin>,
+    questions: Questions,
     stop: CancellationToken,
 ) {
     let store = if config.gateway {
@@ -143,8 +147,10 @@ pub async fn run(
             }
         }
     };
+    let watched = Watched::new(store.clone());
+    tokio::task::spawn_local(watched.clone().answer(questions));
     if let Ok(begin) = begin.await {
-        serve(config, store.clone(), begin, stop).await;
+        serve(config, store.clone(), begin, watched, stop).await;
     }
     if let Some(store) = store
         && let Err(e) = store.close().await
@@ -169,7 +175,13 @@ async fn formatted(control: &Control) -> ClusterId {
     }
 }
 
-async fn serve(config: Config, store: Option<Rc<Store>>, begin: Begin, stop: CancellationToken) {
+async fn serve(
+    config: Config,
+    store: Option<Rc<Store>>,
+    begin: Begin,
+    watched: Rc<Watched>,
+    stop: CancellationToken,
+) {
     let Begin { control, mut links, tls, nbd_tls, mut jobs, ready } = begin;
     let mut ready = Some(ready);
     // NBD listens at once; opens wait until the cluster is there.
@@ -200,7 +212,9 @@ async fn serve(config: Config, store: Option<Rc<Store>>, begin: Begin, stop: Can
     let work = CancellationToken::new();
     let gateway = Gateway::new(replica.clone(), work.clone());
     let table = Table::new(gateway.clone());
+    let server = Server::new(replica.clone(), gateway.clone(), cluster, work.clone());
     let node = Rc::new(DataNode {
+        server: server.clone(),
         control: control.clone(),
         replica: replica.clone(),
         gateway: gateway.clone(),
@@ -216,7 +230,7 @@ async fn serve(config: Config, store: Option<Rc<Store>>, begin: Begin, stop: Can
             stop.cancel();
         }
     }
-    let server = Server::new(replica.clone(), gateway.clone(), cluster, work.clone());
+    watched.begin(&node);
     if let Some(s) = &store {
         let worker = Worker { replica: replica.clone(), joiner: gateway.clone(), stop: work.clone() };
         tokio::task::spawn_local(worker.run());

@@ -121,6 +121,17 @@ impl Link {
     }
 }
 
+/// One link, for metrics.
+#[derive(Debug, Clone, Copy)]
+pub struct LinkRow {
+    /// Peer.
+    pub to: NodeId,
+    /// Requests waiting for an answer.
+    pub depth: u64,
+    /// There is a connection.
+    pub connected: bool,
+}
+
 /// All outgoing links of this daemon.
 pub struct Links {
     control: Control,
@@ -139,6 +150,15 @@ impl Links {
         stop: CancellationToken,
     ) -> Self {
         Self { control, cluster, connector, links: RefCell::default(), stop }
+    }
+
+    /// Every link that was ever used.
+    pub fn rows(&self) -> Vec<LinkRow> {
+        let row = |(to, link): (&NodeId, &Link)| {
+            let s = link.inner.state.borrow();
+            LinkRow { to: *to, depth: s.pending.len() as u64, connected: s.connected }
+        };
+        self.links.borrow().iter().map(row).collect()
     }
 
     /// The link to a peer.

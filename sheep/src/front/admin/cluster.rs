@@ -18,13 +18,16 @@ const JOIN: Duration = Duration::from_secs(20);
 const MAX_HISTORY: usize = 1_000;
 
 impl Admin {
-    fn cluster_info(&self, history: usize) -> ClusterInfo {
+    async fn cluster_info(&self, history: usize) -> ClusterInfo {
         let standing = self.backend.standing();
         let answered_by = self.me().to_string();
-        let complaints = self.backend.complaints();
+        let me = self.me().short();
+        let complaints = self.backend.complaints().await;
         self.control().read(|s| {
             let (status, mut reasons) = convert::condition(s);
-            reasons.extend(complaints);
+            if s.format.is_some() {
+                reasons.extend(complaints.iter().map(|c| format!("node {me}: {c}")));
+            }
             let holders = || s.nodes.values().filter(|n| n.state != NodeState::Out);
             let mut info = ClusterInfo {
                 status: status.into(),
@@ -149,11 +152,11 @@ fn done() -> Reply1<Done> {
 #[tonic::async_trait]
 impl ClusterService for Clusters {
     async fn info(&self, r: Request<ClusterInfoRequest>) -> Reply1<ClusterInfo> {
-        Ok(Response::new(self.0.cluster_info(r.get_ref().history as usize)))
+        Ok(Response::new(self.0.cluster_info(r.get_ref().history as usize).await))
     }
     async fn format(&self, r: Request<FormatRequest>) -> Reply1<ClusterInfo> {
         self.0.format(r.into_inner()).await?;
-        Ok(Response::new(self.0.cluster_info(0)))
+        Ok(Response::new(self.0.cluster_info(0).await))
     }
     async fn shutdown(&self, _: Request<ShutdownRequest>) -> Reply1<Done> {
         if self.0.control().read(|s| s.format.is_none()) {
@@ -187,7 +190,7 @@ impl ClusterService for Clusters {
     }
     async fn rebuild(&self, r: Request<RebuildRequest>) -> Reply1<ClusterInfo> {
         self.0.backend.rebuild(r.get_ref().force).await?;
-        Ok(Response::new(self.0.cluster_info(0)))
+        Ok(Response::new(self.0.cluster_info(0).await))
     }
     type EventsStream = Answers<Event>;
     async fn events(&self, r: Request<EventsRequest>) -> Reply1<Answers<Event>> {
