@@ -241,13 +241,11 @@ impl Watched {
     }
 }
 
+type Export = (String, Rc<ExportStats>);
+
 /// Exports by VDI: a VDI and its snapshots count together.
-fn vdis(
-    n: &DataNode,
-    exports: &[(String, Rc<ExportStats>)],
-    busy: &HashMap<&str, u64>,
-) -> (Vec<VdiReport>, u64) {
-    let mut by_vdi: BTreeMap<VdiId, (String, Vec<&(String, Rc<ExportStats>)>)> = BTreeMap::new();
+fn vdis(n: &DataNode, exports: &[Export], busy: &HashMap<&str, u64>) -> (Vec<VdiReport>, u64) {
+    let mut by_vdi: BTreeMap<VdiId, (String, Vec<&Export>)> = BTreeMap::new();
     n.control.read(|s| {
         for export in exports {
             let base = export.0.split_once('@').map_or(export.0.as_str(), |(base, _)| base);
@@ -256,7 +254,7 @@ fn vdis(
             by_vdi.entry(*vdi).or_insert_with(|| (base.to_owned(), Vec::new())).1.push(export);
         }
     });
-    let weight = |exports: &[&(String, Rc<ExportStats>)]| {
+    let weight = |exports: &[&Export]| {
         let of = |s: &ExportStats| Op::ALL.iter().map(|op| s.op(*op).count.get()).sum::<u64>();
         let connections: usize = exports.iter().map(|(_, s)| s.connections.get()).sum();
         (connections > 0, exports.iter().map(|(_, s)| of(s)).sum::<u64>())
