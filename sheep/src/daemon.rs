@@ -170,11 +170,14 @@ async fn main_task(
         ControlConfig { dir: config.home.clone(), hello: hello(&config, id.node, &opened), network };
     let (control, plane) = ControlPlane::start(control_config).await?;
     let plane = Arc::new(plane);
-    let observer = Observer::new(control.clone(), plane.clone(), asker);
+    let observer = Observer::new(control.clone(), plane.clone(), asker, stop.clone());
     let metrics = match config.metrics_port {
         Some(port) => Some(Http::start(&config.bind, port, observer.clone()).await?),
         None => None,
     };
+    if let Some(m) = &metrics {
+        tracing::info!(at = %m.local_addr(), "metrics and health");
+    }
     let (jobs_tx, jobs_rx) = mpsc::channel(node::JOBS);
     let (ready_tx, ready_rx) = oneshot::channel();
     let begin = Begin {

@@ -317,7 +317,8 @@ async fn a_hanging_data_thread_is_told_in_time() {
     let config = ControlConfig { dir: dir.path().to_owned(), hello, network: None };
     let (control, plane) = ControlPlane::start(config).await.expect("starts");
     let (asker, questions) = gather::channel();
-    let observer = Observer::new(control, std::sync::Arc::new(plane), asker);
+    let stop = tokio_util::sync::CancellationToken::new();
+    let observer = Observer::new(control, std::sync::Arc::new(plane), asker, stop.clone());
     let http = Http::start("127.0.0.1", 0, observer).await.expect("listens");
     let at = http.local_addr();
     let ask = |path: &'static str| tokio::task::spawn_blocking(move || get(at, path));
@@ -335,7 +336,11 @@ async fn a_hanging_data_thread_is_told_in_time() {
     }
     assert!(began.elapsed() < gather::PATIENCE * 3, "took {:?}", began.elapsed());
     drop(questions);
+    stop.cancel();
+    let (head, body) = ask("/readyz").await.expect("answers");
+    assert!(head.starts_with("HTTP/1.1 503") && body == "stopping\n", "{head} {body}");
     http.stop().await;
+    assert!(TcpStream::connect(at).is_err(), "the port is closed");
 }
 
 /// `docs/metrics.md` and the exported families are the same, with the same types.

@@ -259,11 +259,8 @@ fn vdis(n: &DataNode, exports: &[Export], busy: &HashMap<&str, u64>) -> (Vec<Vdi
         let connections: usize = exports.iter().map(|(_, s)| s.connections.get()).sum();
         (connections > 0, exports.iter().map(|(_, s)| of(s)).sum::<u64>())
     };
-    let mut order: Vec<_> = by_vdi.iter().map(|(vdi, (_, e))| (weight(e), *vdi)).collect();
-    order.sort_unstable_by_key(|(w, vdi)| (std::cmp::Reverse(*w), *vdi));
-    let left_out = order.len().saturating_sub(MAX_VDIS) as u64;
-    order.truncate(MAX_VDIS);
-    let report = |(_, vdi): &(_, VdiId)| {
+    let (shown, left_out) = choose(by_vdi.iter().map(|(vdi, (_, e))| (weight(e), *vdi)).collect());
+    let report = |vdi: &VdiId| {
         let (name, exports) = by_vdi.get(vdi)?;
         let mut r = VdiReport { vdi: *vdi, name: name.clone(), ..VdiReport::default() };
         for op in Op::ALL {
@@ -277,5 +274,53 @@ fn vdis(n: &DataNode, exports: &[Export], busy: &HashMap<&str, u64>) -> (Vec<Vdi
         r.in_flight = exports.iter().filter_map(|(n, _)| busy.get(n.as_str())).sum();
         Some(r)
     };
-    (order.iter().filter_map(report).collect(), left_out)
+    (shown.iter().filter_map(report).collect(), left_out)
+}
+
+/// In use, and how many requests.
+type Weight = (bool, u64);
+
+/// The VDIs that get series, and how many do not.
+fn choose(mut all: Vec<(Weight, VdiId)>) -> (Vec<VdiId>, u64) {
+    all.sort_unstable_by_key(|(weight, vdi)| (std::cmp::Reverse(*weight), *vdi));
+    let left_out = all.len().saturating_sub(MAX_VDIS);
+    (all.into_iter().take(MAX_VDIS).map(|(_, vdi)| vdi).collect(), left_out as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vdis_in_use_come_before_busy_ones_and_the_number_is_bounded() {
+        // The odd ones were busier, number 8 is in use.
+        let all = (0..1000u32).map(|i| ((i == 8, u64::from(i % 2) * 10), VdiId(i))).collect();
+        let (shown, left_out) = choose(all);
+        assert_eq!((shown.len(), left_out), (MAX_VDIS, 1000 - MAX_VDIS as u64));
+        assert_eq!(&shown[..3], [VdiId(8), VdiId(1), VdiId(3)]);
+        assert_eq!(choose(vec![((false, 0), VdiId(1))]), (vec![VdiId(1)], 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn questions_are_bounded_in_number_and_time() {
+        let (asker, questions) = channel();
+        let before = tokio::time::Instant::now();
+        let all = futures::future::join_all((0..QUEUE + 5).map(|_| asker.delay())).await;
+        assert!(all.iter().all(|a| *a == Err(Silent)));
+        assert!(before.elapsed() >= PATIENCE && before.elapsed() < PATIENCE * 2);
+        // The queue is full of questions whose askers are gone: the next is refused at once, and none of the old ones hurts.
+        let before = tokio::time::Instant::now();
+        assert!(asker.report().await.is_err());
+        assert_eq!(before.elapsed(), Duration::ZERO);
+        let local = tokio::task::LocalSet::new();
+        local.spawn_local(Watched::new(None).answer(questions));
+        let alive = async {
+            while asker.delay().await.is_err() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            asker.report().await
+        };
+        let report = local.run_until(alive).await.expect("answers");
+        assert!(report.disks.is_empty() && report.vdis.is_empty());
+    }
 }

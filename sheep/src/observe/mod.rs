@@ -24,24 +24,31 @@ pub use http::{Http, MetricsListenError};
 
 use crate::control::Control;
 use crate::control::plane::ControlPlane;
-use gather::Asker;
+use gather::{Asker, DataCondition, Silent};
 use status::ControlReport;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use tokio_util::sync::CancellationToken;
 
 /// Looks at this process.
 pub struct Observer {
     control: Control,
     plane: Arc<ControlPlane>,
     data: Asker,
+    stop: CancellationToken,
     started: f64,
 }
 
 impl Observer {
-    /// Over the parts of a running daemon.
-    pub fn new(control: Control, plane: Arc<ControlPlane>, data: Asker) -> Arc<Self> {
+    /// Over the parts of a running daemon. `stop` tells that it is ending.
+    pub fn new(
+        control: Control,
+        plane: Arc<ControlPlane>,
+        data: Asker,
+        stop: CancellationToken,
+    ) -> Arc<Self> {
         let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64());
-        Arc::new(Self { control, plane, data, started })
+        Arc::new(Self { control, plane, data, stop, started })
     }
 
     /// Text for Prometheus.
@@ -50,24 +57,31 @@ impl Observer {
         let data = self.data.report().await;
         let control = ControlReport::with_raft(&self.control, &self.plane);
         let condition = match &data {
-            Ok(_) => Ok(Default::default()),
+            Ok(d) => Ok(DataCondition { recovery: d.recovery.clone(), ..DataCondition::default() }),
             Err(silent) => Err(*silent),
         };
-        let reasons = status::unready(&control, &condition).len();
+        let reasons = self.reasons(&control, &condition).len();
         let process = process::ProcessReport::now();
         let started = self.started;
         metrics::render(metrics::Report { control, data, process, started, reasons, took: began.elapsed() })
     }
 
     /// The data thread answers.
-    pub async fn alive(&self) -> Result<(), gather::Silent> {
+    pub async fn alive(&self) -> Result<(), Silent> {
         self.data.delay().await.map(drop)
     }
 
     /// Why this sheep should not be counted on yet; empty: it may be.
     pub async fn unready(&self) -> Vec<String> {
         let data = self.data.condition().await;
-        status::unready(&ControlReport::of(&self.control), &data)
+        self.reasons(&ControlReport::of(&self.control), &data)
+    }
+
+    fn reasons(&self, control: &ControlReport, data: &Result<DataCondition, Silent>) -> Vec<String> {
+        if self.stop.is_cancelled() {
+            return vec!["stopping".into()];
+        }
+        status::unready(control, data)
     }
 
     /// What is wrong with this process, for people.

@@ -158,7 +158,7 @@ mod tests {
         let text = Output::Table(t).render(Format::Raw, false);
         let row = |l: &str| {
             let words: Vec<&str> = l.split(' ').collect();
-            (words[2].to_owned(), words[6].to_owned())
+            (words[1].to_owned(), words[5].to_owned())
         };
         text.lines().map(row).collect()
     }
