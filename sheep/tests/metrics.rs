@@ -10,17 +10,20 @@ use sheepdog_cluster::{NodeAddr, NodeHello};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long anything here may take before the test is called failed. Not a measure of speed.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Neighbouring free ports: client, peer, NBD, metrics.
+/// Neighbouring free ports: client, peer, NBD, metrics. Below the range from which the kernel takes ports of outgoing connections, so that none of them gets in the way.
 fn ports() -> u16 {
-    for _ in 0..200 {
-        let Ok(first) = TcpListener::bind("127.0.0.1:0") else { continue };
-        let port = first.local_addr().expect("address").port();
-        if port < 65_000 && (1..4).all(|i| TcpListener::bind(("127.0.0.1", port + i)).is_ok()) {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let seed = std::process::id().wrapping_mul(7919);
+    for _ in 0..1000 {
+        let n = seed.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        let port = 10_000 + (n % 5_000) as u16 * 4;
+        if (0..4).all(|i| TcpListener::bind(("127.0.0.1", port + i)).is_ok()) {
             return port;
         }
     }
@@ -89,6 +92,11 @@ impl Sheep {
     async fn create(&self, name: &str) {
         let request = pb::CreateVdiRequest { name: name.into(), size: 64 << 20, ..Default::default() };
         self.client().await.vdi().create(request).await.expect("creates");
+    }
+    /// What `dog cluster info` gives as reasons.
+    async fn reasons(&self) -> Vec<String> {
+        let asked = self.client().await.cluster().info(pb::ClusterInfoRequest::default()).await;
+        asked.expect("answers").into_inner().reasons
     }
     fn scrape(&self) -> Scrape {
         let (head, body) = get(self.metrics(), "/metrics");
@@ -248,13 +256,12 @@ async fn a_slow_client_blocks_nobody_and_is_put_out() {
 async fn peers_are_counted_and_a_lost_majority_is_told() {
     let dir = tempfile::tempdir().expect("tempdir");
     let all: Vec<u16> = (0..3).map(|_| ports()).collect();
-    let mut sheep: Vec<Sheep> = (0..3)
-        .map(|i| {
-            let seeds = all.iter().filter(|p| **p != all[i]).map(|p| format!("--seed=127.0.0.1:{}", p + 1));
-            let more: Vec<String> = seeds.chain([format!("--zone=z{i}")]).collect();
-            Sheep::start(dir.path().join(format!("sheep{i}")), all[i], &more)
-        })
-        .collect();
+    let start = |i: usize| {
+        let seeds = all.iter().filter(|p| **p != all[i]).map(|p| format!("--seed=127.0.0.1:{}", p + 1));
+        let more: Vec<String> = seeds.chain([format!("--zone=z{i}")]).collect();
+        Sheep::start(dir.path().join(format!("sheep{i}")), all[i], &more)
+    };
+    let mut sheep: Vec<Sheep> = (0..3).map(start).collect();
     for s in &sheep {
         s.until_ready_says(503, "waiting for format");
     }
@@ -280,6 +287,22 @@ async fn peers_are_counted_and_a_lost_majority_is_told() {
         assert!(Instant::now() < deadline, "three sheep, but not three voters");
         std::thread::sleep(Duration::from_millis(100));
     }
+    // Everybody is asked how it is, and nobody complains.
+    assert_eq!(sheep[0].reasons().await, Vec::<String>::new());
+
+    // One misses writes, comes back, and fetches them.
+    drop(sheep.pop());
+    qemu_io(&sheep[0].uri("disk"), "write -P 9 8M 8M");
+    sheep.push(start(2));
+    sheep[2].until_ready_says(200, "ready");
+    let back = sheep[2].scrape();
+    let found = back.value("sheepdog_recovery_objects_found_total", &[]);
+    assert!(found >= 2.0, "two objects were written meanwhile: {found}");
+    assert_eq!(back.value("sheepdog_recovery_objects_done_total", &[]), found);
+    assert_eq!(back.value("sheepdog_recovery_missing_objects", &[]), 0.0);
+    assert!(back.value("sheepdog_recovery_fetched_bytes_total", &[]) >= 8388608.0);
+    assert!(back.value("sheepdog_disk_operation_bytes_total", &[("op", "fill")]) >= 8388608.0);
+
     let last = sheep.remove(0);
     for s in &mut sheep {
         s.child.kill().expect("SIGKILL");
@@ -293,8 +316,7 @@ async fn peers_are_counted_and_a_lost_majority_is_told() {
     // The reason reaches people as well.
     let health = last.client().await.node().health(pb::HealthRequest {}).await.expect("answers").into_inner();
     assert!(!health.serving && health.reasons.iter().any(|r| r.contains("no lease")), "{health:?}");
-    let info = last.client().await.cluster().info(pb::ClusterInfoRequest::default()).await.expect("answers");
-    let reasons = info.into_inner().reasons;
+    let reasons = last.reasons().await;
     assert!(reasons.iter().any(|r| r.starts_with("node ") && r.contains("no lease")), "{reasons:?}");
 }
 
