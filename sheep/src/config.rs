@@ -154,6 +154,10 @@ impl Config {
         else {
             return fail("--port plus --cluster-port-offset must be a port of its own, at most 65535");
         };
+        let taken = [Some(a.port), Some(peer_port), a.nbd.then_some(a.nbd_port)];
+        if a.metrics_port.is_some() && taken.contains(&a.metrics_port) {
+            return fail("--metrics-port must be a port of its own: another listener of this sheep has it");
+        }
         let local = match a.cluster_driver.as_deref() {
             Some("local") if !a.seed.is_empty() => {
                 return fail("--cluster-driver local is one sheep alone: leave --seed out, or use sdcluster");
@@ -286,6 +290,8 @@ mod tests {
             (&["--copies", "17", "/d"], "1 to 16"),
             (&["--min-copies", "3", "-c", "2", "/d"], "--min-copies"),
             (&["--port", "65535", "/d"], "--port"),
+            (&["--metrics-port", "7001", "/d"], "--metrics-port"),
+            (&["--nbd", "--metrics-port", "10809", "/d"], "--metrics-port"),
             (&["--nfs", "/d"], "not part of this release"),
             (&["--cluster-driver", "local", "--seed", "a:1", "/d"], "--seed"),
             (&[","], "no directory"),

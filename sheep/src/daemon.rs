@@ -1,7 +1,7 @@
 //! Starting and ending the daemon.
 //!
-//! Order of starting: lock the home directory, credentials, identity, disks (on the data thread), ports, control plane, admin port. Order of ending: front-ends,
-//! sessions, store, control plane. A second signal ends at once.
+//! Order of starting: lock the home directory, credentials, identity, disks (on the data thread), ports, control plane, metrics port, admin port. Order of ending:
+//! front-ends, sessions, store, metrics port, control plane. A second signal ends at once.
 
 use crate::cli::Args;
 use crate::config::Config;
@@ -9,6 +9,7 @@ use crate::control::identity::Identity;
 use crate::control::plane::{ControlConfig, ControlPlane, Network};
 use crate::front::admin::{AdminServer, backend::DataPlane};
 use crate::node::{self, Begin, Opened, backend::Daemon, data::DataHandle};
+use crate::observe::{self, Http, Observer};
 use crate::store::Store;
 use crate::store::fs::threads::ThreadsFs;
 use crate::transport::{PeerListener, PeerTls};
@@ -137,6 +138,7 @@ async fn main_task(
     }
     let (opened_tx, opened_rx) = oneshot::channel();
     let (begin_tx, begin_rx) = oneshot::channel();
+    let (asker, questions) = observe::gather::channel();
     let data_thread = {
         let (config, stop) = (config.clone(), stop.clone());
         std::thread::Builder::new().name("data".into()).spawn(move || {
@@ -144,7 +146,7 @@ async fn main_task(
                 tokio::runtime::Builder::new_current_thread().enable_all().event_interval(61).build();
             let Ok(runtime) = runtime else { return };
             let local = tokio::task::LocalSet::new();
-            let work = node::run(config, id.node, id.cluster, opened_tx, begin_rx, stop.clone());
+            let work = node::run(config, id.node, id.cluster, opened_tx, begin_rx, questions, stop.clone());
             local.block_on(&runtime, work);
             stop.cancel();
         })?
@@ -168,6 +170,14 @@ async fn main_task(
         ControlConfig { dir: config.home.clone(), hello: hello(&config, id.node, &opened), network };
     let (control, plane) = ControlPlane::start(control_config).await?;
     let plane = Arc::new(plane);
+    let observer = Observer::new(control.clone(), plane.clone(), asker, stop.clone());
+    let metrics = match config.metrics_port {
+        Some(port) => Some(Http::start(&config.bind, port, observer.clone()).await?),
+        None => None,
+    };
+    if let Some(m) = &metrics {
+        tracing::info!(at = %m.local_addr(), "metrics and health");
+    }
     let (jobs_tx, jobs_rx) = mpsc::channel(node::JOBS);
     let (ready_tx, ready_rx) = oneshot::channel();
     let begin = Begin {
@@ -190,6 +200,7 @@ async fn main_task(
         plane: plane.clone(),
         data,
         handle,
+        observer,
         stop: stop.clone(),
         tls: tls.client.clone(),
         level: Mutex::new(level),
@@ -209,6 +220,9 @@ async fn main_task(
         _ = signal() => tracing::warn!("second signal: ending at once"),
     }
     drop(links_tx);
+    if let Some(metrics) = metrics {
+        metrics.stop().await;
+    }
     plane.shut_down().await;
     tracing::info!("ended");
     Ok(())

@@ -11,6 +11,7 @@ pub mod control;
 pub mod daemon;
 pub mod front;
 pub mod node;
+pub mod observe;
 pub mod peer;
 pub mod planted;
 pub mod session;

@@ -68,7 +68,8 @@ fn main() -> ExitCode {
                     if seed >= end || failed.load(Ordering::Relaxed) >= args.failures {
                         return;
                     }
-                    let report = run(Options { seed, bug: args.plant, seconds: args.seconds, strict: args.strict });
+                    let report =
+                        run(Options { seed, bug: args.plant, seconds: args.seconds, strict: args.strict });
                     ran.fetch_add(1, Ordering::Relaxed);
                     operations.fetch_add(report.operations, Ordering::Relaxed);
                     faults.fetch_add(report.faults, Ordering::Relaxed);

@@ -93,6 +93,10 @@ pub(super) struct RaftView {
     /// Voter or learner.
     pub member: bool,
     pub quorum_acked: Option<Instant>,
+    /// Newest entry of the log.
+    pub last_log: Option<u64>,
+    /// Newest entry that raft has applied.
+    pub last_applied: Option<u64>,
 }
 
 impl Core {
@@ -111,6 +115,8 @@ impl Core {
                 && m.last_applied.is_some_and(|l| l.committed_leader_id().term == m.current_term),
             term: m.current_term,
             voters,
+            last_log: m.last_log_index,
+            last_applied: m.last_applied.as_ref().map(|l| l.index),
             member: membership.get_node(&id).is_some(),
             quorum_acked: match alone {
                 true => Some(Instant::now()),

@@ -138,6 +138,10 @@ pub struct ControlStatus {
     pub voter: bool,
     /// Milliseconds that the lease is still good for.
     pub lease: u64,
+    /// Newest entry of this node's raft log.
+    pub last_log: Option<u64>,
+    /// Newest entry that raft has applied here; a node that only watches has none, or an old one.
+    pub last_applied: Option<u64>,
     /// Position of the applier.
     pub applied: ControlIndex,
 }
@@ -330,6 +334,8 @@ impl ControlPlane {
             term: v.term,
             voters,
             voter,
+            last_log: v.last_log,
+            last_applied: v.last_applied,
             lease: core.publisher.lease().until().saturating_sub(boottime_millis()),
             applied: core.publisher.read(|s| s.index),
         }

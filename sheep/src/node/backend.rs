@@ -7,6 +7,7 @@ use crate::control::plane::{ControlPlane, FormatError};
 use crate::control::{Control, SendFut};
 use crate::front::admin::backend::{AdminBackend, DataPlane, Standing};
 use crate::front::admin::command_error;
+use crate::observe::Observer;
 use crate::store::Store;
 use crate::store::fs::threads::ThreadsFs;
 use sheepdog_client::{Error, ErrorKind};
@@ -30,6 +31,8 @@ pub struct Daemon {
     pub data: Arc<dyn DataPlane>,
     /// The same, for things the trait does not have.
     pub handle: DataHandle,
+    /// Looks at all of it.
+    pub observer: Arc<Observer>,
     /// Ends the process in order.
     pub stop: CancellationToken,
     /// TLS to other sheep's client ports.
@@ -81,15 +84,8 @@ impl AdminBackend for Daemon {
                 .collect(),
         }
     }
-    fn complaints(&self) -> Vec<String> {
-        let mut out = Vec::new();
-        let formatted = self.control.read(|s| s.format.is_some());
-        if !formatted {
-            out.push("waiting for format".into());
-        } else if !self.control.lease_valid() {
-            out.push("no lease: the majority of voters cannot be reached, so nothing is served".into());
-        }
-        out
+    fn complaints(&self) -> SendFut<'_, Vec<String>> {
+        Box::pin(self.observer.complaints())
     }
     fn format_template(&self) -> Format {
         Format {

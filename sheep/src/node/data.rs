@@ -6,6 +6,10 @@ use crate::front::admin::backend::{
     AdminVolume, CheckStep, DataError, DataPlane, DataResult, DiffRow, Image, IoCounters, LocalCopy, MapRow,
     NodeCounters, Piece, RecoveryState, Step, VdiCounters,
 };
+use crate::front::nbd::NbdHandle;
+use crate::front::nbd::stats::ConnectionRow;
+use crate::observe::process::resident_bytes;
+use crate::peer::server::PeerStats;
 use crate::session::HoldError;
 use crate::session::volume::open_image;
 use crate::store::{DiskInfo, StoreError};
@@ -266,6 +270,7 @@ impl DataPlane for DataHandle {
         Box::pin(async move {
             self.run(|n| {
                 Box::pin(async move {
+                    let connections = nbd_connections(&n);
                     n.gateway
                         .sessions()
                         .into_iter()
@@ -274,10 +279,12 @@ impl DataPlane for DataHandle {
                                 .control
                                 .read(|s| s.vdis.get(&vdi).map(|v| v.name.clone()))
                                 .unwrap_or_default();
+                            let mine = |export: &str| base(export) == name;
+                            let in_flight = connections.iter().filter(|c| mine(&c.export));
                             VdiCounters {
                                 vdi,
-                                io: nbd_counters(&n, Some(&name)),
-                                in_flight: 0,
+                                io: nbd_counters(&n, mine),
+                                in_flight: in_flight.map(|c| c.in_flight as u64).sum(),
                                 connections: opens as u64,
                             }
                         })
@@ -293,14 +300,17 @@ impl DataPlane for DataHandle {
             self.run(|n| {
                 Box::pin(async move {
                     let store = n.replica.store.as_ref().map(|s| s.stats()).unwrap_or_default();
+                    let connections = nbd_connections(&n);
                     NodeCounters {
-                        client: nbd_counters(&n, None),
-                        connections: n.nbd.borrow().as_ref().map_or(0, |h| h.connections().len() as u64),
+                        client: nbd_counters(&n, |_| true),
+                        peer: peer_counters(&n.server.stats),
+                        client_active: connections.iter().map(|c| c.in_flight as u64).sum(),
+                        peer_active: n.server.stats.in_flight.get(),
+                        connections: connections.len() as u64,
                         sessions: n.gateway.sessions().len() as u64,
                         journal_bytes: store.overlay_bytes,
                         resident_bytes: resident_bytes(),
                         uptime: n.started.elapsed(),
-                        ..NodeCounters::default()
                     }
                 })
             })
@@ -325,20 +335,35 @@ impl DataPlane for DataHandle {
     }
 }
 
-/// Resident memory of this process, bytes.
-pub fn resident_bytes() -> u64 {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    let pages: u64 = statm.split_whitespace().nth(1).and_then(|p| p.parse().ok()).unwrap_or(0);
-    pages * 4096
+fn nbd_connections(n: &DataNode) -> Vec<ConnectionRow> {
+    n.nbd.borrow().as_ref().map(NbdHandle::connections).unwrap_or_default()
 }
 
-/// Counters of NBD, of one export or of all.
-fn nbd_counters(n: &DataNode, export: Option<&str>) -> IoCounters {
+/// The VDI of an export: snapshots are `name@tag`.
+fn base(export: &str) -> &str {
+    export.split_once('@').map_or(export, |(base, _)| base)
+}
+
+fn peer_counters(s: &PeerStats) -> IoCounters {
+    IoCounters {
+        reads: s.read.count.get(),
+        writes: s.write.count.get(),
+        read_bytes: s.read.bytes.get(),
+        write_bytes: s.write.bytes.get(),
+        read_us: s.read.nanos.get() / 1000,
+        write_us: s.write.nanos.get() / 1000,
+        errors: s.read.errors.get() + s.write.errors.get() + s.other.errors.get(),
+        ..IoCounters::default()
+    }
+}
+
+/// Counters of NBD, of some exports.
+fn nbd_counters(n: &DataNode, which: impl Fn(&str) -> bool) -> IoCounters {
     let mut io = IoCounters::default();
     let nbd = n.nbd.borrow();
     let Some(handle) = nbd.as_ref() else { return io };
     for (name, s) in handle.stats() {
-        if export.is_some_and(|e| e != name) {
+        if !which(&name) {
             continue;
         }
         use crate::front::nbd::stats::Op;

@@ -11,6 +11,7 @@ pub mod keep;
 use crate::config::Config;
 use crate::control::Control;
 use crate::front::nbd::{Limits, Listen, ListenAt, NbdConfig, NbdHandle, NbdServer};
+use crate::observe::gather::{Questions, Watched};
 use crate::peer::server::Server;
 use crate::peer::{Connector, LinkStream, Links, Replica};
 use crate::session::Gateway;
@@ -49,6 +50,8 @@ pub struct DataNode {
     pub gateway: Rc<Gateway>,
     /// Volumes by name.
     pub table: Rc<Table>,
+    /// Requests of peers.
+    pub server: Rc<Server>,
     /// NBD, when it is served.
     pub nbd: RefCell<Option<NbdHandle>>,
     /// Ends all tasks.
@@ -155,6 +158,7 @@ pub async fn run(
     cluster: Option<ClusterId>,
     opened: oneshot::Sender<Result<Opened, String>>,
     begin: oneshot::Receiver<Begin>,
+    questions: Questions,
     stop: CancellationToken,
 ) {
     let store = if config.gateway {
@@ -182,8 +186,10 @@ pub async fn run(
             }
         }
     };
+    let watched = Watched::new(store.clone());
+    tokio::task::spawn_local(watched.clone().answer(questions));
     if let Ok(begin) = begin.await {
-        serve(config, store.clone(), begin, stop).await;
+        serve(config, store.clone(), begin, watched, stop).await;
     }
     if let Some(store) = store
         && let Err(e) = store.close().await
@@ -208,7 +214,13 @@ async fn formatted(control: &Control) -> ClusterId {
     }
 }
 
-async fn serve(config: Config, store: Option<Rc<Store>>, begin: Begin, stop: CancellationToken) {
+async fn serve(
+    config: Config,
+    store: Option<Rc<Store>>,
+    begin: Begin,
+    watched: Rc<Watched>,
+    stop: CancellationToken,
+) {
     let Begin { control, mut links, tls, nbd_tls, mut jobs, ready } = begin;
     let mut ready = Some(ready);
     // NBD listens at once; opens wait until the cluster is there.
@@ -233,6 +245,7 @@ async fn serve(config: Config, store: Option<Rc<Store>>, begin: Begin, stop: Can
     let plane = assemble(control.clone(), store.clone(), cluster, connector, links_stop, work.clone());
     let Plane { replica, gateway, table, server } = plane;
     let node = Rc::new(DataNode {
+        server: server.clone(),
         control: control.clone(),
         replica: replica.clone(),
         gateway: gateway.clone(),
@@ -248,6 +261,7 @@ async fn serve(config: Config, store: Option<Rc<Store>>, begin: Begin, stop: Can
             stop.cancel();
         }
     }
+    watched.begin(&node);
     if let Some(s) = &store {
         tokio::task::spawn_local(keep::run(control.clone(), s.clone(), work.clone()));
     }

@@ -121,6 +121,17 @@ impl Link {
     }
 }
 
+/// One link, for metrics.
+#[derive(Debug, Clone, Copy)]
+pub struct LinkRow {
+    /// Peer.
+    pub to: NodeId,
+    /// Requests waiting for an answer.
+    pub depth: u64,
+    /// There is a connection.
+    pub connected: bool,
+}
+
 /// All outgoing links of this daemon.
 pub struct Links {
     control: Control,
@@ -141,16 +152,13 @@ impl Links {
         Self { control, cluster, connector, links: RefCell::default(), stop }
     }
 
-    /// Per peer: requests without an answer, whether it is connected, and what the oldest one is. For support.
-    pub fn describe(&self) -> Vec<String> {
-        let links = self.links.borrow();
-        let busy = links.iter().filter(|(_, l)| l.depth() > 0);
-        busy.map(|(n, l)| {
-            let s = l.inner.state.borrow();
-            let oldest = s.pending.first_key_value().map(|(id, p)| (*id, p.frame.head.iter().skip(4).take(4).copied().collect::<Vec<u8>>()));
-            format!("to {}: {} waiting, {} unsent, connected {}, oldest {oldest:?}", n.short(), s.pending.len(), s.unsent.len(), s.connected)
-        })
-        .collect()
+    /// Every link that was ever used.
+    pub fn rows(&self) -> Vec<LinkRow> {
+        let row = |(to, link): (&NodeId, &Link)| {
+            let s = link.inner.state.borrow();
+            LinkRow { to: *to, depth: s.pending.len() as u64, connected: s.connected }
+        };
+        self.links.borrow().iter().map(row).collect()
     }
 
     /// The link to a peer.

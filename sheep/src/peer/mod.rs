@@ -7,5 +7,5 @@ pub mod link;
 pub mod replica;
 pub mod server;
 
-pub use link::{Connector, Link, LinkError, LinkStream, Links};
+pub use link::{Connector, Link, LinkError, LinkRow, LinkStream, Links};
 pub use replica::Replica;

@@ -6,6 +6,7 @@
 use super::frame_io::{FrameError, FrameReader, Incoming, write_frames};
 use super::link::LinkStream;
 use super::replica::Replica;
+use crate::observe::cells::OpStats;
 use crate::session::Gateway;
 use bytes::Bytes;
 use sheepdog_proto::peer::{
@@ -17,6 +18,7 @@ use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// Payload bytes in flight per link.
@@ -30,8 +32,46 @@ type Answer = (Response, Vec<Bytes>);
 /// By who sent it, its run, and its number: those who wait for the answer.
 type Running = HashMap<(NodeId, u64, u64), Vec<oneshot::Sender<Answer>>>;
 
+/// What other sheep have asked of this one.
+#[derive(Default)]
+pub struct PeerStats {
+    /// Reads of objects.
+    pub read: OpStats,
+    /// Steps of objects' logs.
+    pub write: OpStats,
+    /// Everything else: forwarded I/O of clients, inventories, joins.
+    pub other: OpStats,
+    /// Being worked on.
+    pub in_flight: Cell<u64>,
+}
+
+/// Counts a request while it is being worked on.
+struct InFlight {
+    server: Rc<Server>,
+    began: Instant,
+}
+
+impl InFlight {
+    fn new(server: Rc<Server>) -> Self {
+        server.stats.in_flight.set(server.stats.in_flight.get() + 1);
+        Self { server, began: Instant::now() }
+    }
+    fn done(self, of: impl Fn(&PeerStats) -> &OpStats, bytes: usize, ok: bool) {
+        of(&self.server.stats).finished(bytes as u64, self.began.elapsed(), ok);
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        let n = &self.server.stats.in_flight;
+        n.set(n.get().saturating_sub(1));
+    }
+}
+
 /// Serves data links.
 pub struct Server {
+    /// Counters.
+    pub stats: PeerStats,
     replica: Rc<Replica>,
     gateway: Rc<Gateway>,
     cluster: ClusterId,
@@ -66,7 +106,14 @@ impl Server {
         cluster: ClusterId,
         stop: CancellationToken,
     ) -> Rc<Self> {
-        Rc::new(Self { replica, gateway, cluster, stop, running: RefCell::default() })
+        Rc::new(Self {
+            stats: PeerStats::default(),
+            replica,
+            gateway,
+            cluster,
+            stop,
+            running: RefCell::default(),
+        })
     }
 
     /// Serve one connection until it ends.
@@ -154,6 +201,7 @@ impl Server {
         conn.requests.set(conn.requests.get() + 1);
         let conn = conn.clone();
         let replica = self.replica.clone();
+        let timed = InFlight::new(self.clone());
         match message.kind {
             Kind::Write => {
                 let req = WriteRequest::decode(&message.meta, bytes)?;
@@ -167,6 +215,7 @@ impl Server {
                 let write = replica.write(&req, message.payload);
                 tokio::task::spawn_local(async move {
                     let reply = write.await;
+                    timed.done(|s| &s.write, bytes, reply.status == Status::Ok);
                     conn.answer(Frame::new(Kind::WriteReply, id, &reply.encode(), Vec::new()), bytes);
                 });
             }
@@ -186,6 +235,7 @@ impl Server {
                             (head, Bytes::new())
                         }
                     };
+                    timed.done(|s| &s.read, data.len(), head.status == Status::Ok);
                     let payload = if head.status == Status::Ok { vec![data] } else { Vec::new() };
                     conn.answer(Frame::new(Kind::ReadReply, id, &head.encode(), payload), bytes);
                 });
@@ -196,6 +246,9 @@ impl Server {
                 let from = (hello.node, hello.incarnation, id);
                 tokio::task::spawn_local(async move {
                     let (response, payload) = this.request(from, request, message.payload).await;
+                    let refused = matches!(response, Response::Failed(..) | Response::ForwardFailed(_));
+                    let moved = bytes + payload.iter().map(Bytes::len).sum::<usize>();
+                    timed.done(|s| &s.other, moved, !refused);
                     conn.answer(Frame::new(Kind::Response, id, &peer::encode(&response), payload), bytes);
                 });
             }

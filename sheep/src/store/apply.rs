@@ -64,6 +64,13 @@ pub(super) async fn run(disk: Weak<Disk>) {
 /// Bring the files up to date with everything journaled so far.
 pub(super) async fn checkpoint(d: &Rc<Disk>) -> Result<(), StoreError> {
     d.check()?;
+    let (began, bytes) = (tokio::time::Instant::now(), d.fresh_bytes.get());
+    let result = write_all(d).await;
+    d.ops.checkpoint.finished(bytes as u64, began.elapsed(), result.is_ok());
+    result
+}
+
+async fn write_all(d: &Rc<Disk>) -> Result<(), StoreError> {
     // Together, without awaiting in between: whatever comes later is at or behind the mark.
     let (position, sequence) = d.journal.mark();
     let dirty: BTreeSet<ObjectId> = std::mem::take(&mut *d.dirty.borrow_mut());

@@ -10,6 +10,7 @@ use super::types::{
     DiskState, FillOp, ObjectInfo, ObjectSummary, StoreError, StoreEvent, TailEntry, WriteKind, WriteOp,
     WriteOutcome,
 };
+use crate::observe::cells::OpStats;
 use bytes::Bytes;
 use sheepdog_proto::checksum::crc32c;
 use sheepdog_proto::peer::WriteAction;
@@ -23,6 +24,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::rc::Rc;
 use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::Instant;
 
 /// Metadata kept in memory for objects at rest, per disk (about 5 KiB each).
 const MAX_LOADED: usize = 2048;
@@ -103,6 +105,22 @@ pub(super) struct Disk {
     pub(super) applied: Notify,
     pub(super) events: mpsc::Sender<StoreEvent>,
     pub(super) corrupt_blocks: Cell<u64>,
+    /// Sum of all objects' `data_blocks`, so that asking for it costs nothing.
+    pub(super) data_blocks: Cell<u64>,
+    pub(super) ops: DiskOps,
+}
+
+/// What the disk has done.
+#[derive(Default)]
+pub(super) struct DiskOps {
+    /// Reads of object files.
+    pub(super) read: OpStats,
+    /// Steps, until they are durable.
+    pub(super) write: OpStats,
+    /// Contents from other copies, until they are durable.
+    pub(super) fill: OpStats,
+    /// Overlays written to object files.
+    pub(super) checkpoint: OpStats,
 }
 
 pub(super) type Durable = oneshot::Receiver<Result<(), String>>;
@@ -139,6 +157,8 @@ impl Disk {
             applied: Notify::new(),
             events,
             corrupt_blocks: Cell::new(0),
+            data_blocks: Cell::new(0),
+            ops: DiskOps::default(),
         })
     }
 
@@ -226,6 +246,7 @@ impl Disk {
         }
         *obj.meta.borrow_mut() = meta;
         self.by_key.borrow_mut().insert((key, oid.layer()));
+        self.data_blocks.set(self.data_blocks.get() + u64::from(summary.data_blocks));
         self.objects.borrow_mut().insert(oid, obj.clone());
         obj
     }
@@ -382,7 +403,10 @@ impl Disk {
             let grown = i64::from(has) - i64::from(old.is_some_and(|o| o.data.is_some()));
             self.fresh_bytes.set((self.fresh_bytes.get() as i64 + (grown << BLOCK_SHIFT)).max(0) as usize);
         }
-        obj.summary.borrow_mut().data_blocks = data_blocks.max(0) as u32;
+        let after = data_blocks.max(0) as u32;
+        let before = std::mem::replace(&mut obj.summary.borrow_mut().data_blocks, after);
+        let total = self.data_blocks.get() + u64::from(after);
+        self.data_blocks.set(total.saturating_sub(u64::from(before)));
         match what {
             WriteAction::Data => {
                 m.present.set(blocks.clone());
@@ -542,6 +566,8 @@ impl Disk {
             Record::Remove { oid } => {
                 if let Some(obj) = self.objects.borrow_mut().remove(oid) {
                     obj.removed.set(true);
+                    let gone = u64::from(obj.summary.borrow().data_blocks);
+                    self.data_blocks.set(self.data_blocks.get().saturating_sub(gone));
                     self.by_key.borrow_mut().remove(&(obj.key, oid.layer()));
                     let data = obj.fresh.borrow().values().filter(|f| f.data.is_some()).count();
                     self.fresh_bytes.set(self.fresh_bytes.get().saturating_sub(data << BLOCK_SHIFT));
@@ -750,10 +776,10 @@ impl Disk {
             (m.object_size, want, obj.change.get())
         };
         let file = self.open_file(obj, false)?;
-        let buf = file
-            .read_at(data_offset(size, run.start), run.len() << BLOCK_SHIFT)
-            .await
-            .map_err(|e| self.fail(e.to_string()))?;
+        let (began, len) = (Instant::now(), run.len() << BLOCK_SHIFT);
+        let read = file.read_at(data_offset(size, run.start), len).await;
+        self.ops.read.finished(len as u64, began.elapsed(), read.is_ok());
+        let buf = read.map_err(|e| self.fail(e.to_string()))?;
         let bad = |i: &usize| crc32c(&buf[i << BLOCK_SHIFT..(i + 1) << BLOCK_SHIFT]) != want[*i];
         let Some(first) = (0..run.len()).find(bad) else { return Ok(Some(buf)) };
         if obj.change.get() != change || obj.removed.get() {

@@ -13,6 +13,7 @@
 use super::fs::File;
 use super::types::WriteKind;
 use crate::buf::{AlignedBuf, aligned};
+use crate::observe::cells::OpStats;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sheepdog_proto::checksum::crc32c;
@@ -26,6 +27,7 @@ use std::io;
 use std::ops::Range;
 use std::rc::Rc;
 use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
 
 const SUPER: u64 = u64::from_le_bytes(*b"SHPJSUP1");
 const BATCH: u64 = u64::from_le_bytes(*b"SHPJBAT1");
@@ -205,6 +207,8 @@ pub struct Journal {
     scheduled: Cell<bool>,
     batches: Cell<u64>,
     bytes: Cell<u64>,
+    /// Batches that have reached stable storage, or failed to.
+    pub stats: OpStats,
 }
 
 /// What replay found: records with the logical position of their batch, and their payload.
@@ -267,6 +271,7 @@ impl Journal {
             room: Notify::new(),
             batches: Cell::new(0),
             bytes: Cell::new(0),
+            stats: OpStats::default(),
         });
         Ok((journal, found))
     }
@@ -343,6 +348,11 @@ impl Journal {
     /// (batches, bytes) written.
     pub fn written(&self) -> (u64, u64) {
         (self.batches.get(), self.bytes.get())
+    }
+    /// (size of the ring, part of it in use, payload waiting to be written), bytes.
+    pub fn fill_level(&self) -> (u64, u64, u64) {
+        let at = self.at.borrow();
+        (self.area, at.head - at.tail, self.queued_bytes.get() as u64)
     }
     /// Records waiting.
     pub fn depth(&self) -> usize {
@@ -492,9 +502,11 @@ impl Journal {
         self.batches.set(self.batches.get() + 1);
         self.bytes.set(self.bytes.get() + (head_len + payload_len) as u64);
         let this = self.clone();
+        let began = Instant::now();
         let write = self.file.write_at(phys, parts, true);
         tokio::task::spawn_local(async move {
             let result = write.await.map_err(|e| e.to_string());
+            this.stats.finished((head_len + payload_len) as u64, began.elapsed(), result.is_ok());
             this.finished(sequence, result);
         });
     }

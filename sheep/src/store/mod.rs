@@ -25,6 +25,7 @@ pub mod types;
 pub use open::{OpenError, StoreConfig};
 pub use types::*;
 
+use crate::observe::cells::OpCounts;
 use bytes::Bytes;
 use disk::{Disk, Durable, Obj};
 use journal::Record;
@@ -37,6 +38,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::rc::Rc;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 type Began = Result<(WriteOutcome, Option<Durable>), StoreError>;
 
@@ -53,6 +55,39 @@ pub struct StoreStats {
     pub overlay_bytes: u64,
     /// Blocks whose checksum did not match.
     pub corrupt_blocks: u64,
+}
+
+/// One disk, for metrics.
+#[derive(Debug, Clone)]
+pub struct DiskStats {
+    /// Identity.
+    pub id: DiskId,
+    /// Directory.
+    pub path: String,
+    /// Bytes the file system has.
+    pub total: u64,
+    /// Bytes free on it.
+    pub free: u64,
+    /// Bytes in object files.
+    pub used: u64,
+    /// Objects.
+    pub objects: u64,
+    /// State.
+    pub state: DiskState,
+    /// Size of the journal's ring, bytes.
+    pub journal_size: u64,
+    /// Part of the ring that a checkpoint has not freed yet, bytes.
+    pub journal_used: u64,
+    /// Payload waiting to be written to the journal, bytes.
+    pub journal_queued: u64,
+    /// Records waiting to be written to the journal.
+    pub journal_records: u64,
+    /// Bytes journaled but not in object files yet.
+    pub overlay: u64,
+    /// Blocks whose checksum did not match.
+    pub corrupt_blocks: u64,
+    /// What it has done, by kind.
+    pub ops: [(&'static str, OpCounts); 5],
 }
 
 /// Writes that wait for an object's header, in order.
@@ -112,6 +147,7 @@ impl Store {
 
     /// See the module: order of calls is the order of effects. The write happens even if the future is dropped.
     pub fn write(&self, op: WriteOp) -> impl Future<Output = Result<WriteOutcome, StoreError>> + use<> {
+        let (called, bytes) = (Instant::now(), op.bytes() as u64);
         let place = match self.locate(op.oid) {
             Some((d, o)) => Ok((d, Some(o))),
             None => self.choose(op.key).map(|d| (d, None)),
@@ -144,16 +180,24 @@ impl Store {
             }
         };
         async move {
-            let began = match (now, later) {
-                (Some(b), _) => b,
-                (None, Some(rx)) => rx.await.unwrap_or(Err(StoreError::Closed)),
-                (None, None) => Err(StoreError::Closed),
+            let counted = disk.clone();
+            let end = async move {
+                let began = match (now, later) {
+                    (Some(b), _) => b,
+                    (None, Some(rx)) => rx.await.unwrap_or(Err(StoreError::Closed)),
+                    (None, None) => Err(StoreError::Closed),
+                };
+                let (outcome, rx) = began?;
+                if let (Some(rx), Some(d)) = (rx, disk) {
+                    durable(&d, rx).await?;
+                }
+                Ok(outcome)
             };
-            let (outcome, rx) = began?;
-            if let (Some(rx), Some(d)) = (rx, disk) {
-                durable(&d, rx).await?;
+            let result = end.await;
+            if let Some(d) = counted {
+                d.ops.write.finished(bytes, called.elapsed(), result.is_ok());
             }
-            Ok(outcome)
+            result
         }
     }
 
@@ -271,8 +315,11 @@ impl Store {
         let bytes = ops.iter().map(|op| op.blocks.len() << BLOCK_SHIFT).sum();
         disk.room(bytes).await?;
         self.loaded(oid).await?;
+        let began = Instant::now();
         let rx = disk.fill(oid, key, vdi, object_size, true, ops)?;
-        durable(&disk, rx).await
+        let result = durable(&disk, rx).await;
+        disk.ops.fill.finished(bytes as u64, began.elapsed(), result.is_ok());
+        result
     }
 
     /// End a fill: the object is a valid copy at this version.
@@ -391,13 +438,12 @@ impl Store {
             .iter()
             .map(|d| {
                 let objects = d.objects.borrow();
-                let blocks: u64 = objects.values().map(|o| o.summary.borrow().data_blocks as u64).sum();
                 DiskInfo {
                     id: d.id,
                     path: d.path.display().to_string(),
                     total: d.total.get(),
                     free: d.free.get(),
-                    used: blocks << BLOCK_SHIFT,
+                    used: d.data_blocks.get() << BLOCK_SHIFT,
                     objects: objects.len() as u64,
                     state: d.state.borrow().clone(),
                 }
@@ -465,6 +511,36 @@ impl Store {
             s.corrupt_blocks += d.corrupt_blocks.get();
         }
         s
+    }
+
+    /// Counters of each disk. Costs the same however much is stored.
+    pub fn disk_stats(&self) -> Vec<DiskStats> {
+        let row = |d: &Rc<Disk>| {
+            let (journal_size, journal_used, journal_queued) = d.journal.fill_level();
+            DiskStats {
+                id: d.id,
+                path: d.path.display().to_string(),
+                total: d.total.get(),
+                free: d.free.get(),
+                used: d.data_blocks.get() << BLOCK_SHIFT,
+                objects: d.objects.borrow().len() as u64,
+                state: d.state.borrow().clone(),
+                journal_size,
+                journal_used,
+                journal_queued,
+                journal_records: d.journal.depth() as u64,
+                overlay: d.fresh_bytes.get() as u64,
+                corrupt_blocks: d.corrupt_blocks.get(),
+                ops: [
+                    ("read", d.ops.read.counts()),
+                    ("write", d.ops.write.counts()),
+                    ("fill", d.ops.fill.counts()),
+                    ("journal", d.journal.stats.counts()),
+                    ("checkpoint", d.ops.checkpoint.counts()),
+                ],
+            }
+        };
+        self.disks.borrow().iter().map(row).collect()
     }
 
     /// Write everything to its place. The store must not be used afterwards.

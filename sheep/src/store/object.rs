@@ -8,12 +8,12 @@
 //! Metadata goes to the two slots in turn, each with a counter and a CRC-32C: a torn write leaves the other slot, and the journal has what it lacks.
 //! A slot: magic, format version, counter, ids, versions, epochs, then three bit maps (present, zero, dirty) and one CRC-32C per block.
 
-use std::ops::Range;
 use sheepdog_proto::checksum::crc32c;
 use sheepdog_proto::{
     BLOCK_SHIFT, BLOCK_SIZE, BlockMap, Epoch, LayerId, MAX_OBJECT_SIZE, MIN_OBJECT_SIZE, ObjectId,
     PlacementKey, VdiId, Version,
 };
+use std::ops::Range;
 use zerocopy::byteorder::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 

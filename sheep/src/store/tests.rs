@@ -258,3 +258,40 @@ fn a_full_disk_says_so_and_recovers() {
         assert_eq!(store.write(op(200, 0, seq + 1, 0..BLOCKS, Some(1))).await, Ok(WriteOutcome::Done));
     });
 }
+
+#[test]
+fn used_space_is_the_sum_over_all_objects() {
+    local(|| async {
+        let fs = MemoryFs::default();
+        let disks = ["/d".into(), "/e".into()];
+        let store = Store::open(config(&disks), Rc::new(fs.clone())).await.expect("opens");
+        let same = |store: &Store, what: &str| {
+            let listed: u64 =
+                store.list(None, 100).iter().map(|r| (r.data_blocks as u64) << BLOCK_SHIFT).sum();
+            let told: u64 = store.disk_stats().iter().map(|d| d.used).sum();
+            assert_eq!(told, listed, "{what}");
+            assert_eq!(told, store.disks().iter().map(|d| d.used).sum::<u64>());
+            told
+        };
+        for i in 0..10 {
+            store.write(op(i, 0, u64::from(i) + 1, 0..8, Some(5))).await.expect("writes");
+        }
+        assert_eq!(same(&store, "written"), 10 * 8 * 4096);
+        store.write(op(0, 1, 11, 2..4, Some(6))).await.expect("overwrites");
+        store.write(op(1, 2, 12, 2..4, None)).await.expect("zeroes");
+        assert_eq!(same(&store, "overwritten"), (10 * 8 - 2) * 4096);
+        store.remove(ObjectId::data(LayerId(1), 3)).await.expect("removes");
+        same(&store, "removed");
+        drop(store);
+        let store = Store::open(config(&disks), Rc::new(fs.clone())).await.expect("opens after a crash");
+        assert_eq!(same(&store, "replayed"), (9 * 8 - 2) * 4096);
+        store.close().await.expect("closes");
+        let store = Store::open(config(&disks), Rc::new(fs)).await.expect("opens");
+        assert_eq!(same(&store, "scanned"), (9 * 8 - 2) * 4096);
+        let counted: u64 = store.disk_stats().iter().map(|d| d.ops[0].1.count).sum();
+        assert_eq!(counted, 0, "nothing was read yet");
+        store.read(&[LayerId(1)], key(0), 0..8).await.expect("reads");
+        let read: u64 = store.disk_stats().iter().map(|d| d.ops[0].1.bytes).sum();
+        assert_eq!(read, 8 * 4096);
+    });
+}

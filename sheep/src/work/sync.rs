@@ -229,6 +229,10 @@ impl Sync {
     pub fn progress(&self) -> Progress {
         self.progress.get()
     }
+    /// Objects with damaged blocks that wait for another copy.
+    pub fn damaged(&self) -> usize {
+        self.heal.borrow().len()
+    }
     /// Objects still missing, and why nothing happens if nothing does.
     pub fn state(&self) -> (usize, Option<String>) {
         (self.missing.borrow().len(), self.blocked.borrow().clone())

@@ -38,7 +38,7 @@ pub async fn check(world: &Rc<World>) -> Vec<String> {
                         .call(j, |ctx| async move {
                             let r = &ctx.node.replica;
                             let stats = r.store.as_ref().map(|s| s.stats());
-                            format!("{:?} {stats:?} {:?}", r.links.describe(), r.sync.state())
+                            format!("{:?} {stats:?} {:?}", r.links.rows(), r.sync.state())
                         })
                         .await;
                     text += &format!("\n    node {}: {d:?}", j + 1);

@@ -219,6 +219,7 @@ async fn process(node: Rc<Node>, incarnation: u64, mut jobs: mpsc::UnboundedRece
     let Plane { replica, gateway, table, server } = plane;
     let mut links = node.net.listen(me);
     let data = DataNode {
+        server: server.clone(),
         control,
         replica,
         gateway,

@@ -59,7 +59,7 @@ impl Command {
 }
 
 pub use recovery::settings as recovery_settings;
-pub use stat::{mean, rate};
+pub use stat::{mean, per_second, since};
 
 /// First digits of a node's id: what people type.
 pub fn short(id: &str) -> String {

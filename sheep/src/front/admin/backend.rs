@@ -316,7 +316,7 @@ pub trait AdminBackend: Send + Sync {
     /// Standing in the control plane.
     fn standing(&self) -> Standing;
     /// What is wrong with this process, in words; empty: it serves.
-    fn complaints(&self) -> Vec<String>;
+    fn complaints(&self) -> SendFut<'_, Vec<String>>;
     /// Values of `Format` that come from this sheep's options (timing, copies), with a new cluster id.
     fn format_template(&self) -> Format;
     /// Make a cluster of this sheep, and take in those that wait.

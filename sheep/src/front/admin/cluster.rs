@@ -4,8 +4,9 @@ use super::convert::{self, redundancy_in, redundancy_out};
 use super::service::{Admin, Answers, Sink, usage};
 use sheepdog_client::pb::cluster_service_server::ClusterService;
 use sheepdog_client::pb::*;
-use sheepdog_client::{Error, ErrorKind};
+use sheepdog_client::{Client, Error, ErrorKind};
 use sheepdog_cluster::{Command, NodeState};
+use sheepdog_proto::NodeId;
 use std::sync::Arc;
 use std::time::Duration;
 use tonic::{Request, Response, Status};
@@ -14,17 +15,54 @@ type Reply1<T> = Result<Response<T>, Status>;
 
 /// How long `format` waits for sheep to join.
 const JOIN: Duration = Duration::from_secs(20);
+/// How long another sheep may take to tell how it is.
+const ANSWER: Duration = Duration::from_secs(2);
+/// Complaints of one answer.
+const MAX_COMPLAINTS: usize = 100;
 /// Epochs of one answer.
 const MAX_HISTORY: usize = 1_000;
 
 impl Admin {
+    /// What is wrong with this sheep and with the others that are up, each in its own words.
+    async fn complaints(&self) -> Vec<String> {
+        let mut out: Vec<String> = Vec::new();
+        let mut tell = |node: NodeId, why: &str| out.push(format!("node {}: {why}", node.short()));
+        self.backend.complaints().await.iter().for_each(|c| tell(self.me(), c));
+        let ask = |c: Client| async move {
+            let asked = c.health(HealthRequest {});
+            tokio::time::timeout(ANSWER, asked)
+                .await
+                .unwrap_or_else(|_| Err(Error::new(ErrorKind::Cluster, format!("no answer in {ANSWER:?}"))))
+        };
+        for (node, answer) in self.peers.each(self.others_up(), ask).await {
+            match answer {
+                Ok(health) => health.reasons.iter().for_each(|r| tell(node.id, r)),
+                Err(e) => tell(node.id, &format!("its client port does not answer: {}", e.message)),
+            }
+        }
+        out.truncate(MAX_COMPLAINTS);
+        out
+    }
+
+    /// With what the nodes complain of.
+    async fn cluster_health(&self, history: usize) -> ClusterInfo {
+        let mut info = self.cluster_info(history);
+        if info.status() == cluster_info::Status::WaitingForFormat {
+            return info;
+        }
+        let complaints = self.complaints().await;
+        if !complaints.is_empty() && info.status() == cluster_info::Status::Ok {
+            info.set_status(cluster_info::Status::Degraded);
+        }
+        info.reasons.extend(complaints);
+        info
+    }
+
     fn cluster_info(&self, history: usize) -> ClusterInfo {
         let standing = self.backend.standing();
         let answered_by = self.me().to_string();
-        let complaints = self.backend.complaints();
         self.control().read(|s| {
-            let (status, mut reasons) = convert::condition(s);
-            reasons.extend(complaints);
+            let (status, reasons) = convert::condition(s);
             let holders = || s.nodes.values().filter(|n| n.state != NodeState::Out);
             let mut info = ClusterInfo {
                 status: status.into(),
@@ -149,7 +187,7 @@ fn done() -> Reply1<Done> {
 #[tonic::async_trait]
 impl ClusterService for Clusters {
     async fn info(&self, r: Request<ClusterInfoRequest>) -> Reply1<ClusterInfo> {
-        Ok(Response::new(self.0.cluster_info(r.get_ref().history as usize)))
+        Ok(Response::new(self.0.cluster_health(r.get_ref().history as usize).await))
     }
     async fn format(&self, r: Request<FormatRequest>) -> Reply1<ClusterInfo> {
         self.0.format(r.into_inner()).await?;

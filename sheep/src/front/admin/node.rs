@@ -325,14 +325,8 @@ impl Admin {
         Ok(())
     }
 
-    pub(super) fn health(&self) -> HealthReply {
-        let mut reasons = self.backend.complaints();
-        let control = self.control();
-        if control.read(|s| s.format.is_none()) {
-            reasons.push("waiting for format: run `dog cluster format` on one of the sheep".into());
-        } else if !control.lease_valid() {
-            reasons.push("no lease: the majority of voters is out of reach, I/O waits".into());
-        }
+    async fn health(&self) -> HealthReply {
+        let reasons = self.backend.complaints().await;
         HealthReply { serving: reasons.is_empty(), reasons }
     }
 }
@@ -417,6 +411,6 @@ impl NodeService for Nodes {
         done()
     }
     async fn health(&self, _: Request<HealthRequest>) -> Reply1<HealthReply> {
-        Ok(Response::new(self.0.health()))
+        Ok(Response::new(self.0.health().await))
     }
 }

@@ -1,5 +1,7 @@
 //! Who is connected, and what each export has done: plain cells of the data thread, read by whoever exports metrics.
 
+use crate::observe::cells::add;
+pub use crate::observe::cells::{LATENCY_BUCKETS, OpStats};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -9,9 +11,6 @@ use tokio::task::AbortHandle;
 
 /// Exports whose counters are kept after the last client left. Beyond it, idle ones are forgotten.
 const MAX_IDLE_EXPORTS: usize = 4096;
-/// Latency buckets: bucket `i` counts requests that took less than `2^i` microseconds; the last one takes the rest.
-pub const LATENCY_BUCKETS: usize = 26;
-
 /// Kinds of requests that are counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Op {
@@ -50,25 +49,6 @@ impl Op {
     }
 }
 
-/// Counters of one kind of request.
-#[derive(Debug, Default)]
-pub struct OpStats {
-    /// Finished, also with an error.
-    pub count: Cell<u64>,
-    /// Bytes asked for.
-    pub bytes: Cell<u64>,
-    /// Finished with an error.
-    pub errors: Cell<u64>,
-    /// Sum of latencies.
-    pub nanos: Cell<u64>,
-    /// Histogram, see `LATENCY_BUCKETS`.
-    pub latency: [Cell<u64>; LATENCY_BUCKETS],
-}
-
-fn add(cell: &Cell<u64>, n: u64) {
-    cell.set(cell.get().wrapping_add(n));
-}
-
 /// Counters of one export.
 #[derive(Debug, Default)]
 pub struct ExportStats {
@@ -86,14 +66,7 @@ impl ExportStats {
     }
 
     pub(super) fn finished(&self, op: Op, bytes: u32, took: Duration, ok: bool) {
-        let s = self.op(op);
-        add(&s.count, 1);
-        add(&s.bytes, u64::from(bytes));
-        add(&s.errors, u64::from(!ok));
-        add(&s.nanos, took.as_nanos() as u64);
-        let micros = took.as_micros() as u64;
-        let bucket = (u64::BITS - micros.leading_zeros()) as usize;
-        add(&s.latency[bucket.min(LATENCY_BUCKETS - 1)], 1);
+        self.op(op).finished(u64::from(bytes), took, ok);
     }
 
     pub(super) fn refuse(&self) {
