@@ -70,6 +70,10 @@ impl RangeLocks {
     pub fn close_gate(&mut self) -> bool {
         !std::mem::replace(&mut self.gated, true)
     }
+    /// Is somebody joining?
+    pub fn is_gated(&self) -> bool {
+        self.gated
+    }
     /// Let writes in again.
     pub fn open_gate(&mut self) {
         self.gated = false;

@@ -22,8 +22,8 @@ const RETRY_FULL: Duration = Duration::from_millis(500);
 enum Copy {
     /// Sent, no answer yet.
     Sent,
-    /// Has it, as a change of this epoch.
-    Acked(Epoch),
+    /// Has it, as a change of this epoch, and said so when this many copies had joined.
+    Acked(Epoch, u64),
     /// Said "not here", when this many copies had joined.
     LeftOut(u64),
     /// To be sent again, in order.
@@ -112,14 +112,20 @@ impl Session {
             tokio::pin!(changed);
             changed.as_mut().enable();
             let mut request = None;
-            let (mut resolved, mut acked, mut waits_for_turn) = (true, 0, false);
+            // While a copy joins nothing is finished: what it has said about this step may not hold afterwards.
+            let (mut resolved, mut acked, mut waits_for_turn) =
+                (!step.object.locks.borrow().is_gated(), 0, false);
             for node in acting.all() {
                 let Some(view) = map.nodes.get(&node).filter(|v| v.is_up()) else { continue };
                 let send = match round.get(node) {
-                    Some(Copy::Acked(_)) => {
+                    Some(Copy::Acked(epoch, joins))
+                        if view.up_since <= epoch && joins == step.object.joins.get() =>
+                    {
                         acked += 1;
                         false
                     }
+                    // It was away since then, or a copy was made equal to another: to one without this step, perhaps.
+                    Some(Copy::Acked(..)) => true,
                     Some(Copy::Sent) => {
                         resolved = false;
                         false
@@ -173,12 +179,12 @@ impl Session {
     /// A copy that has the step as a change of an epoch before the one in which a holder that lacks it was last complete has to note a later
     /// one: the holder will ask only for what changed since. `true`: some are asked again.
     fn stamp_again(&self, round: &mut Round<'_>, map: &NodeMap, acting: &Acting) -> bool {
-        let lacks = |n: &NodeId| !matches!(round.get(*n), Some(Copy::Acked(_)));
+        let lacks = |n: &NodeId| !matches!(round.get(*n), Some(Copy::Acked(..)));
         let since = acting.all().filter(lacks).filter_map(|n| map.nodes.get(&n)).map(|v| v.synced).max();
         let Some(since) = since else { return false };
         let mut again = false;
         for (_, copy) in &mut round.copies {
-            if matches!(copy, Copy::Acked(epoch) if *epoch < since) {
+            if matches!(copy, Copy::Acked(epoch, _) if *epoch < since) {
                 *copy = Copy::Again;
                 again = true;
             }
@@ -211,7 +217,7 @@ impl Session {
                 Copy::Again
             }
             Ok(reply) => match reply.status {
-                Status::Ok => Copy::Acked(reply.epoch),
+                Status::Ok => Copy::Acked(reply.epoch, step.object.joins.get()),
                 Status::NotHere => Copy::LeftOut(step.object.joins.get()),
                 Status::Behind => Copy::Gap,
                 Status::StaleEpoch => {
@@ -251,7 +257,7 @@ impl Session {
     /// again in turn is enough), or when its copy really is behind (then it adopts one that has this step).
     async fn repair(&self, step: &Step, node: NodeId, round: &mut Round<'_>) {
         let acting: Vec<NodeId> = round.copies.iter().map(|(n, _)| *n).collect();
-        let has_it = acting.iter().any(|n| matches!(round.get(*n), Some(Copy::Acked(_))));
+        let has_it = acting.iter().any(|n| matches!(round.get(*n), Some(Copy::Acked(..))));
         let stat = crate::work::sync::stat(&self.replica, node, step.oid, self.family).await;
         if stat.is_ok_and(|s| s.version == step.prev || s.version >= step.version) || !has_it {
             round.set(node, Copy::Again);
