@@ -2,10 +2,13 @@
 # Installs what building and testing Sheepdog needs on Debian or Ubuntu, and says so. Does nothing where everything is there.
 set -euo pipefail
 
-packages=(build-essential pkg-config curl ca-certificates git qemu-utils libnbd-bin nbd-client fio e2fsprogs iproute2 gdisk
-    qemu-system-x86 debootstrap)
-programs=(cc pkg-config curl git qemu-img qemu-io nbdcopy nbdinfo nbd-client fio mkfs.ext4 debugfs ip
-    qemu-system-x86_64 debootstrap)
+packages=(build-essential pkg-config curl ca-certificates git qemu-utils libnbd-bin nbd-client fio e2fsprogs iproute2 gdisk)
+programs=(cc pkg-config curl git qemu-img qemu-io nbdcopy nbdinfo nbd-client fio mkfs.ext4 debugfs ip)
+# With --e2e also what `cargo xtask e2e boot` needs.
+if [ "${1:-}" = --e2e ]; then
+    packages+=(qemu-system-x86 debootstrap)
+    programs+=(qemu-system-x86_64 debootstrap)
+fi
 sudo=""
 [ "$(id -u)" = 0 ] || sudo="sudo"
 

@@ -1,5 +1,7 @@
 //! With credentials: nobody gets in without the right ones, and the messages say which.
 
+#![allow(clippy::unwrap_used)]
+
 mod harness;
 
 use harness::{Sheep, dog_with, free_port, until};

@@ -1,5 +1,7 @@
 //! dog against one real daemon.
 
+#![allow(clippy::unwrap_used)]
+
 mod harness;
 
 use harness::{Sheep, free_port};

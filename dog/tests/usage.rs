@@ -1,5 +1,7 @@
 //! What dog says without a cluster: usage errors, help, credentials, explanations.
 
+#![allow(clippy::unwrap_used)]
+
 mod harness;
 
 use harness::{dog_with, free_port};

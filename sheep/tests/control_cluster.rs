@@ -1,5 +1,7 @@
 //! Several control planes on loopback: format, join, failure, restart. Every wait is for a condition.
 
+#![allow(clippy::unwrap_used)]
+
 use sheep::control::Control;
 use sheep::control::plane::{ControlConfig, ControlPlane, ControlStatus, Network};
 use sheep::transport::{PeerListener, PeerTls};
@@ -313,9 +315,9 @@ async fn all_move_to_other_ports_at_once() {
     }
     sheep[0].restart().await;
     let seeds = vec![format!("127.0.0.1:{}", sheep[0].port)];
-    for i in 1..3 {
-        sheep[i].seeds = seeds.clone();
-        sheep[i].restart().await;
+    for s in &mut sheep[1..] {
+        s.seeds = seeds.clone();
+        s.restart().await;
     }
     healthy(&sheep, 3).await;
     stop_all(sheep).await;

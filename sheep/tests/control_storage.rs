@@ -1,5 +1,7 @@
 //! openraft's own storage conformance suite over our log store and state machine, and what it does not ask: durability.
 
+#![allow(clippy::unwrap_used)]
+
 use openraft::storage::{RaftLogStorage, RaftLogStorageExt};
 use openraft::testing::log::{StoreBuilder, Suite};
 use openraft::testing::{blank_ent, log_id};

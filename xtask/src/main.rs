@@ -1,6 +1,7 @@
 //! Chores of this repository: `cargo xtask ...`. One file per subcommand.
 
 mod e2e;
+mod sim;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -17,10 +18,13 @@ struct Cli {
 enum Command {
     /// Build everything and run scenarios with real components
     E2e(e2e::Args),
+    /// Run the seeded simulation
+    Sim(sim::Args),
 }
 
 fn main() -> Result<()> {
     match Cli::parse().command {
         Command::E2e(args) => e2e::run(&args),
+        Command::Sim(args) => sim::run(&args),
     }
 }

@@ -1,6 +1,6 @@
 //! Runs `dog` and real daemons. A daemon is this test program started again as `harness::daemon`, so that it can be stopped and killed alone.
 
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used)]
 
 use std::io::Write;
 use std::net::TcpListener;

@@ -30,7 +30,8 @@ pub async fn run(world: &Rc<World>, seconds: u64) {
                 for x in &world.nodes {
                     x.kill(true).await;
                 }
-                for x in w.nodes.iter().cloned() {
+                for x in &w.nodes {
+                    let x = x.clone();
                     let pause = Duration::from_millis(rng.random_range(100..8_000));
                     later(pause, move || x.start(), async {}).await;
                 }

@@ -36,6 +36,8 @@ pub struct World {
     pub seed: u64,
     /// Rule 6 to the letter.
     pub strict: bool,
+    /// How many clients there are.
+    pub clients: Cell<u64>,
     /// Network.
     pub net: Rc<Net>,
     /// Control log.
@@ -98,6 +100,7 @@ impl World {
         Rc::new(Self {
             seed,
             strict,
+            clients: Cell::new(1),
             net,
             authority,
             nodes,

@@ -1,0 +1,36 @@
+//! The simulator finds what is planted, and a seed is a run.
+
+use sheep::planted::Bug;
+use sheepdog_sim::{Options, Report, run};
+
+fn first_finding(bug: Bug) -> (u64, Report) {
+    let mut found =
+        (1..=60).map(|seed| (seed, run(Options { seed, bug: Some(bug), seconds: 60, strict: false })));
+    found
+        .find(|(_, r)| !r.violations.is_empty())
+        .unwrap_or_else(|| panic!("{bug:?} was not found in 60 seeds"))
+}
+
+#[test]
+fn a_skipped_fence_is_found() {
+    first_finding(Bug::SkippedFence);
+}
+
+#[test]
+fn a_read_from_a_stale_copy_is_found() {
+    first_finding(Bug::StaleRead);
+}
+
+#[test]
+fn an_acknowledgement_before_the_journal_is_found() {
+    first_finding(Bug::AckBeforeJournal);
+}
+
+#[test]
+fn the_same_seed_is_the_same_run() {
+    let once = |seed| run(Options { seed, bug: None, seconds: 20, strict: false });
+    for seed in [3, 5, 7] {
+        let (a, b) = (once(seed), once(seed));
+        assert_eq!((a.fingerprint, a.operations), (b.fingerprint, b.operations), "seed {seed}");
+    }
+}
