@@ -107,7 +107,7 @@ impl NodeMap {
     }
 
     /// The same for one object of which no copy vouches for itself: may the longest of those that are up be taken for the truth? `known` is the
-    /// latest epoch at which any of their holders was complete.
+    /// latest epoch as of which one of them is right.
     pub fn unknowable_object(
         &self,
         key: PlacementKey,
@@ -117,6 +117,18 @@ impl NodeMap {
         let width = redundancy.width();
         let holds = |n: &NodeId| self.rings.iter().any(|(_, r)| r.targets(key, width).contains(n));
         self.away.iter().find(|(n, until)| **until > known && holds(n)).map(|(n, _)| *n)
+    }
+
+    /// The latest epoch at which a node had everything at `key`; 0 when it is not known to have had it at all: what a ring gave to it after it was
+    /// last complete it has never seen.
+    pub fn complete_at(&self, node: NodeId, key: PlacementKey, redundancy: Redundancy) -> Epoch {
+        let Some(view) = self.nodes.get(&node) else { return Epoch(0) };
+        let held = self
+            .rings
+            .iter()
+            .filter(|(e, _)| *e <= view.synced)
+            .any(|(_, r)| r.targets(key, redundancy.width()).contains(&node));
+        if held { view.synced } else { Epoch(0) }
     }
 
     /// The ring that was current at an epoch; `None` when that is no longer known.

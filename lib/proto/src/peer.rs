@@ -336,7 +336,7 @@ impl WriteRequest {
 pub enum Status {
     /// Done; a write is durable.
     Ok = 0,
-    /// The object is not at `prev`: `version` says where it is.
+    /// The object is not at `prev`: `version` says where it is. Of a copy: it is half filled, so that it is neither what it was nor what it is to be.
     Behind = 1,
     /// This replica is not complete and does not have the object (yet): leave it out.
     NotHere = 2,
@@ -670,6 +670,8 @@ pub enum Request {
         generation: Generation,
         /// Sequence.
         seq: u64,
+        /// Position the answerer must have reached.
+        control_index: ControlIndex,
     },
     /// Where are these objects?
     Stat {

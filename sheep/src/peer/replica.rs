@@ -67,6 +67,13 @@ impl Replica {
         map.nodes.get(&self.control.me()).is_some_and(|n| n.synced >= map.epoch)
     }
 
+    /// Tell the store whether this node is complete, before a watermark reaches it.
+    pub(crate) fn note_standing(&self) {
+        if let Some(store) = &self.store {
+            store.keep_old_tails(!self.is_synced());
+        }
+    }
+
     fn check_write(&self, req: &WriteRequest) -> Result<(), (Status, Epoch)> {
         let map = self.admit(req.epoch)?;
         let status = self.control.read(|s| {
@@ -96,6 +103,7 @@ impl Replica {
             if self.sync.is_filling(req.oid) {
                 return Err((Status::Behind, req.epoch));
             }
+            self.note_standing();
             Ok(store.write(WriteOp {
                 oid: req.oid,
                 key: req.key(),
@@ -228,8 +236,11 @@ impl Replica {
             Request::Fence { vdi, generation, control_index } => {
                 (self.fence(vdi, generation, control_index).await, none)
             }
-            Request::Watermark { vdi, generation, seq } => {
-                if let Some(store) = &self.store {
+            Request::Watermark { vdi, generation, seq, control_index } => {
+                if let Some(store) = &self.store
+                    && self.catch_up(control_index).await
+                {
+                    self.note_standing();
                     store.set_watermark(vdi, generation, seq);
                 }
                 (Response::Done, none)
@@ -317,6 +328,9 @@ impl Replica {
                 // Of this object only: what is missing at other layers does not matter here.
                 let whole = info.as_ref().is_none_or(|i| !i.filling) && !self.sync.lacks(oid);
                 let clean = whole && self.knows(&map, key);
+                if info.as_ref().is_some_and(|i| i.filling) {
+                    return fail(Status::Behind);
+                }
                 ObjectStat { status: if clean { Status::Ok } else { Status::NotHere }, version, epoch }
             }
         }

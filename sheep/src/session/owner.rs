@@ -222,10 +222,12 @@ impl Session {
             return;
         }
         if let Some(store) = &self.replica.store {
+            self.replica.note_standing();
             store.set_watermark(self.vdi, self.generation, seq);
         }
         let map = self.control.map();
-        let request = Request::Watermark { vdi: self.vdi, generation: self.generation, seq };
+        let control_index = self.control.applied().index;
+        let request = Request::Watermark { vdi: self.vdi, generation: self.generation, seq, control_index };
         for (n, _) in map.nodes.iter().filter(|(n, v)| **n != self.control.me() && v.is_up()) {
             let link = self.replica.links.to(*n);
             let request = request.clone();

@@ -92,6 +92,8 @@ pub(super) struct Disk {
     pub(super) objects: RefCell<BTreeMap<ObjectId, Rc<Obj>>>,
     pub(super) by_key: RefCell<BTreeSet<(PlacementKey, LayerId)>>,
     tails: RefCell<BTreeMap<VdiId, Tails>>,
+    /// Entries of ended sessions stay, whatever the watermark says: see `Store::keep_old_tails`.
+    pub(super) keep_old_tails: Cell<bool>,
     pub(super) dirty: RefCell<BTreeSet<ObjectId>>,
     /// Object files to be unlinked at the next checkpoint.
     pub(super) unlink: RefCell<BTreeSet<ObjectId>>,
@@ -145,6 +147,7 @@ impl Disk {
             objects: RefCell::default(),
             by_key: RefCell::default(),
             tails: RefCell::default(),
+            keep_old_tails: Cell::new(true),
             dirty: RefCell::default(),
             unlink: RefCell::default(),
             fresh_bytes: Cell::new(0),
@@ -627,7 +630,9 @@ impl Disk {
         let t = tails.entry(vdi).or_default();
         if mark > t.mark {
             t.mark = mark;
-            t.entries.retain(|e| e.version > mark);
+            let keep = self.keep_old_tails.get();
+            t.entries
+                .retain(|e| e.version > mark || (keep && e.version.generation < mark.generation));
         }
     }
 

@@ -299,6 +299,14 @@ impl Store {
         }
     }
 
+    /// While this node is not complete, what it has of ended sessions may differ from the other copies in ways that only it knows: it was not there when
+    /// the session was taken over. So these entries stay until the objects are filled, or until the node is complete.
+    pub fn keep_old_tails(&self, keep: bool) {
+        for d in self.disks.borrow().iter() {
+            d.keep_old_tails.set(keep);
+        }
+    }
+
     /// Put contents into an object outside its log and mark it as being filled; makes it if need be.
     pub async fn fill(
         &self,

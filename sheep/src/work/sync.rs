@@ -549,32 +549,36 @@ pub async fn choose_source(
 ) -> Result<Option<NodeId>, String> {
     let map = r.control.map();
     let redundancy = r.redundancy(family).ok_or("the volume was deleted")?;
-    // A copy is right as of the epoch at which its node was last complete, or of its own last change: the latest of them, then the longest, is the truth.
+    // A copy is right as of the epoch at which its node last had everything here, or of its own last change: the latest of them, then the longest, is the truth.
+    let key = PlacementKey { family, index: oid.index() };
     let mut best: Option<(Epoch, Version, bool, NodeId)> = None;
-    let mut known = Epoch(0);
     for n in acting {
-        let Some(view) = map.nodes.get(n).filter(|v| v.is_up()) else { continue };
+        if !map.nodes.get(n).is_some_and(|v| v.is_up()) {
+            continue;
+        }
         let stat = stat(r, *n, oid, family).await?;
         match stat.status {
             Status::Ok if *n != node => return Ok(Some(*n)),
             Status::Ok | Status::NotHere => {
-                known = known.max(view.synced);
-                let this = (stat.epoch.max(view.synced), stat.version, *n == node, *n);
+                let right = stat.epoch.max(map.complete_at(*n, key, redundancy));
+                let this = (right, stat.version, *n == node, *n);
                 if best.is_none_or(|b| (b.0, b.1, b.2) < (this.0, this.1, this.2)) {
                     best = Some(this);
                 }
             }
+            // Half filled: neither what it was nor what it is to be.
+            Status::Behind => {}
             other => return Err(format!("node {} answers {other:?}", n.short())),
         }
     }
-    let key = PlacementKey { family, index: oid.index() };
+    let Some((known, _, _, source)) = best else { return Err("no copy is whole".into()) };
     if let Some(away) = map.unknowable_object(key, redundancy, known) {
         return Err(format!("node {} is away and may have newer data", away.short()));
     }
     if r.control.map().epoch != map.epoch {
         return Err("the map changed".into());
     }
-    Ok(best.map(|(_, _, _, n)| n).filter(|n| *n != node))
+    Ok(Some(source).filter(|n| *n != node))
 }
 
 /// Ask one node for its version and standing of an object.

@@ -276,6 +276,10 @@ impl ClusterState {
         // What came after asks nothing of it: it has been up since, and the ring has not changed since.
         n.synced = if epoch >= ring && n.up_since <= epoch { current } else { epoch };
         let complete = n.synced == current;
+        if complete {
+            // What it lost is found again, or known to be nowhere.
+            n.lost_at = Epoch(0);
+        }
         self.settle();
         if complete {
             self.event(now, EventLevel::Info, format!("node {} has all its data", id.short()));
