@@ -344,6 +344,7 @@ impl Worker {
             return Err(format!("node {} is away and may have newer data", id.short()));
         }
         let mut wanted: Wanted = BTreeMap::new();
+        tracing::trace!(me = %me.short(), %since, epoch = %map.epoch, was_down, "taking the inventory");
         for (id, _) in map.nodes.iter().filter(|(id, n)| **id != me && n.is_up()) {
             let mut after = None;
             loop {
@@ -557,6 +558,7 @@ pub async fn choose_source(
             continue;
         }
         let stat = stat(r, *n, oid, family).await?;
+        tracing::trace!(me = %r.control.me().short(), %oid, node = %n.short(), ?stat, complete = %map.complete_at(*n, key, redundancy), "candidate");
         match stat.status {
             Status::Ok if *n != node => return Ok(Some(*n)),
             Status::Ok | Status::NotHere => {
