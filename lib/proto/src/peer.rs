@@ -737,6 +737,11 @@ pub enum Request {
         vdi: VdiId,
         /// The gateway's open number: requests of one open are accounted together.
         open: u64,
+        /// Number of this request among those of this sender to this owner, from 1: it is carried out once however often it arrives. 0 for what
+        /// changes nothing.
+        seq: u64,
+        /// The sender has the answers to all numbers below.
+        floor: u64,
         /// What.
         io: Forward,
     },

@@ -59,22 +59,28 @@ impl Replica {
         if !self.catch_up(index).await {
             return Response::Failed(Status::NoLease, "behind the control plane".into());
         }
-        match self.adopt(oid, family, source, blocks).await {
+        match self.adopt(oid, family, source, blocks, true).await {
             Ok(a) => Response::Adopted(a.version),
             Err(e) => Response::Failed(Status::NotHere, e.to_string()),
         }
     }
 
-    /// Make this node's copy equal to the source's.
+    /// Make this node's copy equal to the source's. `held`: the session's owner keeps writes to the object away meanwhile, or sends them again.
     pub async fn adopt(
         self: &Rc<Self>,
         oid: ObjectId,
         family: LayerId,
         source: NodeId,
         hint: Option<Vec<Range<u32>>>,
+        held: bool,
     ) -> Result<Adopted, AdoptError> {
         let store = self.store.clone().ok_or(StoreError::NoDisk)?;
         let _guard = self.sync.begin_fill(oid).await;
+        let mark = self.sync.mark();
+        let resolved = || match held {
+            true => self.sync.resolved(oid),
+            false => self.sync.resolved_as_of(oid, mark),
+        };
         let mut bytes = 0;
         for attempt in 0..ATTEMPTS {
             let Some(head) = self.fetch_head(oid, family, source).await? else {
@@ -82,13 +88,13 @@ impl Replica {
                 if store.info(oid).await?.is_some() {
                     store.remove(oid).await?;
                 }
-                self.sync.resolved(oid);
+                resolved();
                 return Ok(Adopted { version: Version::NONE, bytes });
             };
             let hint = if attempt == 0 { hint.clone() } else { None };
             match self.adopt_head(&store, oid, family, source, &head, hint, attempt > 0).await? {
                 (true, n) => {
-                    self.sync.resolved(oid);
+                    resolved();
                     return Ok(Adopted { version: head.version, bytes: bytes + n });
                 }
                 (false, n) => bytes += n,

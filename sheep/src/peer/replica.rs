@@ -124,7 +124,7 @@ impl Replica {
         });
         let this = self.clone();
         let (oid, key, epoch) = (req.oid, req.key(), req.epoch);
-        let (version, prev) = (req.version, req.prev);
+        let (version, prev, blocks) = (req.version, req.prev, req.blocks.clone());
         async move {
             let reply = |status, version| WriteReply { status, version, epoch };
             let outcome = match started {
@@ -132,7 +132,7 @@ impl Replica {
                 Err((Status::Behind, _)) => Ok(WriteOutcome::Behind { current: Version::NONE }),
                 Err((status, epoch)) => return WriteReply { status, version: Version::NONE, epoch },
             };
-            tracing::trace!(me = %this.control.me().short(), %oid, %version, %prev, %epoch, ?outcome, "step");
+            tracing::trace!(me = %this.control.me().short(), %oid, %version, %prev, %epoch, ?blocks, ?outcome, "step");
             match outcome {
                 Ok(WriteOutcome::Done | WriteOutcome::Duplicate) => reply(Status::Ok, Version::NONE),
                 Ok(WriteOutcome::Behind { current }) => {

@@ -660,7 +660,7 @@ impl Session {
         if node == self.control.me() {
             return self
                 .replica
-                .adopt(oid, self.family, source, blocks)
+                .adopt(oid, self.family, source, blocks, true)
                 .await
                 .map(drop)
                 .map_err(|e| e.to_string());

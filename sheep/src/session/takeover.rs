@@ -138,7 +138,7 @@ impl Session {
         for (node, _) in clean.into_iter().filter(|(_, v)| *v != version) {
             let hint = Some(blocks.to_vec());
             if node == self.control.me() {
-                self.replica.adopt(oid, self.family, winner, hint).await.map_err(|e| e.to_string())?;
+                self.replica.adopt(oid, self.family, winner, hint, true).await.map_err(|e| e.to_string())?;
                 continue;
             }
             let control_index = self.control.applied().index;

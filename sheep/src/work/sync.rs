@@ -33,6 +33,8 @@ const MAX_MISSING: usize = 1 << 20;
 #[derive(Debug, Clone, Copy)]
 struct Missing {
     family: LayerId,
+    /// Counts what was missed: a fill resolves only what was missed before it began.
+    mark: u64,
 }
 
 /// What the inventories of the others name: the object's family and which versions are held where.
@@ -56,6 +58,7 @@ pub struct Sync {
     control: Control,
     missing: RefCell<BTreeMap<ObjectId, Missing>>,
     missing_at: RefCell<HashMap<PlacementKey, u32>>,
+    marks: Cell<u64>,
     heal: RefCell<BTreeMap<ObjectId, Missing>>,
     filling: RefCell<HashMap<ObjectId, Rc<FillSlot>>>,
     /// (synced, epoch) an inventory was completed for.
@@ -102,6 +105,7 @@ impl Sync {
             control,
             missing: RefCell::default(),
             missing_at: RefCell::default(),
+            marks: Cell::new(0),
             heal: RefCell::default(),
             filling: RefCell::default(),
             inventory: Cell::new(None),
@@ -144,7 +148,8 @@ impl Sync {
             self.inventory.set(None);
             return;
         }
-        if missing.insert(oid, Missing { family }).is_none() {
+        self.marks.set(self.marks.get() + 1);
+        if missing.insert(oid, Missing { family, mark: self.marks.get() }).is_none() {
             *self.missing_at.borrow_mut().entry(PlacementKey { family, index: oid.index() }).or_default() +=
                 1;
             let mut p = self.progress.get();
@@ -155,8 +160,19 @@ impl Sync {
     }
     /// Blocks of this object are damaged on disk.
     pub fn corrupt(&self, oid: ObjectId, family: LayerId) {
-        if self.heal.borrow_mut().insert(oid, Missing { family }).is_none() {
+        if self.heal.borrow_mut().insert(oid, Missing { family, mark: 0 }).is_none() {
             self.changed.notify_one();
+        }
+    }
+    /// How much was missed until now.
+    pub fn mark(&self) -> u64 {
+        self.marks.get()
+    }
+    /// The object is equal to what a clean copy was when `mark` was taken. Without an owner that keeps writes away, one may have been refused here since: then it
+    /// is still missing.
+    pub fn resolved_as_of(&self, oid: ObjectId, mark: u64) {
+        if self.missing.borrow().get(&oid).is_none_or(|m| m.mark <= mark) {
+            self.resolved(oid);
         }
     }
     /// The object is equal to a clean copy again.
@@ -464,11 +480,12 @@ impl Worker {
             return self.join(owner, vdi, oid, m.family).await;
         }
         let acting: Vec<NodeId> = acting.all().collect();
+        let mark = r.sync.mark();
         let Some(source) = choose_source(r, oid, m.family, &acting, me).await? else {
-            r.sync.resolved(oid);
+            r.sync.resolved_as_of(oid, mark);
             return Ok(());
         };
-        r.adopt(oid, m.family, source, None).await.map(drop).map_err(|e: AdoptError| e.to_string())
+        r.adopt(oid, m.family, source, None, false).await.map(drop).map_err(|e: AdoptError| e.to_string())
     }
 
     async fn join(&self, owner: NodeId, vdi: VdiId, oid: ObjectId, family: LayerId) -> Result<(), String> {
@@ -523,7 +540,7 @@ impl Worker {
                     continue;
                 }
                 if stat(r, source, oid, m.family).await.is_ok_and(|s| s.status == Status::Ok)
-                    && r.adopt(oid, m.family, source, runs.clone()).await.is_ok()
+                    && r.adopt(oid, m.family, source, runs.clone(), false).await.is_ok()
                 {
                     tracing::warn!(%oid, source = %source.short(), "damaged blocks were healed from another copy");
                     healed = true;
