@@ -631,8 +631,7 @@ impl Disk {
         if mark > t.mark {
             t.mark = mark;
             let keep = self.keep_old_tails.get();
-            t.entries
-                .retain(|e| e.version > mark || (keep && e.version.generation < mark.generation));
+            t.entries.retain(|e| e.version > mark || (keep && e.version.generation < mark.generation));
         }
     }
 

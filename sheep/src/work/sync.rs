@@ -435,15 +435,17 @@ impl Worker {
                     .collect();
                 for (oid, m) in next {
                     busy.insert(oid);
-                    running.push(async move { (oid, self.fill(oid, m).await) });
+                    running.push(async move { (oid, m.family, self.fill(oid, m).await) });
                 }
             }
             match running.next().await {
                 None => return !sync.missing.borrow().is_empty(),
-                Some((oid, result)) => {
+                Some((oid, family, result)) => {
                     busy.remove(&oid);
                     if let Err(why) = result {
                         tracing::debug!(%oid, %why, "fill");
+                        // The contents may be there already, but not all that goes with them.
+                        sync.missed(oid, family);
                         failed.insert(oid);
                     }
                 }
@@ -481,11 +483,18 @@ impl Worker {
         }
         let acting: Vec<NodeId> = acting.all().collect();
         let mark = r.sync.mark();
-        let Some(source) = choose_source(r, oid, m.family, &acting, me).await? else {
-            r.sync.resolved_as_of(oid, mark);
-            return Ok(());
-        };
-        r.adopt(oid, m.family, source, None, false).await.map(drop).map_err(|e: AdoptError| e.to_string())
+        let choice = choose_source(r, oid, m.family, &acting, me).await?;
+        match choice.source {
+            None => {
+                choice.settle(r, oid, me).await?;
+                r.sync.resolved_as_of(oid, mark);
+            }
+            Some(source) => {
+                r.adopt(oid, m.family, source, None, false).await.map_err(|e: AdoptError| e.to_string())?;
+                choice.settle(r, oid, me).await?;
+            }
+        }
+        Ok(())
     }
 
     async fn join(&self, owner: NodeId, vdi: VdiId, oid: ObjectId, family: LayerId) -> Result<(), String> {
@@ -556,15 +565,41 @@ impl Worker {
     }
 }
 
-/// Where `node` gets an object from: a clean copy, or the longest one when nobody is clean and nobody who is away can know better. `None`: its own
-/// is that. An error: it cannot be said now.
+/// Where a node gets an object from.
+#[derive(Debug, Clone, Copy)]
+pub struct Choice {
+    /// `None`: its own copy is the best there is.
+    pub source: Option<NodeId>,
+    /// The epoch in which no copy could vouch for itself, so that it was decided which of them is the truth.
+    decided: Option<Epoch>,
+}
+
+impl Choice {
+    /// A copy that was not known to be on all holders has become the truth: those who are away must be told when they ask what has changed, although nothing was
+    /// written to it since.
+    pub async fn settle(&self, r: &Rc<Replica>, oid: ObjectId, node: NodeId) -> Result<(), String> {
+        let Some(epoch) = self.decided else { return Ok(()) };
+        let request = Request::Stamp { oid, epoch, blocks: Vec::new(), floor: Epoch(0) };
+        let answer = match node == r.control.me() {
+            true => r.handle(request).await.0,
+            false => r.links.to(node).request(&request, Vec::new()).await.map_err(|e| e.to_string())?.0,
+        };
+        match answer {
+            Response::Done => Ok(()),
+            Response::Failed(_, why) => Err(why),
+            _ => Err("unexpected answer".into()),
+        }
+    }
+}
+
+/// A clean copy, or the longest one when nobody is clean and nobody who is away can know better. An error: it cannot be said now.
 pub async fn choose_source(
     r: &Rc<Replica>,
     oid: ObjectId,
     family: LayerId,
     acting: &[NodeId],
     node: NodeId,
-) -> Result<Option<NodeId>, String> {
+) -> Result<Choice, String> {
     let map = r.control.map();
     let redundancy = r.redundancy(family).ok_or("the volume was deleted")?;
     // A copy is right as of the epoch at which its node last had everything here, or of its own last change: the latest of them, then the longest, is the truth.
@@ -577,7 +612,7 @@ pub async fn choose_source(
         let stat = stat(r, *n, oid, family).await?;
         tracing::trace!(me = %r.control.me().short(), %oid, node = %n.short(), ?stat, complete = %map.complete_at(*n, key, redundancy), "candidate");
         match stat.status {
-            Status::Ok if *n != node => return Ok(Some(*n)),
+            Status::Ok if *n != node => return Ok(Choice { source: Some(*n), decided: None }),
             Status::Ok | Status::NotHere => {
                 let right = stat.epoch.max(map.complete_at(*n, key, redundancy));
                 let this = (right, stat.version, *n == node, *n);
@@ -597,7 +632,7 @@ pub async fn choose_source(
     if r.control.map().epoch != map.epoch {
         return Err("the map changed".into());
     }
-    Ok(Some(source).filter(|n| *n != node))
+    Ok(Choice { source: Some(source).filter(|n| *n != node), decided: Some(map.epoch) })
 }
 
 /// Ask one node for its version and standing of an object.
