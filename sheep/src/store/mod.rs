@@ -14,6 +14,7 @@
 mod apply;
 mod disk;
 pub mod fs;
+pub mod index;
 mod journal;
 mod object;
 mod open;
@@ -419,6 +420,17 @@ impl Store {
             }
         }
         self.remove(from).await
+    }
+
+    /// Some object here has a damaged header and is not known to belong anywhere yet: nothing can be called absent.
+    pub fn has_unplaced(&self) -> bool {
+        self.disks.borrow().iter().any(|d| d.unplaced() > 0)
+    }
+    /// An object with a damaged header belongs to this family.
+    pub fn place(&self, oid: ObjectId, family: LayerId) {
+        if let Some((disk, _)) = self.locate(oid) {
+            disk.place(oid, family);
+        }
     }
 
     /// Rows after an object, in order, at most `limit`.
