@@ -380,7 +380,7 @@ impl Store {
         Ok(count)
     }
 
-    /// Move blocks that `from` has and `into` has not into `into`, then remove `from`. Readers of the chain see no difference at any moment.
+    /// Copy blocks that `from` has and `into` has not into `into`. Readers of the chain see no difference at any moment; `from` goes when its layer does.
     pub async fn merge(&self, from: ObjectId, into: ObjectId) -> Result<(), StoreError> {
         const CHUNK: u32 = 256;
         let Some((source, obj)) = self.loaded(from).await? else { return Ok(()) };
@@ -419,7 +419,7 @@ impl Store {
                 }
             }
         }
-        self.remove(from).await
+        Ok(())
     }
 
     /// Some object here has a damaged header and is not known to belong anywhere yet: nothing can be called absent.

@@ -171,6 +171,9 @@ async fn contract(fs: Rc<dyn Fs>, dir: PathBuf) {
     store.merge(ObjectId::data(LayerId(1), 0), upper).await.expect("merges");
     let after = store.read(&[LayerId(2)], key(0), 0..6).await.expect("reads");
     assert_eq!((before.data, before.absent), (after.data, after.absent));
+    // What was merged stays until its layer goes: others may not have merged yet.
+    assert_eq!(store.layers_at(key(0)), [LayerId(1), LayerId(2)]);
+    store.remove_layer(LayerId(1)).await.expect("removes");
     assert_eq!(store.layers_at(key(0)), [LayerId(2)]);
     store.remove_layer(LayerId(2)).await.expect("removes");
     store.close().await.expect("closes");

@@ -177,7 +177,11 @@ impl ClusterState {
             && keeps
             && (&old.addr, &old.zone, old.weight, old.vnodes, old.gateway)
                 == (&node.addr, &node.zone, node.weight, node.vnodes, node.gateway);
+        let lost = node.synced == Epoch(0);
         self.nodes.insert(hello.id, node);
+        if lost {
+            self.forget_merges(hello.id);
+        }
         if same {
             // The process was restarted faster than anybody noticed: its copies are what they were.
             return Ok(Reply::Epoch(self.epoch));
@@ -327,6 +331,7 @@ impl ClusterState {
         n.synced = Epoch(0);
         n.up_since = next;
         n.lost_at = next;
+        self.forget_merges(id);
         let text = format!("disk {} of node {} was retired", disk.short(), id.short());
         self.event(now, EventLevel::Error, text.clone());
         self.membership_changed(now, text, Some(id));
