@@ -43,6 +43,9 @@ struct Args {
     /// Where sheep and dog are. Default: beside this program
     #[arg(long, env = "SHEEPDOG_BIN", value_name = "DIR")]
     bin_dir: Option<PathBuf>,
+    /// Before each visit, wait up to so many seconds until the machine is idle
+    #[arg(long, default_value_t = 10, value_name = "SECONDS")]
+    calm: u64,
     /// Also write every sample, median and bar to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -54,6 +57,8 @@ struct Args {
     keep: bool,
 }
 
+/// CPUs that are busy when the machine counts as idle.
+const IDLE: f64 = 0.3;
 /// CPUs that others may keep busy during a run before it is repeated.
 const NOISE: f64 = 0.7;
 /// Times a noisy run is repeated; the quietest one counts.
@@ -131,7 +136,7 @@ fn measure(args: &Args, lab: &Lab) -> Result<Results> {
             }
             for s in taking_part {
                 let what = format!("round {} {} {}", round + 1, case.name(), s.kind.name());
-                let sample = visit(lab, case, s, args.seconds).context(what.clone())?;
+                let sample = visit(lab, case, s, args).context(what.clone())?;
                 println!("{what}: {}", report::brief(case, &sample));
                 results.add(case, s.kind, sample);
             }
@@ -145,14 +150,15 @@ fn measure(args: &Args, lab: &Lab) -> Result<Results> {
 }
 
 /// Measure one case on one system; again when the machine was busy with something else.
-fn visit(lab: &Lab, case: Case, s: &mut System, seconds: u64) -> Result<Sample> {
+fn visit(lab: &Lab, case: Case, s: &mut System, args: &Args) -> Result<Sample> {
     let mut best: Option<Sample> = None;
     for _ in 0..=REPEATS {
         s.alive()?;
         rustix::fs::sync();
+        calm_down(Duration::from_secs(args.calm))?;
         fio::run(lab, case, s, WARM_UP)?;
         let before = usage::snapshot(&s.pids())?;
-        let run = fio::run(lab, case, s, Duration::from_secs(seconds))?;
+        let run = fio::run(lab, case, s, Duration::from_secs(args.seconds))?;
         let spent = usage::snapshot(&s.pids())?.since(&before);
         let sample = Sample::new(&run, &spent, s.has_server());
         if best.as_ref().is_none_or(|b| sample.others_busy < b.others_busy) {
@@ -163,6 +169,20 @@ fn visit(lab: &Lab, case: Case, s: &mut System, seconds: u64) -> Result<Sample> 
         }
     }
     best.context("no sample")
+}
+
+/// Wait for an idle machine, but not for ever.
+fn calm_down(limit: Duration) -> Result<()> {
+    let deadline = Instant::now() + limit;
+    while Instant::now() < deadline {
+        let before = usage::snapshot(&[])?;
+        std::thread::sleep(Duration::from_millis(300));
+        let spent = usage::snapshot(&[])?.since(&before);
+        if spent.machine / spent.wall <= IDLE {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// A path as a string; only ever one that this program made.
