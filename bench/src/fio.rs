@@ -22,8 +22,6 @@ pub struct Run {
     pub bytes_per_s: f64,
     pub p50_us: f64,
     pub p99_us: f64,
-    /// CPU time of fio itself, in seconds.
-    pub cpu_s: f64,
 }
 
 /// Measure one case for a time.
@@ -76,10 +74,6 @@ struct Job {
     error: i64,
     read: Side,
     write: Side,
-    usr_cpu: f64,
-    sys_cpu: f64,
-    /// Milliseconds.
-    job_runtime: f64,
 }
 #[derive(Deserialize)]
 struct Side {
@@ -116,7 +110,6 @@ fn parse(said: &str, writes: bool) -> Result<Run> {
         bytes_per_s: side.bw_bytes,
         p50_us: percentile("50.000000")?,
         p99_us: percentile("99.000000")?,
-        cpu_s: (job.usr_cpu + job.sys_cpu) / 100.0 * job.job_runtime / 1000.0,
     })
 }
 
@@ -134,7 +127,6 @@ mod tests {
         assert_eq!(run.bytes_per_s, 1_254_371_289.0);
         assert_eq!(run.p50_us, 5341.184);
         assert_eq!(run.p99_us, 43253.76);
-        assert!((run.cpu_s - 0.058).abs() < 1e-6, "{}", run.cpu_s);
     }
 
     #[test]

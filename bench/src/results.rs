@@ -23,14 +23,14 @@ pub struct Sample {
 impl Sample {
     pub fn new(run: &Run, spent: &Spent, has_server: bool) -> Self {
         let thousands = run.ios as f64 / 1000.0;
-        let others = (spent.machine - spent.servers - run.cpu_s) / spent.wall;
+        let others = (spent.machine - spent.servers - spent.children) / spent.wall;
         Self {
             iops: run.iops,
             bytes_per_s: run.bytes_per_s,
             p50_us: run.p50_us,
             p99_us: run.p99_us,
             server_cpu: has_server.then_some(spent.servers / thousands),
-            client_cpu: run.cpu_s / thousands,
+            client_cpu: spent.children / thousands,
             others_busy: others.max(0.0),
         }
     }
@@ -212,15 +212,8 @@ mod tests {
 
     #[test]
     fn a_sample_counts_per_thousand_requests() {
-        let run = Run {
-            ios: 50_000,
-            iops: 10_000.0,
-            bytes_per_s: 4.096e7,
-            p50_us: 90.0,
-            p99_us: 300.0,
-            cpu_s: 1.0,
-        };
-        let spent = Spent { wall: 5.0, servers: 2.0, machine: 4.0 };
+        let run = Run { ios: 50_000, iops: 10_000.0, bytes_per_s: 4.096e7, p50_us: 90.0, p99_us: 300.0 };
+        let spent = Spent { wall: 5.0, servers: 2.0, children: 1.0, machine: 4.0 };
         let s = Sample::new(&run, &spent, true);
         assert_eq!((s.server_cpu, s.client_cpu), (Some(0.04), 0.02));
         assert!((s.others_busy - 0.2).abs() < 1e-9);
