@@ -155,7 +155,7 @@ fn visit(lab: &Lab, case: Case, s: &mut System, args: &Args) -> Result<Sample> {
     for _ in 0..=REPEATS {
         s.alive()?;
         rustix::fs::sync();
-        calm_down(Duration::from_secs(args.calm))?;
+        let calm = calm_down(Duration::from_secs(args.calm))?;
         fio::run(lab, case, s, WARM_UP)?;
         let before = usage::snapshot(&s.pids())?;
         let run = fio::run(lab, case, s, Duration::from_secs(args.seconds))?;
@@ -164,25 +164,26 @@ fn visit(lab: &Lab, case: Case, s: &mut System, args: &Args) -> Result<Sample> {
         if best.as_ref().is_none_or(|b| sample.others_busy < b.others_busy) {
             best = Some(sample);
         }
-        if best.as_ref().is_some_and(|b| b.others_busy <= NOISE) {
+        // Where it is never calm, once more would be no better.
+        if !calm || best.as_ref().is_some_and(|b| b.others_busy <= NOISE) {
             break;
         }
     }
     best.context("no sample")
 }
 
-/// Wait for an idle machine, but not for ever.
-fn calm_down(limit: Duration) -> Result<()> {
+/// Wait for an idle machine, but not for ever. Is it idle?
+fn calm_down(limit: Duration) -> Result<bool> {
     let deadline = Instant::now() + limit;
     while Instant::now() < deadline {
         let before = usage::snapshot(&[])?;
         std::thread::sleep(Duration::from_millis(300));
         let spent = usage::snapshot(&[])?.since(&before);
         if spent.machine / spent.wall <= IDLE {
-            break;
+            return Ok(true);
         }
     }
-    Ok(())
+    Ok(false)
 }
 
 /// A path as a string; only ever one that this program made.
