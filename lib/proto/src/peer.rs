@@ -8,8 +8,8 @@
 
 use crate::checksum::{crc32c, crc32c_parts};
 use crate::{
-    BlockMap, ClusterId, ControlIndex, Epoch, Generation, LayerId, MAX_META, MAX_OBJECT_BLOCKS, MAX_OBJECT_SIZE,
-    MAX_PAYLOAD, MIN_OBJECT_SIZE, NodeId, ObjectId, PlacementKey, VdiId, Version,
+    BlockMap, ClusterId, ControlIndex, Epoch, Generation, LayerId, MAX_META, MAX_OBJECT_BLOCKS,
+    MAX_OBJECT_SIZE, MAX_PAYLOAD, MIN_OBJECT_SIZE, NodeId, ObjectId, PlacementKey, VdiId, Version,
 };
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};

@@ -10,8 +10,8 @@ use sheepdog_proto::peer::{
     WriteReply, WriteRequest, decode, encode,
 };
 use sheepdog_proto::{
-    BLOCK_SHIFT, BLOCK_SIZE, BlockMap, ClusterId, ControlIndex, DiskId, Epoch, Generation, LayerId,
-    MAX_META, MAX_OBJECT_BLOCKS, MAX_PAYLOAD, NodeId, ObjectId, PlacementKey, VdiId, Version,
+    BLOCK_SHIFT, BLOCK_SIZE, BlockMap, ClusterId, ControlIndex, DiskId, Epoch, Generation, LayerId, MAX_META,
+    MAX_OBJECT_BLOCKS, MAX_PAYLOAD, NodeId, ObjectId, PlacementKey, VdiId, Version,
 };
 
 /// What a list may be given room for before its first element is seen (serde's own limit), and what an element of a list takes in
@@ -129,7 +129,12 @@ fn frame_headers() {
     let frames = [
         Frame::new(Kind::Hello, 1, b"ab", Vec::new()),
         Frame::new(Kind::Write, 2, &write().encode(), vec![Bytes::from(vec![7; BLOCK_SIZE])]),
-        Frame::new(Kind::ReadReply, u64::MAX, b"", vec![Bytes::from_static(b"xyz"), Bytes::from_static(b"w")]),
+        Frame::new(
+            Kind::ReadReply,
+            u64::MAX,
+            b"",
+            vec![Bytes::from_static(b"xyz"), Bytes::from_static(b"w")],
+        ),
     ];
     let heads: Vec<Vec<u8>> = frames.iter().map(|f| f.head[..HEADER_LEN].to_vec()).collect();
     let check = |bytes: &[u8]| {
@@ -245,7 +250,12 @@ fn cold_responses() {
 fn lists_of_nothing_take_no_more_than_they_are_worth() {
     // As many of the shortest elements as a message may have.
     let rows = encode(&Response::Digests(vec![
-        CopyDigest { status: Status::Ok, version: Version::NONE, digest: None, corrupt: Vec::new() };
+        CopyDigest {
+            status: Status::Ok,
+            version: Version::NONE,
+            digest: None,
+            corrupt: Vec::new()
+        };
         MAX_META / 5 - 2
     ]));
     assert!(rows.len() <= MAX_META);

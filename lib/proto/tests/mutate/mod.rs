@@ -163,7 +163,8 @@ pub fn each_of(seed: u64, valid: &[Vec<u8>], rounds: usize, mut f: impl FnMut(&[
     for whole in valid {
         give(whole, &mut f);
         let len = whole.len();
-        let mut places: Vec<usize> = (0..len.min(EVERY)).chain(len.saturating_sub(16).max(EVERY)..len).collect();
+        let mut places: Vec<usize> =
+            (0..len.min(EVERY)).chain(len.saturating_sub(16).max(EVERY)..len).collect();
         if len > EVERY {
             places.extend((0..100).map(|_| rng.random_range(0..len)));
         }
