@@ -23,6 +23,18 @@ pub(super) fn check_redundancy(r: Redundancy) -> Result<(), CommandError> {
     }
 }
 
+/// Longest interval, milliseconds: 10 years. Sums of a few of them and a clock never overflow.
+const MAX_INTERVAL: u64 = 3_650 * 86_400_000;
+
+fn check_timing(t: Timing) -> Result<(), CommandError> {
+    if t.heartbeat == 0 || t.lease / 2 < t.heartbeat || t.down_out < t.lease || t.down_out > MAX_INTERVAL {
+        return Err(CommandError::Invalid(
+            "the lease must be at least two heartbeats, the down-out interval at least a lease and at most 10 years".into(),
+        ));
+    }
+    Ok(())
+}
+
 impl ClusterState {
     pub(super) fn format(&mut self, now: Millis, format: &Format) -> Outcome {
         if let Some(f) = &self.format {
@@ -34,6 +46,7 @@ impl ClusterState {
         }
         check_object_size(format.object_size)?;
         check_redundancy(format.redundancy)?;
+        check_timing(format.timing)?;
         if format.min_copies.is_some_and(|m| m == 0 || m as usize > format.redundancy.width()) {
             return Err(CommandError::Invalid(
                 "min copies must be at least 1 and at most the number of copies".into(),
@@ -108,11 +121,7 @@ impl ClusterState {
     }
 
     pub(super) fn set_timing(&mut self, timing: Timing) -> Outcome {
-        if timing.heartbeat == 0 || timing.lease < 2 * timing.heartbeat || timing.down_out < timing.lease {
-            return Err(CommandError::Invalid(
-                "the lease must be at least two heartbeats, the down-out interval at least a lease".into(),
-            ));
-        }
+        check_timing(timing)?;
         if let Some(f) = &mut self.format {
             f.timing = timing;
         }

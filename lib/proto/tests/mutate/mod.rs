@@ -115,7 +115,7 @@ fn extremes() -> Vec<Vec<u8>> {
     all
 }
 
-fn put(bytes: &mut Vec<u8>, at: usize, what: &[u8]) {
+fn put(bytes: &mut [u8], at: usize, what: &[u8]) {
     let end = bytes.len().min(at + what.len());
     bytes[at..end].copy_from_slice(&what[..end - at]);
 }
