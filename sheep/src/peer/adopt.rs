@@ -137,7 +137,12 @@ impl Replica {
         let control_index = self.control.applied().index;
         let request = Request::PullHead { oid, family, control_index };
         match self.links.to(source).request(&request, Vec::new()).await?.0 {
-            Response::Head(head) => Ok(head),
+            Response::Head(head) => {
+                if let Some(Err(e)) = head.as_ref().map(|h| h.check()) {
+                    return Err(AdoptError::Source(e.to_string()));
+                }
+                Ok(head)
+            }
             Response::Failed(_, why) => Err(AdoptError::Source(why)),
             other => Err(AdoptError::Source(format!("unexpected answer {other:?}"))),
         }

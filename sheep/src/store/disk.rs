@@ -742,6 +742,9 @@ impl Disk {
         ops: Vec<FillOp>,
     ) -> Result<Durable, StoreError> {
         self.check()?;
+        if self.object(oid).is_some_and(|o| o.summary.borrow().object_size != object_size) {
+            return Err(StoreError::Invalid("object size differs from the object's".into()));
+        }
         let max = object_size >> BLOCK_SHIFT;
         let mut crcs = Vec::new();
         let mut payload = Vec::new();
