@@ -4,7 +4,7 @@
 //! front-ends, sessions, store, metrics port, control plane. A second signal ends at once.
 
 use crate::cli::Args;
-use crate::config::Config;
+use crate::config::{Config, ConfigError};
 use crate::control::identity::Identity;
 use crate::control::plane::{ControlConfig, ControlPlane, Network};
 use crate::front::admin::{AdminServer, backend::DataPlane};
@@ -27,6 +27,8 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 /// Data links handed over at a time.
 const LINKS: usize = 64;
+/// What --log-level takes besides filters.
+const LEVELS: &str = "error, warn, info, debug, trace";
 /// Threads of the control runtime.
 const CONTROL_THREADS: usize = 2;
 
@@ -34,14 +36,21 @@ type SetLog = node::backend::SetLog;
 
 fn start_logs(level: &str, json: bool) -> anyhow::Result<SetLog> {
     let parse = |text: &str| {
-        tracing_subscriber::EnvFilter::try_new(text)
-            .map_err(|e| format!("\"{text}\" is not a log level or filter: {e}"))
+        let wrong = |why: &str| format!("--log-level: \"{text}\" is not a level ({LEVELS}) or a filter{why}");
+        // A single word would be taken for the name of a module, and everything else would be silent.
+        let first = text.split(',').next().unwrap_or_default();
+        if !first.contains(['=', ':', '['])
+            && first.parse::<tracing_subscriber::filter::LevelFilter>().is_err()
+        {
+            return Err(wrong(""));
+        }
+        tracing_subscriber::EnvFilter::try_new(text).map_err(|e| wrong(&format!(": {e}")))
     };
     let quiet = |text: &str| {
         // openraft tells every step at info.
         if text.contains('=') { text.to_owned() } else { format!("{text},openraft=warn") }
     };
-    let filter = parse(&quiet(level)).map_err(anyhow::Error::msg)?;
+    let filter = parse(&quiet(level)).map_err(ConfigError)?;
     let (filter, handle) = tracing_subscriber::reload::Layer::new(filter);
     let registry = tracing_subscriber::registry().with(filter);
     if json {

@@ -8,8 +8,8 @@
 
 use crate::checksum::{crc32c, crc32c_parts};
 use crate::{
-    BlockMap, ClusterId, ControlIndex, Epoch, Generation, LayerId, MAX_META, MAX_OBJECT_BLOCKS, MAX_PAYLOAD,
-    NodeId, ObjectId, PlacementKey, VdiId, Version,
+    BlockMap, ClusterId, ControlIndex, Epoch, Generation, LayerId, MAX_META, MAX_OBJECT_BLOCKS,
+    MAX_OBJECT_SIZE, MAX_PAYLOAD, MIN_OBJECT_SIZE, NodeId, ObjectId, PlacementKey, VdiId, Version,
 };
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -568,6 +568,21 @@ pub struct PullHead {
     pub dirty_since: Option<Epoch>,
     /// Of present, zero and block checksums.
     pub digest: u64,
+}
+
+impl PullHead {
+    /// Could this be an object? Whoever copies it relies on the size and on the maps fitting it.
+    pub fn check(&self) -> Result<(), WireError> {
+        let size = self.object_size;
+        if !size.is_power_of_two() || !(MIN_OBJECT_SIZE..=MAX_OBJECT_SIZE).contains(&size) {
+            return Err(WireError::Malformed("object size"));
+        }
+        let blocks = size >> crate::BLOCK_SHIFT;
+        match [&self.present, &self.zero, &self.dirty].iter().all(|m| m.capacity() <= blocks) {
+            true => Ok(()),
+            false => Err(WireError::Malformed("block map")),
+        }
+    }
 }
 
 /// A tail entry on the wire.

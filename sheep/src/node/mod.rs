@@ -355,6 +355,9 @@ async fn watch_store(replica: Rc<Replica>, mut events: mpsc::Receiver<StoreEvent
                 let Some(family) = control.read(|s| s.layers.get(&oid.layer()).map(|l| l.family)) else {
                     continue;
                 };
+                if let Some(store) = &replica.store {
+                    store.place(oid, family);
+                }
                 tracing::warn!(%oid, ?blocks, "stored blocks do not match their checksums");
                 let text = format!("damaged blocks of object {oid} were found on node {}", me.short());
                 replica.sync.corrupt(oid, family);

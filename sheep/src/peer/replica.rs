@@ -177,6 +177,9 @@ impl Replica {
         if layers.iter().any(|l| self.sync.lacks(ObjectId::data(*l, key.index))) {
             return false;
         }
+        if self.store.as_ref().is_some_and(|s| s.has_unplaced()) {
+            return false;
+        }
         // An object that is listed under a layer which is not here yet counts too.
         !self.sync.lacks_any_at(key) && self.knows(map, key)
     }

@@ -145,7 +145,7 @@ impl Server {
     async fn connection(self: Rc<Self>, stream: impl LinkStream + 'static) -> Result<(), FrameError> {
         let (read, mut write) = tokio::io::split(stream);
         let mut reader = FrameReader::new(read);
-        let first = tokio::time::timeout(GREETING, reader.next())
+        let first = tokio::time::timeout(GREETING, reader.greeting())
             .await
             .map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
         let hello: Hello = match first.kind {

@@ -14,6 +14,7 @@
 mod apply;
 mod disk;
 pub mod fs;
+pub mod index;
 mod journal;
 mod object;
 mod open;
@@ -379,7 +380,7 @@ impl Store {
         Ok(count)
     }
 
-    /// Move blocks that `from` has and `into` has not into `into`, then remove `from`. Readers of the chain see no difference at any moment.
+    /// Copy blocks that `from` has and `into` has not into `into`. Readers of the chain see no difference at any moment; `from` goes when its layer does.
     pub async fn merge(&self, from: ObjectId, into: ObjectId) -> Result<(), StoreError> {
         const CHUNK: u32 = 256;
         let Some((source, obj)) = self.loaded(from).await? else { return Ok(()) };
@@ -418,7 +419,18 @@ impl Store {
                 }
             }
         }
-        self.remove(from).await
+        Ok(())
+    }
+
+    /// Some object here has a damaged header and is not known to belong anywhere yet: nothing can be called absent.
+    pub fn has_unplaced(&self) -> bool {
+        self.disks.borrow().iter().any(|d| d.unplaced() > 0)
+    }
+    /// An object with a damaged header belongs to this family.
+    pub fn place(&self, oid: ObjectId, family: LayerId) {
+        if let Some((disk, _)) = self.locate(oid) {
+            disk.place(oid, family);
+        }
     }
 
     /// Rows after an object, in order, at most `limit`.

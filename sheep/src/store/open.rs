@@ -2,8 +2,10 @@
 
 use super::disk::{Disk, Summary, best_slot};
 use super::fs::{Fs, OpenHow};
+use super::index::Index;
 use super::journal::Journal;
 use super::object::slot_len;
+use super::types::ObjectSummary;
 use super::{Store, StoreEvent, apply};
 use crate::buf::AlignedBuf;
 use bytes::Bytes;
@@ -25,6 +27,8 @@ const FORMAT: u32 = 1;
 pub const DEFAULT_JOURNAL: u64 = 256 << 20;
 /// Name of the identity file.
 const IDENTITY: &str = "disk";
+/// Name of the index.
+const INDEX: &str = "index.redb";
 /// Events that wait to be looked at.
 const EVENTS: usize = 1024;
 
@@ -233,9 +237,21 @@ impl Store {
             )));
         }
         let (journal, records) = Journal::open(file).await.map_err(fail)?;
-        let disk =
-            Disk::new(id.disk, path.to_owned(), id.plain, self.fs.clone(), journal, self.events_out.clone());
-        self.scan(&disk).await.map_err(fail)?;
+        let (index, rows) = self.index(path, id.disk).await?;
+        let mut files = Vec::new();
+        for file in [path.join(IDENTITY), journal_path] {
+            let id = self.fs.file_id(&file).map_err(fail)?;
+            files.push((file, id));
+        }
+        let (fs, events) = (self.fs.clone(), self.events_out.clone());
+        let disk = Disk::new(id.disk, path.to_owned(), id.plain, fs, journal, index, files, events);
+        match rows {
+            Some(rows) => rows.iter().for_each(|row| disk.listed(row)),
+            None => {
+                self.scan(&disk).await.map_err(fail)?;
+                self.fill_index(&disk).await.map_err(fail)?;
+            }
+        }
         let replayed = records.len();
         for (position, record, data) in records {
             // Replay changes metadata, so it must be in memory first.
@@ -253,9 +269,45 @@ impl Store {
             tracing::info!(path = %path.display(), records = replayed, "journal replayed");
         }
         tokio::task::spawn_local(apply::run(Rc::downgrade(&disk)));
+        tokio::task::spawn_local(apply::look_after(Rc::downgrade(&disk)));
         disk.work.notify_one();
         self.disks.borrow_mut().push(disk);
         Ok(id.disk)
+    }
+
+    /// The index of a disk and what it says; no rows when it has to be filled from the headers.
+    async fn index(
+        &self,
+        path: &Path,
+        disk: DiskId,
+    ) -> Result<(Rc<dyn Index>, Option<Vec<ObjectSummary>>), OpenError> {
+        let file = path.join(INDEX);
+        let mut last = None;
+        for _ in 0..2 {
+            let opened = async {
+                let index = self.fs.index(&file, disk).await?;
+                let rows = index.rows().await?;
+                io::Result::Ok((index, rows))
+            };
+            match opened.await {
+                Ok(found) => return Ok(found),
+                Err(e) => {
+                    tracing::warn!(path = %file.display(), error = %e, "the index cannot be used: it is made again from the objects' headers");
+                    self.fs.unlink(&file).map_err(|e| OpenError(format!("{}: {e}", file.display())))?;
+                    last = Some(e);
+                }
+            }
+        }
+        let why = last.map_or_else(String::new, |e| e.to_string());
+        Err(OpenError(format!("{}: the index can neither be read nor be made again: {why}", file.display())))
+    }
+
+    async fn fill_index(&self, disk: &Rc<Disk>) -> io::Result<()> {
+        let all: Vec<_> = disk.objects.borrow().values().map(|o| (o.oid, Some(disk.summary(o)))).collect();
+        for part in all.chunks(super::index::BATCH) {
+            disk.index.commit(part.to_vec(), false).await?;
+        }
+        disk.index.commit(Vec::new(), true).await
     }
 
     /// Find every object by its header.

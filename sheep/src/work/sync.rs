@@ -119,6 +119,10 @@ impl Sync {
     pub fn is_filling(&self, oid: ObjectId) -> bool {
         self.filling.borrow().contains_key(&oid)
     }
+    /// An object of this kind is being filled.
+    pub fn fills(&self, which: impl Fn(&ObjectId) -> bool) -> bool {
+        self.filling.borrow().keys().any(which)
+    }
     /// Known to be missing or stale here, or being filled.
     pub fn lacks(&self, oid: ObjectId) -> bool {
         self.missing.borrow().contains_key(&oid) || self.is_filling(oid)

@@ -13,6 +13,8 @@ use sheepdog_proto::{DEFAULT_VNODES, DiskId, Epoch, MAX_NODES, NodeId};
 
 /// Epochs kept for people even when nothing needs them.
 const HISTORY: usize = 512;
+/// Most virtual nodes of one node.
+const MAX_VNODES: u32 = 1 << 16;
 
 impl Node {
     /// Serves requests.
@@ -23,9 +25,10 @@ impl Node {
         if self.gateway || !matches!(self.state, NodeState::Up | NodeState::Down) {
             return None;
         }
-        let vnodes = self
-            .vnodes
-            .unwrap_or_else(|| (self.weight as u64 * DEFAULT_VNODES as u64 / 1000).clamp(1, 1 << 16) as u32);
+        let from_weight =
+            || (self.weight as u64 * DEFAULT_VNODES as u64 / 1000).clamp(1, MAX_VNODES.into()) as u32;
+        // Clamped here, because a node tells its own number, and every ring has room for all of them.
+        let vnodes = self.vnodes.map_or_else(from_weight, |v| v.clamp(1, MAX_VNODES));
         Some((self.id, self.zone.clone().unwrap_or_else(|| self.id.to_string()), vnodes))
     }
 }
@@ -152,7 +155,7 @@ impl ClusterState {
         let was_up = old.is_up();
         node.state = if old.state == NodeState::Draining { NodeState::Draining } else { NodeState::Up };
         // A weight that was set by hand, or a capacity that moved a little, does not shuffle data.
-        let drift = old.weight.abs_diff(node.weight) * 10 > old.weight;
+        let drift = old.weight.abs_diff(node.weight).saturating_mul(10) > old.weight;
         if !drift && !hello.gateway {
             node.weight = old.weight;
         }
@@ -177,7 +180,11 @@ impl ClusterState {
             && keeps
             && (&old.addr, &old.zone, old.weight, old.vnodes, old.gateway)
                 == (&node.addr, &node.zone, node.weight, node.vnodes, node.gateway);
+        let lost = node.synced == Epoch(0);
         self.nodes.insert(hello.id, node);
+        if lost {
+            self.forget_merges(hello.id);
+        }
         if same {
             // The process was restarted faster than anybody noticed: its copies are what they were.
             return Ok(Reply::Epoch(self.epoch));
@@ -298,7 +305,7 @@ impl ClusterState {
         if n.gateway {
             return Err(CommandError::Invalid(format!("node {} is a gateway: it holds no data", id.short())));
         }
-        if vnodes.is_some_and(|v| v > 1 << 16) {
+        if vnodes.is_some_and(|v| v > MAX_VNODES) {
             return Err(CommandError::Invalid("virtual nodes: at most 65536".into()));
         }
         if let Some(w) = weight {
@@ -327,6 +334,7 @@ impl ClusterState {
         n.synced = Epoch(0);
         n.up_since = next;
         n.lost_at = next;
+        self.forget_merges(id);
         let text = format!("disk {} of node {} was retired", disk.short(), id.short());
         self.event(now, EventLevel::Error, text.clone());
         self.membership_changed(now, text, Some(id));

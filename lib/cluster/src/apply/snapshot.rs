@@ -295,6 +295,15 @@ impl ClusterState {
         Ok(Reply::Done)
     }
 
+    /// A node that has lost data may have lost merged layers with it: it has to merge again.
+    pub(super) fn forget_merges(&mut self, node: NodeId) {
+        for l in self.layers.values_mut() {
+            if let LayerState::Merging { done, .. } = &mut l.state {
+                done.remove(&node);
+            }
+        }
+    }
+
     /// Layers that every holder has merged leave the chain.
     pub(crate) fn finish_merges(&mut self) {
         let holders: Vec<NodeId> =
