@@ -125,7 +125,7 @@ pub struct Plane {
 }
 
 /// Put the data plane together and start its workers on the current local set: the daemon's and the simulator's are the same.
-/// `links_stop` ends calls to peers, `work` everything else.
+/// `links_stop` ends calls to peers, `work` everything else; `dead` is cancelled when the last disk has failed.
 pub fn assemble(
     control: Control,
     store: Option<Rc<Store>>,
@@ -133,6 +133,7 @@ pub fn assemble(
     connector: Rc<dyn Connector>,
     links_stop: CancellationToken,
     work: CancellationToken,
+    dead: CancellationToken,
 ) -> Plane {
     let links = Rc::new(Links::new(control.clone(), cluster, connector, links_stop));
     let sync = Sync::new(control.clone());
@@ -145,7 +146,7 @@ pub fn assemble(
         tokio::task::spawn_local(worker.run());
         tokio::task::spawn_local(Reclaim { replica: replica.clone(), stop: work.clone() }.run());
         if let Some(events) = s.events() {
-            tokio::task::spawn_local(watch_store(replica.clone(), events, work.clone()));
+            tokio::task::spawn_local(watch_store(replica.clone(), events, work.clone(), dead));
         }
     }
     Plane { replica, gateway, table, server }
@@ -242,7 +243,8 @@ async fn serve(
     let connector = Rc::new(TcpConnector { tls: tls.clone() });
     let work = CancellationToken::new();
     let links_stop = stop.child_token();
-    let plane = assemble(control.clone(), store.clone(), cluster, connector, links_stop, work.clone());
+    let plane =
+        assemble(control.clone(), store.clone(), cluster, connector, links_stop, work.clone(), stop.clone());
     let Plane { replica, gateway, table, server } = plane;
     let node = Rc::new(DataNode {
         server: server.clone(),
@@ -325,7 +327,13 @@ fn start_nbd(
 }
 
 /// A failed disk is retired in the committed map, so that writes go on without it and its objects are filled again elsewhere.
-async fn watch_store(replica: Rc<Replica>, mut events: mpsc::Receiver<StoreEvent>, stop: CancellationToken) {
+/// `dead`: ends the daemon.
+async fn watch_store(
+    replica: Rc<Replica>,
+    mut events: mpsc::Receiver<StoreEvent>,
+    stop: CancellationToken,
+    dead: CancellationToken,
+) {
     loop {
         let event = tokio::select! { biased; () = stop.cancelled() => return, e = events.recv() => e };
         let Some(event) = event else { return };
@@ -340,6 +348,12 @@ async fn watch_store(replica: Rc<Replica>, mut events: mpsc::Receiver<StoreEvent
                 }
                 if let Some(store) = &replica.store {
                     let _ = store.unplug(disk).await;
+                    if store.disks().is_empty() {
+                        tracing::error!(
+                            "the last disk of this sheep failed, so it ends and the others go on without it: replace the disk and start it again"
+                        );
+                        dead.cancel();
+                    }
                 }
             }
             StoreEvent::DiskFull { disk, full } => {

@@ -39,6 +39,8 @@ const MAX_BATCH_BYTES: usize = 4 << 20;
 const MAX_BATCH_RECORDS: usize = 256;
 /// Batches being written at a time.
 const IN_FLIGHT: usize = 3;
+/// Bytes looked at at a time behind an unreadable batch.
+const SCAN: u64 = 1 << 20;
 /// Fixed part of a batch header, bytes.
 const BATCH_HEAD: usize = 40;
 /// Smallest journal, bytes: room for several of the largest batches.
@@ -258,8 +260,9 @@ impl Journal {
         file.sync().await
     }
 
-    /// Open and read everything since the last checkpoint.
-    pub async fn open(file: Rc<dyn File>) -> io::Result<(Rc<Self>, Replayed)> {
+    /// Open and read everything since the last checkpoint. The last value: acknowledged writes are damaged, not just a batch that was being written when the
+    /// power failed.
+    pub async fn open(file: Rc<dyn File>) -> io::Result<(Rc<Self>, Replayed, bool)> {
         let area = area_of(file.len()?);
         if area < MIN_SIZE / 2 {
             return Err(damaged("length"));
@@ -290,6 +293,7 @@ impl Journal {
                 return Err(damaged("order"));
             }
         }
+        let lost = went_on(&*file, area, head, next, run).await?;
         let counter = counter + 1;
         write_super(&*file, counter, tail, sequence, area).await?;
         let journal = Rc::new(Self {
@@ -308,7 +312,7 @@ impl Journal {
             bytes: Cell::new(0),
             stats: OpStats::default(),
         });
-        Ok((journal, found))
+        Ok((journal, found, lost))
     }
 
     /// Append; the receiver hears when the record is durable, or why it never will be. Order of calls is the order in the journal.
@@ -614,6 +618,29 @@ async fn read_super(file: &dyn File) -> io::Result<Option<(u64, u64, u64, u64)>>
         .map(|b| (u64_at(b, 8), u64_at(b, 16), u64_at(b, 24), u64_at(b, 40)))
         .max();
     Ok(best)
+}
+
+/// Does the journal go on behind a batch that cannot be read? No more than `IN_FLIGHT` batches are written at a time, so if one that far behind is whole, the
+/// unreadable one was acknowledged.
+async fn went_on(file: &dyn File, area: u64, from: u64, sequence: u64, run: u32) -> io::Result<bool> {
+    let reach = (2 * (IN_FLIGHT + 1) * MAX_BATCH_BYTES) as u64;
+    let mut at = from;
+    while at < from + reach.min(area) {
+        let len = (area - (at - START) % area).min(SCAN);
+        let chunk = file.read_at(START + (at - START) % area, len as usize).await?;
+        for (i, block) in chunk.chunks_exact(BLOCK_SIZE).enumerate() {
+            let word = |at: usize| u64::from_le_bytes(block[at..at + 8].try_into().expect("8 bytes"));
+            let far = sequence + IN_FLIGHT as u64;
+            if word(0) == BATCH && (far..far + reach / BLOCK_SIZE as u64).contains(&word(8)) {
+                let found = read_batch(file, area, at + (i * BLOCK_SIZE) as u64, word(8)).await?;
+                if found.is_some_and(|(_, _, of_run)| of_run >= run) {
+                    return Ok(true);
+                }
+            }
+        }
+        at += len;
+    }
+    Ok(false)
 }
 
 /// One batch: its records with payload, its length, and its run. `None`: the end.

@@ -3,7 +3,7 @@
 use super::disk::{Disk, Summary, best_slot};
 use super::fs::{Fs, OpenHow};
 use super::index::Index;
-use super::journal::Journal;
+use super::journal::{Journal, Record};
 use super::object::slot_len;
 use super::types::ObjectSummary;
 use super::{Store, StoreEvent, apply};
@@ -12,7 +12,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sheepdog_proto::checksum::crc32c;
 use sheepdog_proto::{
-    BLOCK_SIZE, ClusterId, DiskId, Epoch, LayerId, MAX_OBJECT_SIZE, MIN_OBJECT_SIZE, NodeId, ObjectId,
+    BLOCK_SIZE, ClusterId, DiskId, Epoch, Generation, LayerId, MAX_OBJECT_SIZE, MIN_OBJECT_SIZE, NodeId, ObjectId,
     PlacementKey, VdiId, Version,
 };
 use std::cell::RefCell;
@@ -213,8 +213,8 @@ impl Store {
             return Err(OpenError(format!("{}: is in use already", path.display())));
         }
         self.fs.mkdir(path).map_err(fail)?;
-        let id = self.identify(path).await?;
-        let journal_path = match &self.config.journal_dir {
+        let mut id = self.identify(path).await?;
+        let mut journal_path = match &self.config.journal_dir {
             None => path.join("journal"),
             Some(dir) => {
                 self.fs.mkdir(dir).map_err(fail)?;
@@ -236,7 +236,21 @@ impl Store {
                 journal_path.display()
             )));
         }
-        let (journal, records) = Journal::open(file).await.map_err(fail)?;
+        let (journal, records, lost) = Journal::open(file).await.map_err(fail)?;
+        if lost {
+            // As another disk: the cluster then takes this one for gone, and everything on it is compared with the other copies before it is believed.
+            id.disk = random_id();
+            tracing::error!(
+                path = %path.display(), disk = %id.disk,
+                "acknowledged writes in the journal are damaged: this disk is filled anew from the other copies"
+            );
+            if self.config.journal_dir.is_some() {
+                let name = journal_path.with_file_name(format!("journal-{}", id.disk));
+                self.fs.rename(&journal_path, &name).map_err(fail)?;
+                journal_path = name;
+            }
+            self.write_identity(path, &id).await?;
+        }
         let (index, rows) = self.index(path, id.disk).await?;
         let mut files = Vec::new();
         for file in [path.join(IDENTITY), journal_path] {
@@ -267,6 +281,12 @@ impl Store {
         }
         if replayed > 0 {
             tracing::info!(path = %path.display(), records = replayed, "journal replayed");
+        }
+        if lost {
+            // What lies behind the damage is of an earlier run than this, so it is not come upon again.
+            let mark = Record::Watermark { vdi: VdiId(0), generation: Generation(0), seq: 0 };
+            let done = disk.journal.append(mark, Vec::new()).await;
+            done.map_err(|_| OpenError(format!("{}: closed", path.display())))?.map_err(OpenError)?;
         }
         tokio::task::spawn_local(apply::run(Rc::downgrade(&disk)));
         tokio::task::spawn_local(apply::look_after(Rc::downgrade(&disk)));

@@ -398,3 +398,40 @@ fn a_disk_that_is_taken_away_fails_by_itself() {
         assert!(!home.exists(), "nothing is made again where the disk was");
     });
 }
+
+#[test]
+fn damage_in_the_middle_of_the_journal_makes_it_another_disk() {
+    local(|| async {
+        let fs = MemoryFs::default();
+        let dir = PathBuf::from("/a");
+        let mut offsets = Vec::new();
+        let first = {
+            let store =
+                Store::open(config(std::slice::from_ref(&dir)), Rc::new(fs.clone())).await.expect("opens");
+            for seq in 1..=12 {
+                store.write(op(0, seq - 1, seq, 0..1, Some(seq as u8))).await.expect("writes");
+                offsets.push(seq);
+            }
+            store.disks()[0].id
+        };
+        // Power fails before anything reached the object; then a bit rots in the third batch: two blocks of superblocks, two per batch before it.
+        fs.crash(1);
+        let whole =
+            Store::open(config(std::slice::from_ref(&dir)), Rc::new(fs.clone())).await.expect("opens");
+        assert_eq!(
+            (whole.disks()[0].id, whole.version(ObjectId::data(LayerId(1), 0)).map(|v| v.seq)),
+            (first, Some(12))
+        );
+        drop(whole);
+        fs.crash(2);
+        assert!(fs.flip(&dir.join("journal"), 4096 * (2 + 2 * 2) + 4096 + 17, 3));
+        let store =
+            Store::open(config(std::slice::from_ref(&dir)), Rc::new(fs.clone())).await.expect("opens");
+        assert_ne!(store.disks()[0].id, first, "it must not pass for the disk that has everything");
+        let id = store.disks()[0].id;
+        drop(store);
+        fs.crash(3);
+        let store = Store::open(config(&[dir]), Rc::new(fs.clone())).await.expect("opens");
+        assert_eq!(store.disks()[0].id, id, "once is enough");
+    });
+}

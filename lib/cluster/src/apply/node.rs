@@ -145,12 +145,22 @@ impl ClusterState {
             }
             return Ok(Reply::Epoch(self.epoch));
         };
+        // A retired disk has missed what was written since, so nothing on it may be taken for data; what this very process lost does not come back by itself.
+        let retired = |id: DiskId| old.disks.iter().any(|d| d.id == id && d.retired);
+        if old.incarnation == hello.incarnation {
+            node.disks.iter_mut().for_each(|d| d.retired |= retired(d.id));
+        } else if let Some(d) = hello.disks.iter().find(|d| retired(d.id)) {
+            return Err(CommandError::Invalid(format!(
+                "the disk at {} was retired, and the cluster went on without it: empty that directory, or start the sheep without it",
+                d.path
+            )));
+        }
         // Its data is where its disks are: one that is missing took its part with it.
         let mut disks = old.disks.iter().filter(|d| !d.retired).peekable();
         let keeps = old.gateway
             || match disks.peek() {
                 None => hello.has_data,
-                Some(_) => disks.all(|d| hello.disks.iter().any(|h| h.id == d.id)),
+                Some(_) => disks.all(|d| node.disks.iter().any(|h| h.id == d.id && !h.retired)),
             };
         let was_up = old.is_up();
         node.state = if old.state == NodeState::Draining { NodeState::Draining } else { NodeState::Up };
@@ -343,6 +353,12 @@ impl ClusterState {
 
     pub(super) fn disk_added(&mut self, now: Millis, id: NodeId, disk: &DiskEntry) -> Outcome {
         let n = self.node_mut(id)?;
+        if n.disks.iter().any(|d| d.id == disk.id && d.retired) {
+            return Err(CommandError::Invalid(format!(
+                "the disk at {} was retired, and the cluster went on without it: empty that directory first",
+                disk.path
+            )));
+        }
         n.disks.retain(|d| d.id != disk.id);
         n.disks.push(disk.clone());
         self.event(
