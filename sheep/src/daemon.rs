@@ -74,6 +74,22 @@ fn lock(home: &Path) -> anyhow::Result<File> {
     Ok(file)
 }
 
+/// Direct I/O works in this directory.
+fn direct(dir: &Path) -> anyhow::Result<()> {
+    use rustix::fs::{Mode, OFlags};
+    std::fs::create_dir_all(dir).with_context(|| format!("{}", dir.display()))?;
+    let path = dir.join("direct.tmp");
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::DIRECT | OFlags::CLOEXEC;
+    let opened = rustix::fs::open(&path, flags, Mode::from_raw_mode(0o600));
+    let _ = std::fs::remove_file(&path);
+    opened.map(drop).with_context(|| {
+        format!(
+            "{}: this file system does no direct I/O: use another, or start without --directio",
+            dir.display()
+        )
+    })
+}
+
 /// The node's identity; taken from a data disk when the home directory has lost it.
 async fn identity(config: &Config) -> anyhow::Result<Identity> {
     if !config.home.join("node.json").exists() {
@@ -119,6 +135,12 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let set_level = start_logs(&args.log_level, args.log_format == "json")?;
     let config = Config::new(args)?;
     let _lock = lock(&config.home)?;
+    if config.directio {
+        config.disks.iter().try_for_each(|d| direct(d))?;
+    }
+    if config.cache.is_some() {
+        tracing::warn!("--cache has no effect yet: objects are not cached in memory");
+    }
     let credentials = config.secret_file.as_deref().map(Credentials::load).transpose()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(CONTROL_THREADS)

@@ -3,7 +3,8 @@
 //! A message is a 40-byte header, a metadata part and a payload, each with its own CRC-32C. `Write`, `WriteReply`, `Read` and `ReadReply`,
 //! the messages of every I/O, have fixed little-endian metadata (`zerocopy`); the rest carry one `postcard` value of `Request` or `Response`.
 //! Both sides check lengths against the caps before they allocate. Requests flow from the side that opened the link, replies the other way; a reply
-//! carries its request's number. Every request may be sent again after a reconnect: all of them are idempotent.
+//! carries its request's number. Every request may be sent again after a reconnect: all of them may be carried out again, but for
+//! forwarded changes, which are numbered so that the owner carries each out once.
 //! The format version is in every header; a reader accepts `OLDEST_VERSION..=VERSION`.
 
 use crate::checksum::{crc32c, crc32c_parts};
@@ -425,9 +426,6 @@ pub struct ReadRequest {
     pub epoch: Epoch,
     /// The replica must know the control plane's log up to here first.
     pub control_index: ControlIndex,
-    /// The reader knows that this replica acknowledged the object's latest write in this session, so it is complete
-    /// even when the node as a whole is not synced.
-    pub trusted: bool,
 }
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -440,8 +438,7 @@ struct WireRead {
     index: U32,
     first: U32,
     end: U32,
-    trusted: u8,
-    reserved: [u8; 3],
+    reserved: [u8; 4],
 }
 
 impl ReadRequest {
@@ -455,8 +452,7 @@ impl ReadRequest {
             index: self.key.index.into(),
             first: self.blocks.start.into(),
             end: self.blocks.end.into(),
-            trusted: u8::from(self.trusted),
-            reserved: [0; 3],
+            reserved: [0; 4],
         }
         .as_bytes()
         .to_vec()
@@ -474,7 +470,6 @@ impl ReadRequest {
             blocks,
             epoch: Epoch(w.epoch.get()),
             control_index: ControlIndex(w.control_index.get()),
-            trusted: w.trusted != 0,
         })
     }
 }
@@ -661,8 +656,6 @@ pub enum Forward {
     Attach,
     /// It closed it.
     Detach,
-    /// The owner should hand the session over to the asking node when nobody uses it locally.
-    Yield,
 }
 
 /// Requests that are not on the path of every I/O.
@@ -770,8 +763,6 @@ pub enum Request {
         blocks: Range<u32>,
         /// Position the answerer must have reached.
         control_index: ControlIndex,
-        /// As in `ReadRequest`.
-        trusted: bool,
     },
     /// Number of objects and bytes of a layer here, and of what `diff` needs: presence maps of objects after a position.
     Presence {
@@ -860,7 +851,7 @@ pub enum Response {
     Head(Option<Box<PullHead>>),
     /// `PullData`: version before and after reading; payload is the data.
     Data(Version, Version),
-    /// `Inventory`: rows, whether there are more, and whether the holder itself is complete.
+    /// `Inventory`: rows, and where to go on.
     Inventory {
         /// Rows.
         rows: Vec<InventoryRow>,

@@ -1,5 +1,7 @@
 //! Every parser of the peer protocol on damaged input: a value or a named error, never a panic, never more memory than the input is worth.
 
+#![allow(clippy::single_range_in_vec_init)]
+
 mod mutate;
 
 use bytes::Bytes;
@@ -54,7 +56,6 @@ fn read() -> ReadRequest {
         blocks: 10..20,
         epoch: Epoch(8),
         control_index: ControlIndex(44),
-        trusted: true,
     }
 }
 
@@ -63,22 +64,30 @@ fn requests() -> Vec<Vec<u8>> {
     let (control_index, key) = (ControlIndex(44), PlacementKey { family, index: 9 });
     let all = [
         Request::Fence { vdi, generation: Generation(3), control_index },
-        Request::Watermark { vdi, generation: Generation(3), seq: 4 },
+        Request::Watermark { vdi, generation: Generation(3), seq: 4, control_index },
         Request::Stat { objects: vec![(oid, family); 3], control_index },
         Request::Adopt { oid, family, source: NodeId(7), blocks: Some(vec![1..2, 4..9]), control_index },
         Request::Join { vdi, oid, family },
         Request::PullHead { oid, family, control_index },
         Request::PullData { oid, family, runs: vec![0..4, 9..10] },
         Request::Inventory { node: NodeId(7), since: Epoch(2), epoch: Epoch(8), after: Some(oid) },
-        Request::Forward { vdi, open: 1, io: Forward::Read { layer: Some(family), offset: 4096, len: 512 } },
-        Request::Forward { vdi, open: 1, io: Forward::Write { offset: 1 << 40 } },
-        Request::Forward { vdi, open: 1, io: Forward::Zero { offset: 0, len: 1 << 30 } },
         Request::Forward {
             vdi,
             open: 1,
+            seq: 7,
+            floor: 3,
+            io: Forward::Read { layer: Some(family), offset: 4096, len: 512 },
+        },
+        Request::Forward { vdi, open: 1, seq: 7, floor: 3, io: Forward::Write { offset: 1 << 40 } },
+        Request::Forward { vdi, open: 1, seq: 7, floor: 3, io: Forward::Zero { offset: 0, len: 1 << 30 } },
+        Request::Forward {
+            vdi,
+            open: 1,
+            seq: 0,
+            floor: 0,
             io: Forward::BlockStatus { layer: None, offset: 0, len: 1 << 30, max: 100 },
         },
-        Request::BlockState { top: family, key, blocks: 0..256, control_index, trusted: false },
+        Request::BlockState { top: family, key, blocks: 0..256, control_index },
         Request::Presence { layer: family, after: Some(9) },
         Request::Digests { objects: vec![(oid, family); 2], deep: true, control_index },
         Request::Stamp { oid, epoch: Epoch(8), blocks: vec![1..2], floor: Epoch(3) },

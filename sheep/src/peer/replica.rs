@@ -216,7 +216,7 @@ impl Replica {
         };
         let Some(store) = &self.store else { return fail(Status::NotHere, epoch) };
         let Some(layers) = self.layers(store, req.top, req.key) else { return fail(Status::Invalid, epoch) };
-        if !req.trusted && !self.vouches(&map, req.key, &layers) {
+        if !self.vouches(&map, req.key, &layers) {
             return fail(Status::NotHere, epoch);
         }
         match store.read(&layers, req.key, req.blocks.clone()).await {
@@ -259,8 +259,8 @@ impl Replica {
             Request::Inventory { node, since, epoch, after } => {
                 (self.inventory(node, since, epoch, after).await, none)
             }
-            Request::BlockState { top, key, blocks, control_index, trusted } => {
-                (self.block_state(top, key, blocks, control_index, trusted).await, none)
+            Request::BlockState { top, key, blocks, control_index } => {
+                (self.block_state(top, key, blocks, control_index).await, none)
             }
             Request::Stamp { oid, epoch, blocks, floor } => {
                 (self.stamp(oid, epoch, blocks, floor).await, none)
@@ -414,7 +414,6 @@ impl Replica {
         key: PlacementKey,
         blocks: Range<u32>,
         index: ControlIndex,
-        trusted: bool,
     ) -> Response {
         if !self.catch_up(index).await || !self.control.lease_valid() {
             return Response::Failed(Status::NoLease, "behind the control plane".into());
@@ -423,7 +422,7 @@ impl Replica {
         let Some(layers) = self.layers(store, top, key) else {
             return Response::Failed(Status::Invalid, "no such layer".into());
         };
-        if !trusted && !self.vouches(&self.control.map(), key, &layers) {
+        if !self.vouches(&self.control.map(), key, &layers) {
             return Response::Failed(Status::NotHere, "not complete yet".into());
         }
         match store.status(&layers, key, blocks).await {

@@ -613,10 +613,6 @@ impl Gateway {
                 self.settle(entry);
                 return (Response::Forwarded, Vec::new());
             }
-            Forward::Yield => {
-                self.settle(entry);
-                return (Response::Forwarded, Vec::new());
-            }
             Forward::Read { layer, offset, len } if len as u64 <= MAX_FORWARD => {
                 Io::Read { layer, offset, len }
             }

@@ -12,8 +12,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sheepdog_proto::checksum::crc32c;
 use sheepdog_proto::{
-    BLOCK_SIZE, ClusterId, DiskId, Epoch, Generation, LayerId, MAX_OBJECT_SIZE, MIN_OBJECT_SIZE, NodeId, ObjectId,
-    PlacementKey, VdiId, Version,
+    BLOCK_SIZE, ClusterId, DiskId, Epoch, Generation, LayerId, MAX_OBJECT_SIZE, MIN_OBJECT_SIZE, NodeId,
+    ObjectId, PlacementKey, VdiId, Version,
 };
 use std::cell::RefCell;
 use std::io;
