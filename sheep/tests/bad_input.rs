@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const CUT: Duration = Duration::from_secs(30);
 /// How much larger a sheep may be after all of this, bytes.
 const GROWTH: u64 = 64 << 20;
-/const MIB: usize = 1 << 20;
+const MIB: usize = 1 << 20;
 
 /// Neighbouring free ports: client, peer, NBD, metrics. Below the range from which the kernel takes ports of outgoing connections.
 fn ports() -> u16 {

@@ -6,7 +6,7 @@ use sheep::front::nbd::Limits;
 use sheepdog_nbd::client::Wishes;
 use sheepdog_nbd::wire::cmd;
 use std::time::Duration;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 #[test]
