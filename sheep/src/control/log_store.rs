@@ -103,12 +103,14 @@ impl LogStore {
     /// Open or create the log file.
     pub fn open(path: &Path) -> Result<Self, LogError> {
         let err = |what: String| LogError::Open { path: path.display().to_string(), what };
-        let db = redb::Builder::new().set_cache_size(4 << 20).create(path).map_err(|e| match e {
+        let mut db = redb::Builder::new().set_cache_size(4 << 20).create(path).map_err(|e| match e {
             redb::DatabaseError::DatabaseAlreadyOpen => {
                 err(format!("{e} (is another sheep running in this directory?)"))
             }
             e => err(format!("{e}: {DAMAGED}")),
         })?;
+        // The file is small. After a clean end redb trusts its pages, and panics over one that was damaged since.
+        db.check_integrity().map_err(|e| err(format!("{e}: {DAMAGED}")))?;
         Self::start(db, &|what| err(format!("{what}: {DAMAGED}")))
     }
     /// On memory, for tests and simulation.
