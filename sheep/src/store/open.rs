@@ -295,10 +295,11 @@ impl Store {
         let mut size = sheepdog_proto::DEFAULT_OBJECT_SIZE;
         // The length of the file tells the object size.
         let len = file.len()?;
+        let mut whole = len == 0;
         let mut guess = MIN_OBJECT_SIZE;
         while guess <= MAX_OBJECT_SIZE {
             if super::object::file_len(guess) == len {
-                size = guess;
+                (size, whole) = (guess, true);
             }
             guess *= 2;
         }
@@ -319,8 +320,8 @@ impl Store {
                 };
                 disk.found(oid, m.key, counter, summary);
             }
-            // Made, but the crash came before its first metadata: the journal has it, or nobody was told.
-            Err(super::object::Slot::Blank) => self.fs.unlink(&path)?,
+            // Made, but the crash came before its first metadata: the journal has it, or nobody was told. A file of another length was cut.
+            Err(super::object::Slot::Blank) if whole => self.fs.unlink(&path)?,
             Err(_) => {
                 let _ = self.events_out.try_send(StoreEvent::Corrupt { oid, blocks: 0..0 });
                 let summary = Summary {
