@@ -490,7 +490,7 @@ fn files(dir: &Path) -> Vec<PathBuf> {
 
 fn garble(path: &Path, how: &str) {
     let mut bytes = std::fs::read(path).unwrap();
-    let half = bytes.len() / 2;
+    let part = bytes.len() / 3 * 2;
     match how {
         "missing" => return std::fs::remove_file(path).unwrap(),
         "a directory" => {
@@ -499,7 +499,7 @@ fn garble(path: &Path, how: &str) {
         }
         "empty" => bytes.clear(),
         "one byte" => bytes.truncate(1),
-        "cut in half" => bytes.truncate(half),
+        "cut short" => bytes.truncate(part),
         "garbage" => bytes.iter_mut().take(MIB).enumerate().for_each(|(i, b)| *b = (i * 37 + 11) as u8),
         "zeros" => bytes.iter_mut().take(MIB).for_each(|b| *b = 0),
         _ => bytes.iter_mut().step_by(97).for_each(|b| *b ^= 0x10),
@@ -516,7 +516,7 @@ async fn damaged_files() {
     tokio::time::sleep(Duration::from_secs(3)).await; // the object is in its file
     drop(sheep); // killed
     let ways =
-        ["missing", "a directory", "empty", "one byte", "cut in half", "garbage", "zeros", "flipped bits"];
+        ["missing", "a directory", "empty", "one byte", "cut short", "garbage", "zeros", "flipped bits"];
     for file in files(&good) {
         let name = file.strip_prefix(&good).unwrap();
         if name == Path::new("lock") {
