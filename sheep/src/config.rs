@@ -203,6 +203,9 @@ impl Config {
         if a.cache && !(1..=MAX_CACHE).contains(&a.cache_size) {
             return fail("--cache-size: 1 to 67108864 (MB)");
         }
+        if a.zone.as_ref().is_some_and(|z| z.is_empty() || z.len() > 255) {
+            return fail("--zone: 1 to 255 bytes; without it every sheep is a zone of its own");
+        }
         if a.vnodes == Some(0) || a.vnodes.is_some_and(|v| v > 1 << 16) {
             return fail("--vnodes: 1 to 65536; for a sheep without data say --gateway");
         }

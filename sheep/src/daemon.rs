@@ -44,13 +44,11 @@ fn start_logs(level: &str, json: bool) -> anyhow::Result<SetLog> {
         {
             return Err(wrong(""));
         }
-        tracing_subscriber::EnvFilter::try_new(text).map_err(|e| wrong(&format!(": {e}")))
-    };
-    let quiet = |text: &str| {
         // openraft tells every step at info.
-        if text.contains('=') { text.to_owned() } else { format!("{text},openraft=warn") }
+        let quiet = if text.contains('=') { text.to_owned() } else { format!("{text},openraft=warn") };
+        tracing_subscriber::EnvFilter::try_new(quiet).map_err(|e| wrong(&format!(": {e}")))
     };
-    let filter = parse(&quiet(level)).map_err(ConfigError)?;
+    let filter = parse(level).map_err(ConfigError)?;
     let (filter, handle) = tracing_subscriber::reload::Layer::new(filter);
     let registry = tracing_subscriber::registry().with(filter);
     if json {
@@ -59,16 +57,17 @@ fn start_logs(level: &str, json: bool) -> anyhow::Result<SetLog> {
         registry.with(tracing_subscriber::fmt::layer().with_writer(std::io::stderr)).init();
     }
     Ok(Box::new(move |text| {
-        let filter = parse(&quiet(text))?;
+        let filter = parse(text)?;
         handle.reload(filter).map_err(|e| e.to_string())
     }))
 }
 
 /// One daemon per directory. The lock ends with the process.
 fn lock(home: &Path) -> anyhow::Result<File> {
-    std::fs::create_dir_all(home).with_context(|| format!("{}", home.display()))?;
+    let unusable = || format!("{}: DIR must be a directory that sheep can write to, or make", home.display());
+    std::fs::create_dir_all(home).with_context(unusable)?;
     let path = home.join("lock");
-    let file = File::options().create(true).truncate(false).write(true).open(&path)?;
+    let file = File::options().create(true).truncate(false).write(true).open(&path).with_context(unusable)?;
     rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
         .map_err(|_| anyhow::anyhow!("{}: another sheep uses this directory", home.display()))?;
     Ok(file)

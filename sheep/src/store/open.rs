@@ -98,8 +98,9 @@ pub(super) async fn read_small(fs: &dyn Fs, dir: &Path, name: &str) -> io::Resul
     }
     let size = u64::from_le_bytes(all[..8].try_into().map_err(|_| damaged())?) as usize;
     let crc = u32::from_le_bytes(all[8..12].try_into().map_err(|_| damaged())?);
+    // Nothing small is empty; a block of zeros would pass for it.
     let data = all.get(16..16usize.saturating_add(size)).ok_or_else(damaged)?;
-    if crc32c(data) != crc {
+    if size == 0 || crc32c(data) != crc {
         return Err(damaged());
     }
     Ok(Some(Bytes::copy_from_slice(data)))
@@ -170,9 +171,12 @@ impl Store {
 
     async fn identify(&self, path: &Path) -> Result<Identity, OpenError> {
         let fail = |why: String| OpenError(format!("{}: {why}", path.display()));
-        let found = read_small(&*self.fs, path, IDENTITY).await.map_err(|e| {
-            fail(format!("{e}: the disk's identity cannot be read; if its data is not needed any more, empty the directory"))
-        })?;
+        let unreadable = |e: &dyn std::fmt::Display| {
+            fail(format!(
+                "{e}: the disk's identity cannot be read; if its data is not needed any more, empty the directory"
+            ))
+        };
+        let found = read_small(&*self.fs, path, IDENTITY).await.map_err(|e| unreadable(&e))?;
         let Some(data) = found else {
             let names = self.fs.list(path).map_err(|e| fail(e.to_string()))?;
             if names.iter().any(|n| n == "obj") {
@@ -187,7 +191,7 @@ impl Store {
             };
             return Ok(id);
         };
-        let id: Identity = postcard::from_bytes(&data).map_err(|e| fail(e.to_string()))?;
+        let id: Identity = postcard::from_bytes(&data).map_err(|e| unreadable(&e))?;
         if id.format != FORMAT {
             return Err(fail(format!("format {} was written by another release of sheep", id.format)));
         }
@@ -222,7 +226,10 @@ impl Store {
             }
         };
         let how = OpenHow { create: true, direct: true };
-        let file = self.fs.open(&journal_path, how).map_err(fail)?;
+        let file = self
+            .fs
+            .open(&journal_path, how)
+            .map_err(|e| OpenError(format!("{}: {e}: a journal is a file", journal_path.display())))?;
         let virgin = read_small(&*self.fs, path, IDENTITY).await.map_err(fail)?.is_none();
         if virgin {
             let size = self.config.journal_size.unwrap_or(DEFAULT_JOURNAL);
@@ -345,7 +352,9 @@ impl Store {
         for dir in dirs {
             for name in self.fs.list(&dir)? {
                 if let Some(oid) = ObjectId::parse(&name) {
-                    self.scan_object(disk, oid).await?;
+                    self.scan_object(disk, oid).await.map_err(|e| {
+                        io::Error::new(e.kind(), format!("object file {}: {e}", dir.join(&name).display()))
+                    })?;
                 }
             }
         }
@@ -358,10 +367,11 @@ impl Store {
         let mut size = sheepdog_proto::DEFAULT_OBJECT_SIZE;
         // The length of the file tells the object size.
         let len = file.len()?;
+        let mut whole = len == 0;
         let mut guess = MIN_OBJECT_SIZE;
         while guess <= MAX_OBJECT_SIZE {
             if super::object::file_len(guess) == len {
-                size = guess;
+                (size, whole) = (guess, true);
             }
             guess *= 2;
         }
@@ -382,8 +392,8 @@ impl Store {
                 };
                 disk.found(oid, m.key, counter, summary);
             }
-            // Made, but the crash came before its first metadata: the journal has it, or nobody was told.
-            Err(super::object::Slot::Blank) => self.fs.unlink(&path)?,
+            // Made, but the crash came before its first metadata: the journal has it, or nobody was told. A file of another length was cut.
+            Err(super::object::Slot::Blank) if whole => self.fs.unlink(&path)?,
             Err(_) => {
                 let _ = self.events_out.try_send(StoreEvent::Corrupt { oid, blocks: 0..0 });
                 let summary = Summary {

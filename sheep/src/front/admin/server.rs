@@ -26,7 +26,7 @@ use tokio_util::task::TaskTracker;
 use tonic::transport::server::Connected;
 
 /// TLS handshakes going on at a time; more wait in the kernel's backlog.
-const MAX_HANDSHAKES: usize = 128;
+const MAX_HANDSHAKES: usize = 1024;
 /// For one handshake, up to the words that open HTTP/2.
 const HANDSHAKE: Duration = Duration::from_secs(5);
 /// Clients at a time; more are closed at once. Every sheep keeps one connection to each of the others at most.
