@@ -15,7 +15,7 @@ mod usage;
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Parser;
 use plan::{Case, Kind};
-use results::{Results, Sample};
+use results::{NOISE, Results, Sample};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -59,8 +59,6 @@ struct Args {
 
 /// CPUs that are busy when the machine counts as idle.
 const IDLE: f64 = 0.3;
-/// CPUs that others may keep busy during a run before it is repeated.
-const NOISE: f64 = 0.7;
 /// Times a noisy run is repeated; the quieter one counts.
 const REPEATS: u32 = 1;
 /// Not measured, before each run.

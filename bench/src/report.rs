@@ -1,7 +1,7 @@
 //! What people and programs get to see.
 
 use crate::plan::{Case, Kind, Measure};
-use crate::results::{Ratio, Results, Sample, Verdict};
+use crate::results::{NOISE, Ratio, Results, Sample, Verdict};
 use anyhow::{Context as _, Result};
 use std::path::Path;
 
@@ -27,7 +27,7 @@ pub fn print(results: &Results, verdicts: &[Verdict]) {
         println!("{v}");
     }
     println!(
-        "Medians of the rounds. Server and client CPU: CPU seconds per 1,000 requests. Others: CPUs busy with anything else."
+        "Medians of the rounds. CPU: seconds per 1,000 requests, of all servers and of fio with its start. Others: CPUs busy with anything else."
     );
     println!(
         "Ratios are of throughput, taken round by round. * acknowledged writes may be lost with the power"
@@ -80,7 +80,8 @@ fn print_bars(verdicts: &[Verdict]) {
         };
         let outcome = match (v.ratio, v.pass) {
             (Some(Ratio { median, min, max }), Some(pass)) => {
-                format!("{median:>6.2} ({min:.2}-{max:.2})  {}", if pass { "pass" } else { "MISS" })
+                let mark = if v.noisy { ", noisy" } else { "" };
+                format!("{median:>6.2} ({min:.2}-{max:.2})  {}{mark}", if pass { "pass" } else { "MISS" })
             }
             _ => "not measured".into(),
         };
@@ -94,6 +95,11 @@ fn print_bars(verdicts: &[Verdict]) {
     }
     let count = |wanted| verdicts.iter().filter(|v| v.pass == wanted).count();
     println!("  {} passed, {} missed, {} not measured", count(Some(true)), count(Some(false)), count(None));
+    if verdicts.iter().any(|v| v.noisy) {
+        println!(
+            "  noisy: others kept more than {NOISE} CPUs busy in most rounds; measure again on an idle machine"
+        );
+    }
 }
 
 /// Everything, as one JSON value.

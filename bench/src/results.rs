@@ -5,6 +5,9 @@ use crate::plan::{Bar, Case, Kind, Measure};
 use crate::usage::Spent;
 use serde::Serialize;
 
+/// CPUs that others may keep busy during a run; beyond that it is repeated, or marked.
+pub const NOISE: f64 = 0.7;
+
 /// One visit: one round of one case on one system.
 #[derive(Serialize, Debug, Clone, Copy, PartialEq)]
 pub struct Sample {
@@ -82,6 +85,8 @@ pub struct Verdict {
     /// Nothing when one of the two was not measured.
     pub ratio: Option<Ratio>,
     pub pass: Option<bool>,
+    /// Others kept the machine busy: measure again before believing it.
+    pub noisy: bool,
 }
 
 /// Everything measured.
@@ -126,7 +131,11 @@ impl Results {
                 Measure::Throughput => r.median >= bar.factor,
                 Measure::ServerCpu => r.median <= bar.factor,
             });
-            Verdict { bar: *bar, ratio, pass }
+            let noisy = [bar.system, bar.peer].into_iter().any(|system| {
+                let m = self.series(bar.case, system).and_then(Series::median);
+                m.is_some_and(|m| m.others_busy > NOISE)
+            });
+            Verdict { bar: *bar, ratio, pass, noisy }
         };
         bars.iter().map(judge).collect()
     }
@@ -208,6 +217,27 @@ mod tests {
         assert_eq!(pass(bar(Measure::ServerCpu, 0.5, Kind::QemuWritethrough)), Some(true));
         assert_eq!(pass(bar(Measure::ServerCpu, 0.1, Kind::QemuWritethrough)), Some(false));
         assert_eq!(pass(bar(Measure::Throughput, 0.1, Kind::Ceph)), None);
+    }
+
+    #[test]
+    fn a_busy_machine_is_told() {
+        let bar = Bar {
+            case: Case::Write4kD32,
+            system: Kind::Sheep1,
+            measure: Measure::Throughput,
+            factor: 1.0,
+            peer: Kind::QemuWritethrough,
+        };
+        let mut r = results();
+        assert!(!r.judge(&[bar])[0].noisy);
+        for s in &mut r.series {
+            s.rounds[0].others_busy = 0.9;
+        }
+        assert!(!r.judge(&[bar])[0].noisy, "one round of three is not the median");
+        for s in &mut r.series {
+            s.rounds[1].others_busy = 0.9;
+        }
+        assert!(r.judge(&[bar])[0].noisy);
     }
 
     #[test]
