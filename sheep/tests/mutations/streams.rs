@@ -175,8 +175,10 @@ fn control_messages() -> (Vec<Request>, Vec<Response>) {
     (requests, responses)
 }
 
-/// What comes of one stream: messages, and how it ended.
-fn listen(bytes: &[u8], sizes: Vec<usize>, max: usize) -> (Vec<(bool, u64, Vec<u8>)>, Option<String>) {
+/// What comes of one stream: messages (a request?, number, contents), and how it ended.
+type Listened = (Vec<(bool, u64, Vec<u8>)>, Option<String>);
+
+fn listen(bytes: &[u8], sizes: Vec<usize>, max: usize) -> Listened {
     let mut stream = Pieces::new(bytes, sizes);
     let mut all = Vec::new();
     loop {
