@@ -21,6 +21,7 @@ use crate::store::{DiskState, Store, StoreConfig, StoreEvent};
 use crate::transport::{self, DataLink, LinkKind, PeerTls, Stream};
 use crate::volume::LocalFut;
 use crate::work::reclaim::Reclaim;
+use crate::work::scrub::Scrub;
 use crate::work::sync::{Sync, Worker};
 use sheepdog_cluster::{Command, EventLevel, NodeAddr};
 use sheepdog_proto::{ClusterId, NodeId};
@@ -145,6 +146,7 @@ pub fn assemble(
         let worker = Worker { replica: replica.clone(), joiner: gateway.clone(), stop: work.clone() };
         tokio::task::spawn_local(worker.run());
         tokio::task::spawn_local(Reclaim { replica: replica.clone(), stop: work.clone() }.run());
+        tokio::task::spawn_local(Scrub { replica: replica.clone(), stop: work.clone() }.run());
         if let Some(events) = s.events() {
             tokio::task::spawn_local(watch_store(replica.clone(), events, work.clone(), dead));
         }

@@ -446,6 +446,21 @@ impl Store {
         out
     }
 
+    /// Some object, chosen by a number; none when there is none.
+    pub fn somewhere(&self, salt: u64) -> Option<ObjectId> {
+        let disks = self.disks.borrow();
+        let total: usize = disks.iter().map(|d| d.objects.borrow().len()).sum();
+        let mut nth = (salt % (total.max(1) as u64)) as usize;
+        for d in disks.iter() {
+            let objects = d.objects.borrow();
+            if nth < objects.len() {
+                return objects.keys().nth(nth).copied();
+            }
+            nth -= objects.len();
+        }
+        None
+    }
+
     /// Row and disk of one object.
     pub fn row(&self, oid: ObjectId) -> Option<(ObjectSummary, String)> {
         self.locate(oid).map(|(d, o)| (d.summary(&o), d.path.display().to_string()))

@@ -214,6 +214,11 @@ impl MemoryFs {
             *file = Rc::new(RefCell::new(new));
         }
     }
+    /// Forget everything: what is left behind of a finished simulation shall not take memory.
+    pub fn wipe(&self) {
+        self.0.files.borrow_mut().clear();
+        self.0.indexes.borrow_mut().clear();
+    }
     /// Flip one bit of a file, also of its durable state. False when there is nothing.
     pub fn flip(&self, path: &Path, offset: u64, bit: u8) -> bool {
         let Some(file) = self.0.files.borrow().get(path).cloned() else { return false };
