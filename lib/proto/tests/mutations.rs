@@ -1,5 +1,7 @@
 //! Every parser of the peer protocol on damaged input: a value or a named error, never a panic, never more memory than the input is worth.
 
+#![allow(clippy::single_range_in_vec_init)]
+
 mod mutate;
 
 use bytes::Bytes;
