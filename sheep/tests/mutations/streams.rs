@@ -175,10 +175,11 @@ fn control_messages() -> (Vec<Request>, Vec<Response>) {
     (requests, responses)
 }
 
-/// What comes of one stream: messages (a request?, number, contents), and how it ended.
-type Listened = (Vec<(bool, u64, Vec<u8>)>, Option<String>);
+/// Whether it asks, its number, its body.
+type ControlMessage = (bool, u64, Vec<u8>);
 
-fn listen(bytes: &[u8], sizes: Vec<usize>, max: usize) -> Listened {
+/// What comes of one stream: messages, and how it ended.
+fn listen(bytes: &[u8], sizes: Vec<usize>, max: usize) -> (Vec<ControlMessage>, Option<String>) {
     let mut stream = Pieces::new(bytes, sizes);
     let mut all = Vec::new();
     loop {
