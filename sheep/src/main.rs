@@ -4,6 +4,7 @@ use sheep::cli::{Args, CliError};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    sheep::observe::panics::end_the_process();
     let args = match Args::load(std::env::args_os()) {
         Ok(args) => args,
         Err(CliError::Clap(e)) => {

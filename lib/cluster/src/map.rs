@@ -44,6 +44,8 @@ pub struct NodeMap {
     pub away: BTreeMap<NodeId, Epoch>,
     /// Smallest number of copies of any family.
     pub min_width: usize,
+    /// Largest number of copies of any family.
+    pub max_width: usize,
     /// (epoch, ring), oldest first; the last is current. Never empty after format.
     pub rings: Vec<(Epoch, Ring)>,
 }
@@ -103,6 +105,13 @@ impl NodeMap {
         }
         let regained = self.rings.last().is_some_and(|(e, _)| *e > synced);
         let blocks = |n: &NodeId, until: &Epoch| *n != me && (*until > synced || (regained && held(n)));
+        // It has lost data itself, and nobody has another copy of any.
+        if self.max_width == 1
+            && self.away.contains_key(&me)
+            && self.nodes.get(&me).is_some_and(NodeView::is_up)
+        {
+            return Some(me);
+        }
         self.away.iter().find(|(n, until)| blocks(n, until)).map(|(n, _)| *n)
     }
 
@@ -163,6 +172,7 @@ impl crate::ClusterState {
             .filter(|(_, until)| until.0 > 0)
             .collect();
         let copies = self.families.values().map(|f| f.redundancy.width());
+        let max_width = copies.clone().max().unwrap_or(1);
         let rings: Vec<(Epoch, Ring)> = self
             .rings
             .iter()
@@ -177,7 +187,7 @@ impl crate::ClusterState {
             .collect();
         let members = rings.last().map_or(0, |(_, r): &(Epoch, Ring)| r.members().len());
         let min_width = copies.min().unwrap_or(1).min(members.max(1));
-        NodeMap { epoch: self.epoch, nodes, away, min_width, rings }
+        NodeMap { epoch: self.epoch, nodes, away, min_width, max_width, rings }
     }
 
     /// Layers from `top` down to the root of its family, newest first.

@@ -115,8 +115,8 @@ impl LogStore {
             db.check_integrity().map_err(|e| err(format!("{e}: {DAMAGED}")))?;
             Self::start(db, &|what| err(format!("{what}: {DAMAGED}")))
         };
-        // Over some damage it panics while it checks. Nothing of it is left then. (A build that aborts at a panic ends here.)
-        std::panic::catch_unwind(std::panic::AssertUnwindSafe(open))
+        // Over some damage it panics while it checks. Nothing of it is left then.
+        crate::observe::panics::caught(open)
             .unwrap_or_else(|_| Err(err(format!("its contents make no sense: {DAMAGED}"))))
     }
     /// On memory, for tests and simulation.

@@ -5,6 +5,7 @@
 //! missing file, leads to that.
 
 use super::types::ObjectSummary;
+use crate::observe::panics::caught;
 use crate::volume::LocalFut;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
@@ -93,7 +94,9 @@ impl FileIndex {
         let path: PathBuf = path.to_owned();
         Box::pin(async move {
             let open = move || {
-                let db = Database::builder().set_cache_size(CACHE).create(path).map_err(other)?;
+                let mut db = Database::builder().set_cache_size(CACHE).create(path).map_err(other)?;
+                // After a clean end redb trusts its pages.
+                db.check_integrity().map_err(other)?;
                 let tx = db.begin_write().map_err(other)?;
                 {
                     tx.open_table(OBJECTS).map_err(other)?;
@@ -109,6 +112,7 @@ impl FileIndex {
                 tx.commit().map_err(other)?;
                 Ok(db)
             };
+            let open = move || caught(open).unwrap_or_else(|what| Err(damaged(&what)));
             let db = tokio::task::spawn_blocking(open).await.map_err(other)??;
             Ok(Rc::new(Self(Arc::new(db))) as Rc<dyn Index>)
         })
@@ -130,6 +134,7 @@ impl Index for FileIndex {
             }
             Ok(Some(out))
         };
+        let read = move || caught(read).unwrap_or_else(|what| Err(damaged(&what)));
         Box::pin(async move { tokio::task::spawn_blocking(read).await.map_err(other)? })
     }
 
@@ -151,6 +156,7 @@ impl Index for FileIndex {
             }
             tx.commit().map_err(other)
         };
+        let write = move || caught(write).unwrap_or_else(|what| Err(damaged(&what)));
         Box::pin(async move { tokio::task::spawn_blocking(write).await.map_err(other)? })
     }
 }

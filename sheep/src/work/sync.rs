@@ -14,6 +14,7 @@
 use crate::control::Control;
 use crate::peer::Replica;
 use crate::peer::adopt::AdoptError;
+use crate::store::ObjectSummary;
 use futures::stream::{FuturesUnordered, StreamExt};
 use sheepdog_cluster::{Command, LayerState, NodeMap, Redundancy, Session};
 use sheepdog_proto::peer::{Request, Response, Status};
@@ -361,6 +362,9 @@ impl Worker {
         let me = r.control.me();
         let store = r.store.as_ref().ok_or("a gateway")?;
         if let Some(id) = map.unknowable(me, since) {
+            if id == me {
+                return Err("this node has lost a disk, and some volumes may have no other copy of what was on it: bring the disk back, or accept the loss with `dog cluster recover force`".into());
+            }
             return Err(format!("node {} is away and may have newer data", id.short()));
         }
         let mut wanted: Wanted = BTreeMap::new();
@@ -410,7 +414,9 @@ impl Worker {
         let mut after = None;
         loop {
             let page = store.list(after, 4096);
-            for row in page.iter().filter(|row| row.filling) {
+            // Of the only copy nothing can be fetched: its damage is an error to who reads it.
+            let other = |row: &&ObjectSummary| r.redundancy(row.key.family).is_none_or(|x| x.width() > 1);
+            for row in page.iter().filter(|row| row.filling).filter(other) {
                 r.sync.missed(row.oid, row.key.family);
             }
             match page.last() {

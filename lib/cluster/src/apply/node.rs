@@ -190,6 +190,10 @@ impl ClusterState {
             && keeps
             && (&old.addr, &old.zone, old.weight, old.vnodes, old.gateway)
                 == (&node.addr, &node.zone, node.weight, node.vnodes, node.gateway);
+        if self.layers.is_empty() {
+            // There was nothing to lose.
+            node.lost_at = Epoch(0);
+        }
         let lost = node.synced == Epoch(0);
         self.nodes.insert(hello.id, node);
         if lost {
@@ -331,7 +335,7 @@ impl ClusterState {
     }
 
     pub(super) fn disk_retired(&mut self, now: Millis, id: NodeId, disk: DiskId) -> Outcome {
-        let next = self.epoch.next();
+        let (next, empty) = (self.epoch.next(), self.layers.is_empty());
         let n = self.node_mut(id)?;
         let Some(d) = n.disks.iter_mut().find(|d| d.id == disk) else {
             return Err(CommandError::NotFound(format!("node {} has no disk {disk}", id.short())));
@@ -343,7 +347,7 @@ impl ClusterState {
         // What was on it is gone: the node looks at everything again.
         n.synced = Epoch(0);
         n.up_since = next;
-        n.lost_at = next;
+        n.lost_at = if empty { Epoch(0) } else { next };
         self.forget_merges(id);
         let text = format!("disk {} of node {} was retired", disk.short(), id.short());
         self.event(now, EventLevel::Error, text.clone());
