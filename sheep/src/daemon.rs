@@ -169,14 +169,17 @@ async fn main_task(
     let (opened_tx, opened_rx) = oneshot::channel();
     let (begin_tx, begin_rx) = oneshot::channel();
     let (asker, questions) = observe::gather::channel();
+    // The last disk has failed.
+    let dead = CancellationToken::new();
     let data_thread = {
-        let (config, stop) = (config.clone(), stop.clone());
+        let (config, stop, dead) = (config.clone(), stop.clone(), dead.clone());
         std::thread::Builder::new().name("data".into()).spawn(move || {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().event_interval(61).build();
             let Ok(runtime) = runtime else { return };
             let local = tokio::task::LocalSet::new();
-            let work = node::run(config, id.node, id.cluster, opened_tx, begin_rx, questions, stop.clone());
+            let stops = (stop.clone(), dead);
+            let work = node::run(config, id.node, id.cluster, opened_tx, begin_rx, questions, stops);
             local.block_on(&runtime, work);
             stop.cancel();
         })?
@@ -241,7 +244,10 @@ async fn main_task(
     if config.local && !control.read(|s| s.format.is_some()) {
         tracing::info!("one sheep alone: `dog cluster format` makes it a cluster of one");
     }
-    wait_for_the_end(&control, &stop).await?;
+    tokio::select! {
+        r = wait_for_the_end(&control, &stop) => r?,
+        () = dead.cancelled() => {}
+    }
     stop.cancel();
     admin.stop().await;
     let joined = tokio::task::spawn_blocking(move || data_thread.join());
@@ -254,6 +260,12 @@ async fn main_task(
         metrics.stop().await;
     }
     plane.shut_down().await;
+    if dead.is_cancelled() {
+        bail!(
+            "{}: the last disk of this sheep failed, so it has ended and the others go on without it: replace the disk and start it again",
+            config.home.display()
+        );
+    }
     tracing::info!("ended");
     Ok(())
 }

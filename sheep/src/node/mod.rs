@@ -162,7 +162,7 @@ pub async fn run(
     opened: oneshot::Sender<Result<Opened, String>>,
     begin: oneshot::Receiver<Begin>,
     questions: Questions,
-    stop: CancellationToken,
+    (stop, dead): (CancellationToken, CancellationToken),
 ) {
     let store = if config.gateway {
         let _ = opened.send(Ok(Opened { disks: Vec::new(), has_data: true, engine: "none" }));
@@ -192,7 +192,7 @@ pub async fn run(
     let watched = Watched::new(store.clone());
     tokio::task::spawn_local(watched.clone().answer(questions));
     if let Ok(begin) = begin.await {
-        serve(config, store.clone(), begin, watched, stop).await;
+        serve(config, store.clone(), begin, watched, stop, dead).await;
     }
     if let Some(store) = store
         && let Err(e) = store.close().await
@@ -223,6 +223,7 @@ async fn serve(
     begin: Begin,
     watched: Rc<Watched>,
     stop: CancellationToken,
+    dead: CancellationToken,
 ) {
     let Begin { control, mut links, tls, nbd_tls, mut jobs, ready } = begin;
     let mut ready = Some(ready);
@@ -245,8 +246,7 @@ async fn serve(
     let connector = Rc::new(TcpConnector { tls: tls.clone() });
     let work = CancellationToken::new();
     let links_stop = stop.child_token();
-    let plane =
-        assemble(control.clone(), store.clone(), cluster, connector, links_stop, work.clone(), stop.clone());
+    let plane = assemble(control.clone(), store.clone(), cluster, connector, links_stop, work.clone(), dead);
     let Plane { replica, gateway, table, server } = plane;
     let node = Rc::new(DataNode {
         server: server.clone(),
@@ -351,9 +351,6 @@ async fn watch_store(
                 if let Some(store) = &replica.store {
                     let _ = store.unplug(disk).await;
                     if store.disks().is_empty() {
-                        tracing::error!(
-                            "the last disk of this sheep failed, so it ends and the others go on without it: replace the disk and start it again"
-                        );
                         dead.cancel();
                     }
                 }

@@ -143,6 +143,7 @@ pub(super) async fn look_after(disk: Weak<Disk>) {
     loop {
         tokio::time::sleep(LOOK).await;
         let Some(d) = disk.upgrade() else { return };
+        let _turn = d.looking.lock().await;
         if d.check().is_err() || d.is_there().is_err() {
             return;
         }

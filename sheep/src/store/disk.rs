@@ -92,7 +92,9 @@ pub(super) struct Disk {
     pub(super) journal: Rc<Journal>,
     pub(super) index: Rc<dyn Index>,
     /// Identity and journal, and which files they are: without them the disk is gone.
-    files: Vec<(PathBuf, u64)>,
+    files: RefCell<Vec<(PathBuf, u64)>>,
+    /// Held while these are compared or replaced.
+    pub(super) looking: tokio::sync::Mutex<()>,
     pub(super) objects: RefCell<BTreeMap<ObjectId, Rc<Obj>>>,
     pub(super) by_key: RefCell<BTreeSet<(PlacementKey, LayerId)>>,
     tails: RefCell<BTreeMap<VdiId, Tails>>,
@@ -151,7 +153,8 @@ impl Disk {
             fs,
             journal,
             index,
-            files,
+            files: RefCell::new(files),
+            looking: tokio::sync::Mutex::default(),
             objects: RefCell::default(),
             by_key: RefCell::default(),
             tails: RefCell::default(),
@@ -204,9 +207,16 @@ impl Disk {
         }
         StoreError::CorruptHeader { oid: obj.oid }
     }
+    /// The identity was written anew: these are its files now.
+    pub(super) fn known_again(&self) -> std::io::Result<()> {
+        for (path, id) in self.files.borrow_mut().iter_mut() {
+            *id = self.fs.file_id(path)?;
+        }
+        Ok(())
+    }
     /// The disk itself can be found where it was.
     pub(super) fn is_there(&self) -> Result<(), StoreError> {
-        for (path, id) in &self.files {
+        for (path, id) in self.files.borrow().iter() {
             match self.fs.file_id(path) {
                 Ok(now) if now == *id => {}
                 Ok(_) => return Err(self.fail(format!("{} was replaced", path.display()))),

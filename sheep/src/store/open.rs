@@ -157,7 +157,10 @@ impl Store {
                 cluster: Some(cluster),
                 plain: d.plain,
             };
+            // Whoever looks in between sees a file that is not known yet.
+            let _turn = d.looking.lock().await;
             self.write_identity(&d.path, &id).await?;
+            d.known_again().map_err(|e| OpenError(format!("{}: {e}", d.path.display())))?;
         }
         Ok(())
     }

@@ -18,7 +18,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -250,6 +250,22 @@ async fn accept(
     tracker.wait().await;
 }
 
+/// Say so in a way that whoever it is can make sense of (HTTP/1, or TLS where we have none), and let it read that: closing with unread bytes would be a reset.
+async fn turn_away(pipe: &mut Pipe) {
+    const ANSWER: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+    const MOST: usize = 64 << 10;
+    if pipe.write_all(ANSWER).await.is_err() || pipe.shutdown().await.is_err() {
+        return;
+    }
+    let (mut rest, mut read) = ([0; 4096], 0);
+    while let Ok(n) = pipe.read(&mut rest).await {
+        read += n;
+        if n == 0 || read > MOST {
+            return;
+        }
+    }
+}
+
 async fn greet(
     tcp: TcpStream,
     tls: Option<Arc<ServerConfig>>,
@@ -265,6 +281,7 @@ async fn greet(
         let mut buf = [0; PREFACE.len()];
         let n = pipe.read(&mut buf[seen..]).await?;
         if n == 0 || buf[seen..seen + n] != PREFACE[seen..seen + n] {
+            turn_away(&mut pipe).await;
             return Err(io::Error::new(io::ErrorKind::InvalidData, "not a client of the admin interface"));
         }
         seen += n;
