@@ -76,7 +76,7 @@ impl Replica {
         held: bool,
     ) -> Result<Adopted, AdoptError> {
         let store = self.store.clone().ok_or(StoreError::NoDisk)?;
-        let _guard = self.sync.begin_fill(oid).await;
+        let _guard = self.sync.begin_fill(oid, family).await;
         let mark = self.sync.mark();
         let resolved = || match held {
             true => self.sync.resolved(oid),

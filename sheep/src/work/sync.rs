@@ -71,6 +71,7 @@ pub struct Sync {
 }
 
 struct FillSlot {
+    family: LayerId,
     lock: std::sync::Arc<tokio::sync::Mutex<()>>,
     users: Cell<u32>,
 }
@@ -128,9 +129,10 @@ impl Sync {
     pub fn lacks(&self, oid: ObjectId) -> bool {
         self.missing.borrow().contains_key(&oid) || self.is_filling(oid)
     }
-    /// Any layer's object at this key is missing.
+    /// Any layer's object at this key is missing, or being filled: then it may have been removed before it is made again.
     pub fn lacks_any_at(&self, key: PlacementKey) -> bool {
-        self.missing_at.borrow().contains_key(&key)
+        let at = |(o, slot): (&ObjectId, &Rc<FillSlot>)| o.index() == key.index && slot.family == key.family;
+        self.missing_at.borrow().contains_key(&key) || self.filling.borrow().iter().any(at)
     }
     /// The list of missing objects is complete for this epoch.
     pub fn inventory_done(&self, epoch: Epoch) -> bool {
@@ -198,12 +200,12 @@ impl Sync {
         self.heal.borrow_mut().remove(&oid);
     }
     /// Wait for the object's turn to be filled.
-    pub async fn begin_fill(&self, oid: ObjectId) -> FillGuard<'_> {
+    pub async fn begin_fill(&self, oid: ObjectId, family: LayerId) -> FillGuard<'_> {
         let slot = self
             .filling
             .borrow_mut()
             .entry(oid)
-            .or_insert_with(|| Rc::new(FillSlot { lock: Default::default(), users: Cell::new(0) }))
+            .or_insert_with(|| Rc::new(FillSlot { family, lock: Default::default(), users: Cell::new(0) }))
             .clone();
         slot.users.set(slot.users.get() + 1);
         let mut waiter = Waiter(self, oid, false);
