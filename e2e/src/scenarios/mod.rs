@@ -31,8 +31,7 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "image", about: image::ABOUT, core: true, run: image::run_scenario },
     Scenario { name: "boot", about: boot::ABOUT, core: false, run: boot::run_scenario },
     Scenario { name: "delta", about: delta::ABOUT, core: true, run: delta::run_scenario },
-    // Not core as long as a store does not know that an object file was deleted.
-    Scenario { name: "disks", about: disks::ABOUT, core: false, run: disks::run_scenario },
+    Scenario { name: "disks", about: disks::ABOUT, core: true, run: disks::run_scenario },
     Scenario { name: "rebuild", about: rebuild::ABOUT, core: true, run: rebuild::run_scenario },
 ];
 

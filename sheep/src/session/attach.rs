@@ -175,6 +175,11 @@ impl Gateway {
         })
     }
 
+    /// The daemon is ending, or has.
+    pub(crate) fn is_over(&self) -> bool {
+        self.closing.get() || self.stop.is_cancelled()
+    }
+
     /// The entry of a VDI.
     pub fn entry(&self, vdi: VdiId) -> Rc<Attached> {
         self.attached

@@ -329,7 +329,8 @@ impl Drop for Live {
     fn drop(&mut self) {
         // A front-end that ends without `close` (it was aborted) still gives its open back, once its requests have ended.
         self.abandon();
-        if self.gone.replace(Gone::Closed) != Gone::Dying {
+        // Nothing runs here any more when the daemon ends, and the session ends with it.
+        if self.gone.replace(Gone::Closed) != Gone::Dying || self.gateway.is_over() {
             return;
         }
         let (gateway, entry, open, flight) =
