@@ -25,10 +25,12 @@ fn balance(name: &str, members: Vec<Member>, count: usize, keys: u64) {
     let lookup = start.elapsed() / 200_000;
     let b = tally.balance(&members, count);
     println!(
-        "{name:<34} x{count}: over {:5.2} %, under {:5.2} %, deviation {:5.2} %; build {built:.1?}, lookup {lookup:?}",
+        "{name:<34} x{count}: over {:5.2} %, under {:5.2} %, deviation {:5.2} % of which chance {:5.2} %, so {:4.2} %; build {built:.1?}, lookup {lookup:?}",
         b.over * 100.0,
         b.under * 100.0,
-        b.deviation * 100.0
+        b.deviation * 100.0,
+        b.chance * 100.0,
+        b.bias() * 100.0
     );
 }
 

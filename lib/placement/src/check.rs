@@ -119,6 +119,15 @@ pub struct Balance {
     pub under: f64,
     /// Root of the mean square.
     pub deviation: f64,
+    /// What `deviation` would be with perfect placement, because the sample is finite.
+    pub chance: f64,
+}
+
+impl Balance {
+    /// What is left of the deviation without chance: that of placement itself.
+    pub fn bias(&self) -> f64 {
+        (self.deviation.powi(2) - self.chance.powi(2)).max(0.0).sqrt()
+    }
 }
 
 impl Tally {
@@ -130,18 +139,20 @@ impl Tally {
         }
     }
 
-    /// Compare with what is fair. With few keys this shows chance, not placement: a node with a fair share of `c` copies is off by 1/sqrt(c).
+    /// Compare with what is fair. With few keys this shows chance more than placement: see `Balance::bias`.
     pub fn balance(&self, members: &[Member], count: usize) -> Balance {
         let fair = fair_shares(members, count);
-        let (mut over, mut under, mut squares) = (0f64, 0f64, 0f64);
+        let (mut over, mut under, mut squares, mut noise) = (0f64, 0f64, 0f64, 0f64);
         for (node, share) in &fair {
             let held = self.copies.get(node).copied().unwrap_or_default() as f64;
             let off = held / (share * self.keys as f64) - 1.0;
             over = over.max(off);
             under = under.max(-off);
             squares += off * off;
+            noise += (1.0 - share).max(0.0) / (share * self.keys as f64);
         }
-        Balance { over, under, deviation: (squares / fair.len().max(1) as f64).sqrt() }
+        let mean = |sum: f64| (sum / fair.len().max(1) as f64).sqrt();
+        Balance { over, under, deviation: mean(squares), chance: mean(noise) }
     }
 }
 

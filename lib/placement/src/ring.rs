@@ -1,6 +1,6 @@
 //! The ring, and the search for the nearest nodes.
 //!
-//! Nodes whose weights are within a factor of two share a *class*: one sorted list of points. A search has a horizon, a distance up to which every class
+//! Nodes whose weights are within a factor of four share a *class*: one sorted list of points. A search has a horizon, a distance up to which every class
 //! is looked at; it grows until enough nodes are found within it. That is an index only: the answer is defined by distances.
 
 use crate::Member;
@@ -16,7 +16,7 @@ const SIGHT_BITS: u32 = 6;
 /// In this lap a key sees all points. 64 laps without seeing one of 128 have a chance of 10^-56: it bounds the search, nothing else.
 const LAST_LAP: usize = 63;
 /// Once round.
-const CIRCLE: f64 = 18_446_744_073_709_551_616.0;
+const CIRCLE: f64 = 4_294_967_296.0;
 /// Points per entry of the table of starts, about.
 const STRIDE: usize = 8;
 /// A class of more groups than this is never skipped before its end.
@@ -43,13 +43,11 @@ struct Inner {
     classes: Vec<Class>,
 }
 
-/// Points of the nodes with weights from 2^n to 2^(n+1).
+/// Points of the nodes with weights from 4^n to 4^(n+1).
 #[derive(Debug)]
 struct Class {
-    /// Sorted.
-    points: Vec<u64>,
-    /// Member of each point.
-    owners: Vec<u32>,
+    /// (position, member), sorted.
+    points: Vec<(u32, u32)>,
     /// Where the points of each equal part of the circle begin.
     starts: Vec<u32>,
     /// Leading bits of a position that choose the part.
@@ -78,7 +76,7 @@ struct Found {
 
 /// Where a key begins, and what it sees.
 struct Gaze {
-    start: u64,
+    start: u32,
     eye: u64,
 }
 
@@ -88,7 +86,7 @@ impl Gaze {
         bytes[..4].copy_from_slice(&key.family.0.to_be_bytes());
         bytes[4..].copy_from_slice(&key.index.to_be_bytes());
         let hash = xxh3_128(&bytes);
-        Self { start: hash as u64, eye: (hash >> 64) as u64 }
+        Self { start: hash as u32, eye: (hash >> 64) as u64 }
     }
 
     /// The part of the hash of (key, lap, point) that is the same for all points.
@@ -98,18 +96,18 @@ impl Gaze {
 }
 
 /// Does a key see a point? The finalizer of MurmurHash3, of which the leading bits count.
-fn sees(eye: u64, point: u64) -> bool {
-    let mut x = eye ^ point;
+fn sees(eye: u64, point: u32) -> bool {
+    let mut x = eye ^ u64::from(point);
     x = (x ^ (x >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
     x = (x ^ (x >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
     x >> (64 - SIGHT_BITS) == 0
 }
 
-fn point(node: NodeId, n: u32) -> u64 {
+fn point(node: NodeId, n: u32) -> u32 {
     let mut bytes = [0u8; 20];
     bytes[..16].copy_from_slice(&node.0.to_be_bytes());
     bytes[16..].copy_from_slice(&n.to_be_bytes());
-    xxh3_64(&bytes)
+    xxh3_64(&bytes) as u32
 }
 
 impl Class {
@@ -122,8 +120,8 @@ impl Class {
         let bits = (all.len() / STRIDE).next_power_of_two().trailing_zeros().max(1);
         let mut starts = Vec::with_capacity((1 << bits) + 1);
         let mut at = 0;
-        for part in 0..1u64 << bits {
-            while all.get(at).is_some_and(|(p, _)| p >> (64 - bits) < part) {
+        for part in 0..1u32 << bits {
+            while all.get(at).is_some_and(|(p, _)| p >> (32 - bits) < part) {
                 at += 1;
             }
             starts.push(at as u32);
@@ -134,8 +132,7 @@ impl Class {
         };
         let heaviest = of.iter().map(|m| members[*m as usize].weight).max().unwrap_or(1);
         Self {
-            points: all.iter().map(|(p, _)| *p).collect(),
-            owners: all.iter().map(|(_, m)| *m).collect(),
+            points: all,
             starts,
             bits,
             nearest: 1.0 / f64::from(heaviest),
@@ -145,10 +142,10 @@ impl Class {
     }
 
     /// The first point at or after a position.
-    fn first(&self, position: u64) -> usize {
-        let part = (position >> (64 - self.bits)) as usize;
+    fn first(&self, position: u32) -> usize {
+        let part = (position >> (32 - self.bits)) as usize;
         let (from, to) = (self.starts[part] as usize, self.starts[part + 1] as usize);
-        from + self.points[from..to].partition_point(|p| *p < position)
+        from + self.points[from..to].partition_point(|(p, _)| *p < position)
     }
 }
 
@@ -205,25 +202,25 @@ impl Search<'_> {
             if reach <= 0.0 {
                 return at;
             }
-            let reach = reach as u64;
+            let reach = reach as u32;
             let eye = self.gaze.in_lap(lap);
             let (from, to) = if first + off < len { (first + off, len) } else { (first + off - len, first) };
             let mut hit = None;
-            for (n, p) in class.points[from..to].iter().enumerate() {
+            for (n, (p, member)) in class.points[from..to].iter().enumerate() {
                 let way = p.wrapping_sub(self.gaze.start);
                 if way > reach {
                     return at + n;
                 }
                 if sees(eye, *p) || lap == LAST_LAP {
-                    hit = Some((n, way));
+                    hit = Some((n, *member, way));
                     break;
                 }
             }
-            let Some((n, way)) = hit else {
+            let Some((n, member, way)) = hit else {
                 at += to - from;
                 continue;
             };
-            self.offer(class.owners[from + n], behind + way as f64);
+            self.offer(member, behind + f64::from(way));
             at += n + 1;
         }
     }
@@ -267,13 +264,13 @@ impl Ring {
         let mut zones = Vec::with_capacity(members.len());
         let mut classes: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
         for (i, m) in members.iter().enumerate() {
-            let Some(class) = m.weight.checked_ilog2() else {
+            let Some(log) = m.weight.checked_ilog2() else {
                 zones.push(u32::MAX);
                 continue;
             };
             let next = names.len() as u32;
             zones.push(*names.entry(&m.zone).or_insert(next));
-            classes.entry(class).or_default().push(i as u32);
+            classes.entry(log / 2).or_default().push(i as u32);
         }
         let zone_count = names.len();
         let holders = classes.values().map(Vec::len).sum();
