@@ -120,7 +120,7 @@ pub struct Node {
     pub zone: Option<String>,
     /// Relative weight, 1,000 = one unit (capacity in TiB, at least a little, unless set). Gateways have 0.
     pub weight: u32,
-    /// Fixed number of virtual nodes instead of weight x 128.
+    /// Fixed number of virtual nodes instead of weight x 128. A node's part of the data is in proportion to them.
     pub vnodes: Option<u32>,
     /// Keeps no data.
     pub gateway: bool,
@@ -149,7 +149,7 @@ pub struct Node {
 pub struct RingVersion {
     /// Epoch from which it was current.
     pub epoch: Epoch,
-    /// Members in id order: (node, zone label, virtual nodes).
+    /// Members in id order: (node, zone label, weight in 125ths of a virtual node).
     pub members: Vec<(NodeId, String, u32)>,
 }
 

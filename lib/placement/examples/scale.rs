@@ -38,7 +38,10 @@ fn movement(name: &str, before: &[Member], after: &[Member], keys: u64) {
     let (a, b) = (Ring::new(before.to_vec()), Ring::new(after.to_vec()));
     let moves: usize = (0..keys).map(|i| moved(&a.targets(key(i), 3), &b.targets(key(i), 3))).sum();
     let least = least_movement(before, after, 3) * keys as f64;
-    println!("{name:<34} moved {moves} copies of {keys} keys, at least {least:.0}: {:.3}", moves as f64 / least);
+    println!(
+        "{name:<34} moved {moves} copies of {keys} keys, at least {least:.0}: {:.3}",
+        moves as f64 / least
+    );
 }
 
 fn main() {

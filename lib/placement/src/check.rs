@@ -71,8 +71,7 @@ pub fn fair_shares(members: &[Member], count: usize) -> BTreeMap<NodeId, f64> {
         zones.entry(&m.zone).or_default().push(m);
     }
     let strict = zones.len() >= count;
-    let weights: Vec<f64> =
-        zones.values().map(|ms| ms.iter().map(|m| f64::from(m.weight)).sum()).collect();
+    let weights: Vec<f64> = zones.values().map(|ms| ms.iter().map(|m| f64::from(m.weight)).sum()).collect();
     let caps: Vec<f64> = zones.values().map(|ms| if strict { 1.0 } else { ms.len() as f64 }).collect();
     let mut shares = BTreeMap::new();
     for (members, copies) in zones.values().zip(pour(count as f64, &weights, &caps)) {
@@ -89,8 +88,7 @@ fn pour(amount: f64, weights: &[f64], caps: &[f64]) -> Vec<f64> {
     loop {
         let rest = amount - (0..weights.len()).filter(|i| full[*i]).map(|i| caps[i]).sum::<f64>();
         let weight: f64 = (0..weights.len()).filter(|i| !full[*i]).map(|i| weights[i]).sum();
-        let part =
-            |i: usize| if full[i] { caps[i] } else { (rest.max(0.0) / weight) * weights[i] };
+        let part = |i: usize| if full[i] { caps[i] } else { (rest.max(0.0) / weight) * weights[i] };
         let over: Vec<usize> = (0..weights.len()).filter(|i| !full[*i] && part(*i) > caps[*i]).collect();
         if over.is_empty() {
             return (0..weights.len()).map(part).collect();
@@ -165,4 +163,50 @@ pub fn moved(before: &[NodeId], after: &[NodeId]) -> usize {
 pub fn least_movement(before: &[Member], after: &[Member], count: usize) -> f64 {
     let had = fair_shares(before, count);
     fair_shares(after, count).iter().map(|(n, s)| (s - had.get(n).copied().unwrap_or(0.0)).max(0.0)).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn members() -> Vec<Member> {
+        let m = |n, zone: &str, weight| Member { node: NodeId(n), zone: zone.into(), weight };
+        vec![m(1, "a", 10), m(2, "a", 30), m(3, "b", 40), m(4, "c", 20), m(5, "d", 0)]
+    }
+    fn judge(count: usize, targets: &[u128]) -> Result<(), Violation> {
+        let targets: Vec<NodeId> = targets.iter().map(|n| NodeId(*n)).collect();
+        check_targets(&members(), count, &targets)
+    }
+
+    #[test]
+    fn wrong_answers_are_named() {
+        assert_eq!(judge(3, &[1, 3, 4]), Ok(()));
+        assert_eq!(judge(3, &[1, 3]), Err(Violation::Count { want: 3, got: 2 }));
+        assert_eq!(judge(9, &[1, 2, 3, 4]), Ok(()));
+        assert_eq!(judge(2, &[1, 9]), Err(Violation::Stranger(NodeId(9))));
+        assert_eq!(judge(2, &[1, 1]), Err(Violation::Twice(NodeId(1))));
+        assert_eq!(judge(2, &[1, 5]), Err(Violation::Weightless(NodeId(5))));
+        assert_eq!(judge(2, &[1, 2]), Err(Violation::Zones { want: 2, got: 1 }));
+        assert_eq!(judge(4, &[1, 2, 3, 4]), Ok(()));
+    }
+
+    #[test]
+    fn fair_is_by_weight_up_to_one_copy_a_zone() {
+        let shares = |count| fair_shares(&members(), count).into_values().collect::<Vec<f64>>();
+        assert_eq!(shares(1), [0.1, 0.3, 0.4, 0.2]);
+        assert_eq!(shares(2), [0.2, 0.6, 0.8, 0.4]);
+        // Three zones for three copies: one each.
+        assert_eq!(shares(3), [0.25, 0.75, 1.0, 1.0]);
+        assert_eq!(shares(4), [1.0; 4]);
+    }
+
+    #[test]
+    fn what_must_move() {
+        let (mut grown, before) = (members(), members());
+        grown[3].weight = 40;
+        let least = least_movement(&before, &grown, 1);
+        assert!((least - (40.0 / 120.0 - 0.2)).abs() < 1e-9);
+        assert_eq!(least_movement(&before, &before, 2), 0.0);
+        assert_eq!(moved(&[NodeId(1), NodeId(2)], &[NodeId(2), NodeId(3)]), 1);
+    }
 }

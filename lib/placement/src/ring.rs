@@ -228,12 +228,14 @@ impl Search<'_> {
     fn run(&mut self) {
         let rarity = f64::from(1u32 << SIGHT_BITS) / f64::from(POINTS);
         let mut horizon = self.want as f64 * rarity * CIRCLE / self.ring.total;
+        // Up to here nothing can be missing.
+        let mut scanned = 0.0;
         let starts = self.ring.classes.iter().map(|c| (c.first(self.gaze.start), 0));
         let mut cursors: Vec<(usize, usize)> = starts.collect();
         loop {
             let mut more = false;
             for (class, cursor) in self.ring.classes.iter().zip(&mut cursors) {
-                if cursor.1 / class.points.len() > LAST_LAP || self.exhausted(class, horizon) {
+                if cursor.1 / class.points.len() > LAST_LAP || self.exhausted(class, scanned) {
                     continue;
                 }
                 cursor.1 = self.scan(class, cursor.0, cursor.1, horizon);
@@ -243,14 +245,14 @@ impl Search<'_> {
             if !more || full && self.found.last().is_none_or(|f| f.distance <= horizon) {
                 return;
             }
+            scanned = horizon;
             horizon *= 1.5;
         }
     }
 
     /// All that this class could give is found and final.
-    fn exhausted(&self, class: &Class, horizon: f64) -> bool {
+    fn exhausted(&self, class: &Class, scanned: f64) -> bool {
         let groups = if self.distinct == Distinct::Zones { &class.zones } else { &class.members };
-        let scanned = horizon / 1.5;
         let have = |g: &u32| self.found.iter().any(|f| f.group == *g && f.distance <= scanned);
         !groups.is_empty() && groups.len() <= self.found.len() && groups.iter().all(have)
     }

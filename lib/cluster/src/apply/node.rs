@@ -11,6 +11,9 @@ use crate::{
 };
 use sheepdog_proto::{DEFAULT_VNODES, DiskId, Epoch, MAX_NODES, NodeId};
 
+/// A ring's weights count 125ths of a virtual node: then 128 of them for a weight of 1,000 is a whole number.
+const RING_UNITS_PER_VNODE: u32 = 125;
+const _: () = assert!((RING_UNITS_PER_VNODE * DEFAULT_VNODES).is_multiple_of(1000));
 /// Epochs kept for people even when nothing needs them.
 const HISTORY: usize = 512;
 
@@ -23,10 +26,12 @@ impl Node {
         if self.gateway || !matches!(self.state, NodeState::Up | NodeState::Down) {
             return None;
         }
-        let vnodes = self
-            .vnodes
-            .unwrap_or_else(|| (self.weight as u64 * DEFAULT_VNODES as u64 / 1000).clamp(1, 1 << 16) as u32);
-        Some((self.id, self.zone.clone().unwrap_or_else(|| self.id.to_string()), vnodes))
+        let weight = match self.vnodes {
+            Some(v) => u64::from(v) * u64::from(RING_UNITS_PER_VNODE),
+            None => u64::from(self.weight) * u64::from(RING_UNITS_PER_VNODE * DEFAULT_VNODES / 1000),
+        };
+        let weight = weight.clamp(1, u64::from(u32::MAX)) as u32;
+        Some((self.id, self.zone.clone().unwrap_or_else(|| self.id.to_string()), weight))
     }
 }
 
