@@ -124,7 +124,7 @@ impl ClusterState {
             addr: hello.addr.clone(),
             zone: hello.zone.clone(),
             weight: if hello.gateway { 0 } else { hello.weight.max(1) },
-            vnodes: hello.vnodes,
+            vnodes: hello.vnodes.filter(|v| *v > 0),
             gateway: hello.gateway,
             state: NodeState::Up,
             incarnation: hello.incarnation,
@@ -161,7 +161,7 @@ impl ClusterState {
         if !drift && !hello.gateway {
             node.weight = old.weight;
         }
-        node.vnodes = hello.vnodes.or(old.vnodes);
+        node.vnodes = node.vnodes.or(old.vnodes);
         node.disks.extend(
             old.disks.iter().filter(|d| d.retired && hello.disks.iter().all(|h| h.id != d.id)).cloned(),
         );
