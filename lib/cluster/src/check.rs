@@ -24,6 +24,8 @@ pub enum Invariant {
     ParentsExist,
     /// A base exists, is of another family and is under a root only.
     BasesExist,
+    /// Each layer lists its children and its clones.
+    LayersKnowWhatStandsOnThem,
     /// A live layer has no child.
     LiveLayersAreTops,
     /// A layer is live or frozen exactly when some VDI uses it so; others are hidden or merging.
@@ -32,7 +34,7 @@ pub enum Invariant {
     MergesAreAlone,
     /// A hidden layer is there for something that stands on it.
     HiddenLayersAreNeeded,
-    /// Every layer's family is in the table, and every family has layers.
+    /// Every layer's family is in the table, and every family has as many layers as it says, at least one.
     FamiliesHaveLayers,
     /// No id is greater than the last one given.
     IdsAreGivenOut,
@@ -44,7 +46,7 @@ pub enum Invariant {
     EpochsAreNotAhead,
     /// Rings are ordered by epoch, the last one is that of the members now.
     RingsAreOrdered,
-    /// History ascends by one epoch, ends now and reaches back to the oldest epoch a member is synced to.
+    /// History ascends, ends now with the nodes that are up, and tells who came and went in each step.
     HistoryIsUnbroken,
     /// Shared locks together, or one exclusive; one per holder.
     LocksAgree,
@@ -148,10 +150,14 @@ fn vdis(s: &ClusterState, f: &mut Findings) {
 fn layers(s: &ClusterState, f: &mut Findings) {
     use Invariant as I;
     let mut children: BTreeMap<LayerId, Vec<LayerId>> = BTreeMap::new();
+    let mut clones: BTreeMap<LayerId, Vec<LayerId>> = BTreeMap::new();
     let bases: BTreeSet<LayerId> = s.layers.values().filter_map(|l| l.base).collect();
     for l in s.layers.values() {
         if let Some(p) = l.parent {
             children.entry(p).or_default().push(l.id);
+        }
+        if let Some(b) = l.base {
+            clones.entry(b).or_default().push(l.id);
         }
     }
     let users = users(s, f);
@@ -163,6 +169,9 @@ fn layers(s: &ClusterState, f: &mut Findings) {
             base.is_none_or(|b| b.is_some_and(|b| b.family != l.family && b.state != LayerState::Live));
         f.expect(stands && (l.base.is_none() || l.parent.is_none()), I::BasesExist, l);
         let below = children.get(&l.id).map_or(&[][..], Vec::as_slice);
+        f.expect(l.children.iter().eq(below), I::LayersKnowWhatStandsOnThem, l);
+        let clones = clones.get(&l.id).map_or(&[][..], Vec::as_slice);
+        f.expect(l.clones.iter().eq(clones), I::LayersKnowWhatStandsOnThem, l);
         let used = users.contains(&l.id);
         match &l.state {
             LayerState::Live => {
@@ -206,8 +215,12 @@ fn users(s: &ClusterState, f: &mut Findings) -> BTreeSet<LayerId> {
 }
 
 fn families(s: &ClusterState, f: &mut Findings) {
-    let used: BTreeSet<LayerId> = s.layers.values().map(|l| l.family).collect();
-    f.expect(used.iter().eq(s.families.keys()), Invariant::FamiliesHaveLayers, used.len());
+    let mut used: BTreeMap<LayerId, u32> = BTreeMap::new();
+    for l in s.layers.values() {
+        *used.entry(l.family).or_default() += 1;
+    }
+    let counted = used.iter().eq(s.families.iter().map(|(k, v)| (k, &v.layers)).collect::<BTreeMap<_, _>>());
+    f.expect(counted, Invariant::FamiliesHaveLayers, used.len());
     let ids = s.layers.keys().map(|l| l.0).chain(s.vdis.keys().map(|v| v.0));
     let greatest = ids.chain(s.families.keys().map(|l| l.0)).max().unwrap_or(0);
     f.expect(greatest <= s.last_id && s.last_id <= MAX_LAYER_ID, Invariant::IdsAreGivenOut, greatest);
@@ -250,6 +263,8 @@ fn membership(s: &ClusterState, f: &mut Findings) {
         last.map(|r| r.epoch),
     );
     let epochs = || s.history.iter().map(|r| r.epoch.0);
+    let up: BTreeSet<_> = s.nodes.values().filter(|n| n.is_up()).map(|n| n.id).collect();
+    f.expect(up == s.up, I::HistoryIsUnbroken, s.up.len());
     let unbroken = epochs().zip(epochs().skip(1)).all(|(a, b)| a < b);
     f.expect(unbroken && epochs().next_back() == Some(s.epoch.0), I::HistoryIsUnbroken, s.epoch);
 }

@@ -199,4 +199,13 @@ impl crate::ClusterState {
         }
         Some(chain)
     }
+
+    /// The oldest layer of a chain: the one that may stand on a layer of another family.
+    pub fn bottom(&self, mut layer: sheepdog_proto::LayerId) -> Option<&crate::Layer> {
+        loop {
+            let l = self.layers.get(&layer)?;
+            let Some(parent) = l.parent else { return Some(l) };
+            layer = parent;
+        }
+    }
 }

@@ -10,6 +10,7 @@ use crate::{
     Reply, RingVersion, Session,
 };
 use sheepdog_proto::{DEFAULT_VNODES, DiskId, Epoch, MAX_NODES, NodeId};
+use std::collections::BTreeSet;
 
 /// A ring's weights count 125ths of a virtual node: then 128 of them for a weight of 1,000 is a whole number.
 const RING_UNITS_PER_VNODE: u32 = 125;
@@ -37,8 +38,11 @@ impl Node {
 
 impl ClusterState {
     fn record(&mut self, at: Millis, what: String) {
-        let up = self.nodes.values().filter(|n| n.is_up()).map(|n| n.id).collect();
-        self.history.push_back(EpochRecord { epoch: self.epoch, at, what, up });
+        let up: BTreeSet<NodeId> = self.nodes.values().filter(|n| n.is_up()).map(|n| n.id).collect();
+        let before = std::mem::replace(&mut self.up, up);
+        let came = self.up.difference(&before).copied().collect();
+        let went = before.difference(&self.up).copied().collect();
+        self.history.push_back(EpochRecord { epoch: self.epoch, at, what, came, went });
         let oldest = self
             .nodes
             .values()

@@ -3,8 +3,7 @@
 use super::Outcome;
 use super::lifecycle::{check_object_size, check_redundancy};
 use crate::{
-    ClusterState, CommandError, EventLevel, Family, Layer, LayerState, Lock, Millis, NodeState, Redundancy,
-    Reply, Session, Vdi,
+    ClusterState, CommandError, EventLevel, Family, Lock, Millis, NodeState, Redundancy, Reply, Session, Vdi,
 };
 use sheepdog_proto::{Generation, VdiId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -89,11 +88,8 @@ impl ClusterState {
     ) -> Result<VdiId, CommandError> {
         let root = self.take_id()?;
         let id = VdiId(root.0);
-        self.families.insert(root, Family { redundancy, object_size });
-        self.layers.insert(
-            root,
-            Layer { id: root, family: root, parent: None, base, vdi: id, state: LayerState::Live },
-        );
+        self.families.insert(root, Family { redundancy, object_size, layers: 0 });
+        self.add_layer(root, root, None, base, id);
         self.vdis.insert(
             id,
             Vdi {
@@ -114,7 +110,6 @@ impl ClusterState {
             },
         );
         self.names.insert(name.to_owned(), id);
-        self.layers_revision += 1;
         Ok(id)
     }
 
