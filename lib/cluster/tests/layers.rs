@@ -196,24 +196,31 @@ fn a_clone_is_a_family_of_its_own() {
     assert!(c.s.families.is_empty());
 }
 
+/// What is seen through a base does not change when the layer under it is merged into it.
 #[test]
-fn nothing_merges_into_a_base() {
+fn a_base_takes_in_what_is_under_it() {
     let (mut c, v) = chain(2);
     c.ok(clone(v, "s2", "w", 7, false));
     c.ok(drop_snapshot(v, 1));
-    assert_eq!(layers(&c)[0], (1, 0, 0, 'h'), "its child is what the clone reads");
-    c.ok(delete(VdiId(4)));
     assert_eq!(layers(&c)[0], (1, 0, 0, 'm'));
+    merge(&mut c, 1);
+    assert_eq!(layers(&c), [(2, 0, 0, 'f'), (3, 2, 0, 'l'), (4, 0, 2, 'l')]);
+    // The other way round: the clone comes while the merge goes on.
+    let (mut c, v) = chain(2);
+    c.ok(drop_snapshot(v, 1));
+    c.ok(clone(v, "s2", "w", 7, false));
+    merge(&mut c, 1);
+    assert_eq!(layers(&c), [(2, 0, 0, 'f'), (3, 2, 0, 'l'), (4, 0, 2, 'l')]);
 }
 
 #[test]
-fn a_layer_that_merges_is_no_base() {
-    let (mut c, v) = chain(2);
+fn a_merge_whose_target_is_deleted_is_over() {
+    let (mut c, v) = chain(1);
     c.ok(drop_snapshot(v, 1));
-    assert_eq!(layers(&c)[0].3, 'm');
-    // Layer 1 merges into layer 2; a clone of layer 2 would read it in the middle of that.
-    let reply = c.run(clone(v, "s2", "w", 7, false));
-    assert!(matches!(reply, Reply::Error(CommandError::Busy(_)) | Reply::Vdi(_)), "{reply:?}");
+    c.ok(merged(1, 0));
+    c.ok(delete(v));
+    assert_eq!(layers(&c), []);
+    assert_eq!(c.run(merged(1, 1)), Reply::Done);
 }
 
 #[test]

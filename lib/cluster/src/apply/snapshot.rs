@@ -292,17 +292,21 @@ impl ClusterState {
         while let Some(layer) = todo.pop() {
             let Some(l) = self.layers.get(&layer) else { continue };
             let (parent, children) = (l.parent, l.children.clone());
-            if l.state != LayerState::Hidden || self.is_base(layer) {
+            let hidden = l.state == LayerState::Hidden;
+            let unused = hidden || matches!(l.state, LayerState::Merging { .. });
+            if !unused || self.is_base(layer) {
                 continue;
             }
             match (children.first(), children.len()) {
+                // Also when it is being merged: what it was merged into was deleted.
                 (None, _) => todo.extend(self.remove_layer(layer)),
+                _ if !hidden => {}
                 (Some(child), 1) => {
                     // One merge at a time along a chain: neither neighbour may be changing.
                     let merging = |id: LayerId| {
                         matches!(self.layers.get(&id).map(|l| &l.state), Some(LayerState::Merging { .. }))
                     };
-                    if !merging(*child) && !parent.is_some_and(merging) && !self.is_base(*child) {
+                    if !merging(*child) && !parent.is_some_and(merging) {
                         let state = LayerState::Merging { into: *child, done: BTreeSet::new() };
                         if let Some(l) = self.layers.get_mut(&layer) {
                             l.state = state;
