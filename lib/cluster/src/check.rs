@@ -32,6 +32,8 @@ pub enum Invariant {
     LayersHaveUsers,
     /// A merging layer has exactly one child, the one it merges into, and no clone; neither neighbour merges.
     MergesAreAlone,
+    /// A hidden layer that could merge does, or waits for a neighbour that merges.
+    MergesAreBegun,
     /// A hidden layer is there for something that stands on it.
     HiddenLayersAreNeeded,
     /// Every layer's family is in the table, and every family has as many layers as it says, at least one.
@@ -182,6 +184,9 @@ fn layers(s: &ClusterState, f: &mut Findings) {
             LayerState::Hidden => {
                 f.expect(!used, I::LayersHaveUsers, l);
                 f.expect(!below.is_empty() || bases.contains(&l.id), I::HiddenLayersAreNeeded, l);
+                let mut near = l.parent.iter().chain(below).filter_map(|n| s.layers.get(n));
+                let waits = near.any(|n| matches!(n.state, LayerState::Merging { .. }));
+                f.expect(below.len() != 1 || bases.contains(&l.id) || waits, I::MergesAreBegun, l);
             }
             LayerState::Merging { into, .. } => {
                 f.expect(!used, I::LayersHaveUsers, l);

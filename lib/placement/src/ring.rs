@@ -281,6 +281,11 @@ impl Ring {
         Self { inner: Arc::new(Inner { members, zones, zone_count, holders, total, classes }) }
     }
 
+    /// The very same ring, not one that was built again.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
+    }
+
     /// Members, by id.
     pub fn members(&self) -> &[Member] {
         &self.inner.members

@@ -40,26 +40,27 @@ impl ClusterState {
     /// Enough nodes (and, when strict, zones) for this redundancy.
     pub(super) fn check_width(&self, r: Redundancy) -> Result<(), CommandError> {
         check_redundancy(r)?;
+        let width = r.width();
         let holders = || self.nodes.values().filter(|n| !n.gateway && n.state != NodeState::Out);
-        let nodes = holders().count();
-        if nodes < r.width() {
+        if holders().take(width).count() < width {
             return Err(CommandError::NotEnough(format!(
-                "{} copies need {} sheep that store data, there are {nodes}: add sheep or ask for fewer copies (--copies)",
-                r.width(),
-                r.width()
+                "{width} copies need {width} sheep that store data, there are {}: add sheep or ask for fewer copies (--copies)",
+                holders().count()
             )));
         }
         if self.format.as_ref().is_some_and(|f| f.strict) {
-            let zones: BTreeSet<_> =
-                holders().map(|n| n.zone.clone().unwrap_or_else(|| n.id.to_string())).collect();
-            if zones.len() < r.width() {
-                return Err(CommandError::NotEnough(format!(
-                    "{} copies need {} zones in a strict cluster, there are {}",
-                    r.width(),
-                    r.width(),
-                    zones.len()
-                )));
+            let mut zones = BTreeSet::new();
+            // A node without a zone is its own.
+            for n in holders() {
+                zones.insert((n.zone.as_deref(), n.zone.is_none().then_some(n.id)));
+                if zones.len() >= width {
+                    return Ok(());
+                }
             }
+            return Err(CommandError::NotEnough(format!(
+                "{width} copies need {width} zones in a strict cluster, there are {}",
+                zones.len()
+            )));
         }
         Ok(())
     }
