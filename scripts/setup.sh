@@ -4,11 +4,16 @@ set -euo pipefail
 
 packages=(build-essential pkg-config curl ca-certificates git qemu-utils libnbd-bin nbd-client fio e2fsprogs iproute2 gdisk)
 programs=(cc pkg-config curl git qemu-img qemu-io nbdcopy nbdinfo nbd-client fio mkfs.ext4 debugfs ip)
-# With --e2e also what `cargo xtask e2e boot` needs.
-if [ "${1:-}" = --e2e ]; then
-    packages+=(qemu-system-x86 debootstrap)
-    programs+=(qemu-system-x86_64 debootstrap)
-fi
+for option in "$@"; do
+    case $option in
+        # What `cargo xtask e2e boot` needs, too.
+        --e2e) packages+=(qemu-system-x86 debootstrap) programs+=(qemu-system-x86_64 debootstrap) ;;
+        # What `cargo xtask bench` needs, too; --ceph adds the largest of the peers.
+        --bench) packages+=(nbdkit) programs+=(nbdkit qemu-nbd) ;;
+        --ceph) packages+=(ceph-osd ceph-mon ceph-common) programs+=(ceph-osd ceph-mon monmaptool ceph rbd) ;;
+        *) echo "setup: unknown option $option (--e2e, --bench, --ceph)" >&2; exit 64 ;;
+    esac
+done
 sudo=""
 [ "$(id -u)" = 0 ] || sudo="sudo"
 

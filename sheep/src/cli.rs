@@ -2,7 +2,8 @@
 
 use clap::Parser;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 
 /// Sheepdog's storage daemon.
 #[derive(Parser, Debug, Clone)]
@@ -47,7 +48,7 @@ pub struct Args {
     /// Journal on its own device: DIR[,size=SIZE]
     #[arg(short = 'j', long, env = "SHEEP_JOURNAL")]
     pub journal: Option<String>,
-    /// Cache objects in memory at the owner of a session (write-through)
+    /// Cache objects in memory at the owner of a session (write-through). Not there yet: accepted, and without effect
     #[arg(short = 'w', long, env = "SHEEP_CACHE")]
     pub cache: bool,
     /// Size of that cache in MB
@@ -145,7 +146,7 @@ impl Args {
         let argv: Vec<OsString> = argv.into_iter().collect();
         let Some(path) = config_path(&argv) else { return Ok(Self::try_parse_from(argv)?) };
         let fail = |why: String| CliError::File { path: path.display().to_string(), why };
-        let text = std::fs::read_to_string(&path).map_err(|e| fail(e.to_string()))?;
+        let text = read_text(&path).map_err(fail)?;
         let from_file = file_arguments(&text).map_err(fail)?;
         let mut all = argv.clone();
         let at = all.len().min(1);
@@ -159,6 +160,19 @@ impl Args {
             }
         })
     }
+}
+
+/// Files larger than this are something else, bytes.
+const MAX_FILE: u64 = 1 << 20;
+
+fn read_text(path: &Path) -> Result<String, String> {
+    let mut text = String::new();
+    let file = std::fs::File::open(path).map_err(|e| e.to_string())?;
+    file.take(MAX_FILE + 1).read_to_string(&mut text).map_err(|e| e.to_string())?;
+    if text.len() as u64 > MAX_FILE {
+        return Err("larger than 1 MiB: expected a TOML file with the names of the long options".into());
+    }
+    Ok(text)
 }
 
 fn config_path(argv: &[OsString]) -> Option<PathBuf> {

@@ -66,7 +66,12 @@ fn fail<T>(text: impl Into<String>) -> Result<T, ConfigError> {
     Err(ConfigError(text.into()))
 }
 
-/// `500ms`, `4s`, `10m`, `1h`, `1d`, or seconds. In milliseconds, at least 1.
+/// Longest time that an option takes, milliseconds: 10 years.
+const MAX_TIME: u64 = 3_650 * 86_400_000;
+/// Largest cache, in MB: 64 TiB.
+const MAX_CACHE: u64 = 64 << 20;
+
+/// `500ms`, `4s`, `10m`, `1h`, `1d`, or seconds. In milliseconds, at least 1, at most 10 years.
 pub fn parse_time(option: &str, text: &str) -> Result<u64, ConfigError> {
     let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
@@ -78,7 +83,8 @@ pub fn parse_time(option: &str, text: &str) -> Result<u64, ConfigError> {
         "d" => 86_400_000,
         _ => 0,
     };
-    let value = number.parse::<u64>().ok().and_then(|n| n.checked_mul(scale)).filter(|v| *v > 0);
+    let value = number.parse::<u64>().ok().and_then(|n| n.checked_mul(scale));
+    let value = value.filter(|v| (1..=MAX_TIME).contains(v));
     value.ok_or_else(|| {
         ConfigError(format!("--{option}: \"{text}\" is not a time: write for example 500ms, 4s or 10m"))
     })
@@ -88,13 +94,13 @@ pub fn parse_time(option: &str, text: &str) -> Result<u64, ConfigError> {
 pub fn parse_size(option: &str, text: &str) -> Result<u64, ConfigError> {
     let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
-    let shift = match unit.trim_end_matches(['i', 'B']) {
+    let shift = match unit.strip_suffix('B').map_or(unit, |u| u.strip_suffix('i').unwrap_or(u)) {
         "" => 0,
-        "k" | "K" => 10,
-        "m" | "M" => 20,
-        "g" | "G" => 30,
-        "t" | "T" => 40,
-        "p" | "P" => 50,
+        "k" | "K" | "ki" | "Ki" => 10,
+        "m" | "M" | "mi" | "Mi" => 20,
+        "g" | "G" | "gi" | "Gi" => 30,
+        "t" | "T" | "ti" | "Ti" => 40,
+        "p" | "P" | "pi" | "Pi" => 50,
         _ => 64,
     };
     let value =
@@ -154,6 +160,12 @@ impl Config {
         else {
             return fail("--port plus --cluster-port-offset must be a port of its own, at most 65535");
         };
+        if bind.is_empty() {
+            return fail("--bind-addr is empty: write an address of this host, or leave it out");
+        }
+        if a.nbd && [a.port, peer_port].contains(&a.nbd_port) {
+            return fail("--nbd-port must be a port of its own: another listener of this sheep has it");
+        }
         let taken = [Some(a.port), Some(peer_port), a.nbd.then_some(a.nbd_port)];
         if a.metrics_port.is_some() && taken.contains(&a.metrics_port) {
             return fail("--metrics-port must be a port of its own: another listener of this sheep has it");
@@ -172,6 +184,9 @@ impl Config {
                 ));
             }
         }
+        if a.advertise_addr.as_ref().is_some_and(String::is_empty) {
+            return fail("--advertise-addr is empty: write the address other sheep reach this one by");
+        }
         let advertise = match &a.advertise_addr {
             Some(y) => y.clone(),
             None if bind == "0.0.0.0" || bind == "::" => {
@@ -185,6 +200,12 @@ impl Config {
         if a.min_copies == Some(0) || a.min_copies.zip(a.copies).is_some_and(|(m, c)| m > c) {
             return fail("--min-copies: at least 1, at most the number of copies");
         }
+        if a.cache && !(1..=MAX_CACHE).contains(&a.cache_size) {
+            return fail("--cache-size: 1 to 67108864 (MB)");
+        }
+        if a.zone.as_ref().is_some_and(|z| z.is_empty() || z.len() > 255) {
+            return fail("--zone: 1 to 255 bytes; without it every sheep is a zone of its own");
+        }
         if a.vnodes == Some(0) || a.vnodes.is_some_and(|v| v > 1 << 16) {
             return fail("--vnodes: 1 to 65536; for a sheep without data say --gateway");
         }
@@ -196,6 +217,11 @@ impl Config {
         if timing.lease < timing.heartbeat * 2 {
             return fail(
                 "--lease must be at least twice --heartbeat-interval, or one lost heartbeat stops a healthy sheep",
+            );
+        }
+        if timing.down_out < timing.lease {
+            return fail(
+                "--down-out-interval must be at least --lease, or data is rebuilt while its sheep still serves",
             );
         }
         let journal = match &a.journal {
@@ -212,8 +238,8 @@ impl Config {
                         }
                     }
                 }
-                if size.is_some_and(|s| s < 32 << 20) {
-                    return fail("--journal: size must be at least 32M");
+                if size.is_some_and(|s| !(32 << 20..=1 << 40).contains(&s)) {
+                    return fail("--journal: size must be at least 32M, at most 1T");
                 }
                 (dir, size)
             }

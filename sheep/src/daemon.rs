@@ -4,7 +4,7 @@
 //! front-ends, sessions, store, metrics port, control plane. A second signal ends at once.
 
 use crate::cli::Args;
-use crate::config::Config;
+use crate::config::{Config, ConfigError};
 use crate::control::identity::Identity;
 use crate::control::plane::{ControlConfig, ControlPlane, Network};
 use crate::front::admin::{AdminServer, backend::DataPlane};
@@ -27,6 +27,8 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 /// Data links handed over at a time.
 const LINKS: usize = 64;
+/// What --log-level takes besides filters.
+const LEVELS: &str = "error, warn, info, debug, trace";
 /// Threads of the control runtime.
 const CONTROL_THREADS: usize = 2;
 
@@ -34,14 +36,19 @@ type SetLog = node::backend::SetLog;
 
 fn start_logs(level: &str, json: bool) -> anyhow::Result<SetLog> {
     let parse = |text: &str| {
-        tracing_subscriber::EnvFilter::try_new(text)
-            .map_err(|e| format!("\"{text}\" is not a log level or filter: {e}"))
-    };
-    let quiet = |text: &str| {
+        let wrong = |why: &str| format!("--log-level: \"{text}\" is not a level ({LEVELS}) or a filter{why}");
+        // A single word would be taken for the name of a module, and everything else would be silent.
+        let first = text.split(',').next().unwrap_or_default();
+        if !first.contains(['=', ':', '['])
+            && first.parse::<tracing_subscriber::filter::LevelFilter>().is_err()
+        {
+            return Err(wrong(""));
+        }
         // openraft tells every step at info.
-        if text.contains('=') { text.to_owned() } else { format!("{text},openraft=warn") }
+        let quiet = if text.contains('=') { text.to_owned() } else { format!("{text},openraft=warn") };
+        tracing_subscriber::EnvFilter::try_new(quiet).map_err(|e| wrong(&format!(": {e}")))
     };
-    let filter = parse(&quiet(level)).map_err(anyhow::Error::msg)?;
+    let filter = parse(level).map_err(ConfigError)?;
     let (filter, handle) = tracing_subscriber::reload::Layer::new(filter);
     let registry = tracing_subscriber::registry().with(filter);
     if json {
@@ -50,19 +57,36 @@ fn start_logs(level: &str, json: bool) -> anyhow::Result<SetLog> {
         registry.with(tracing_subscriber::fmt::layer().with_writer(std::io::stderr)).init();
     }
     Ok(Box::new(move |text| {
-        let filter = parse(&quiet(text))?;
+        let filter = parse(text)?;
         handle.reload(filter).map_err(|e| e.to_string())
     }))
 }
 
 /// One daemon per directory. The lock ends with the process.
 fn lock(home: &Path) -> anyhow::Result<File> {
-    std::fs::create_dir_all(home).with_context(|| format!("{}", home.display()))?;
+    let unusable = || format!("{}: DIR must be a directory that sheep can write to, or make", home.display());
+    std::fs::create_dir_all(home).with_context(unusable)?;
     let path = home.join("lock");
-    let file = File::options().create(true).truncate(false).write(true).open(&path)?;
+    let file = File::options().create(true).truncate(false).write(true).open(&path).with_context(unusable)?;
     rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
         .map_err(|_| anyhow::anyhow!("{}: another sheep uses this directory", home.display()))?;
     Ok(file)
+}
+
+/// Direct I/O works in this directory.
+fn direct(dir: &Path) -> anyhow::Result<()> {
+    use rustix::fs::{Mode, OFlags};
+    std::fs::create_dir_all(dir).with_context(|| format!("{}", dir.display()))?;
+    let path = dir.join("direct.tmp");
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::DIRECT | OFlags::CLOEXEC;
+    let opened = rustix::fs::open(&path, flags, Mode::from_raw_mode(0o600));
+    let _ = std::fs::remove_file(&path);
+    opened.map(drop).with_context(|| {
+        format!(
+            "{}: this file system does no direct I/O: use another, or start without --directio",
+            dir.display()
+        )
+    })
 }
 
 /// The node's identity; taken from a data disk when the home directory has lost it.
@@ -110,6 +134,12 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let set_level = start_logs(&args.log_level, args.log_format == "json")?;
     let config = Config::new(args)?;
     let _lock = lock(&config.home)?;
+    if config.directio {
+        config.disks.iter().try_for_each(|d| direct(d))?;
+    }
+    if config.cache.is_some() {
+        tracing::warn!("--cache has no effect yet: objects are not cached in memory");
+    }
     let credentials = config.secret_file.as_deref().map(Credentials::load).transpose()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(CONTROL_THREADS)
@@ -139,14 +169,17 @@ async fn main_task(
     let (opened_tx, opened_rx) = oneshot::channel();
     let (begin_tx, begin_rx) = oneshot::channel();
     let (asker, questions) = observe::gather::channel();
+    // The last disk has failed.
+    let dead = CancellationToken::new();
     let data_thread = {
-        let (config, stop) = (config.clone(), stop.clone());
+        let (config, stop, dead) = (config.clone(), stop.clone(), dead.clone());
         std::thread::Builder::new().name("data".into()).spawn(move || {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().event_interval(61).build();
             let Ok(runtime) = runtime else { return };
             let local = tokio::task::LocalSet::new();
-            let work = node::run(config, id.node, id.cluster, opened_tx, begin_rx, questions, stop.clone());
+            let stops = (stop.clone(), dead);
+            let work = node::run(config, id.node, id.cluster, opened_tx, begin_rx, questions, stops);
             local.block_on(&runtime, work);
             stop.cancel();
         })?
@@ -211,7 +244,10 @@ async fn main_task(
     if config.local && !control.read(|s| s.format.is_some()) {
         tracing::info!("one sheep alone: `dog cluster format` makes it a cluster of one");
     }
-    wait_for_the_end(&control, &stop).await?;
+    tokio::select! {
+        r = wait_for_the_end(&control, &stop) => r?,
+        () = dead.cancelled() => {}
+    }
     stop.cancel();
     admin.stop().await;
     let joined = tokio::task::spawn_blocking(move || data_thread.join());
@@ -224,6 +260,12 @@ async fn main_task(
         metrics.stop().await;
     }
     plane.shut_down().await;
+    if dead.is_cancelled() {
+        bail!(
+            "{}: the last disk of this sheep failed, so it has ended and the others go on without it: replace the disk and start it again",
+            config.home.display()
+        );
+    }
     tracing::info!("ended");
     Ok(())
 }

@@ -185,7 +185,9 @@ async fn counters_move_and_readiness_flips() {
         ("process_open_fds", &[], 5.0),
     ] {
         let (was, is) = (created.value(name, labels), after.value(name, labels));
-        assert!(is >= least && is >= was, "{name} {labels:?}: {was}, then {is}");
+        // A gauge may fall: a connection that was still there at the first look is gone at the second.
+        let falls = matches!(name, "process_open_fds" | "process_resident_memory_bytes");
+        assert!(is >= least && (is >= was || falls), "{name} {labels:?}: {was}, then {is}");
     }
     for (name, labels, want) in [
         ("sheepdog_node_ready", &[][..], 1.0),

@@ -132,4 +132,5 @@ async fn scenario(options: Options, report: Rc<RefCell<Report>>) {
     r.fingerprint = world.history.fingerprint();
     r.violations.extend(world.violations.borrow_mut().drain(..));
     r.violations.extend(oracle::linearizable::check(&world.history).into_iter().map(|v| ("linearizable", v)));
+    world.nodes.iter().for_each(|n| n.fs.wipe());
 }

@@ -1,5 +1,6 @@
 //! Chores of this repository: `cargo xtask ...`. One file per subcommand.
 
+mod bench;
 mod e2e;
 mod sim;
 
@@ -16,6 +17,8 @@ struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    /// Measure Sheepdog against its peers
+    Bench(bench::Args),
     /// Build everything and run scenarios with real components
     E2e(e2e::Args),
     /// Run the seeded simulation
@@ -24,6 +27,7 @@ enum Command {
 
 fn main() -> Result<()> {
     match Cli::parse().command {
+        Command::Bench(args) => bench::run(&args),
         Command::E2e(args) => e2e::run(&args),
         Command::Sim(args) => sim::run(&args),
     }

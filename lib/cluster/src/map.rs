@@ -44,6 +44,8 @@ pub struct NodeMap {
     pub away: BTreeMap<NodeId, Epoch>,
     /// Smallest number of copies of any family.
     pub min_width: usize,
+    /// Largest number of copies of any family.
+    pub max_width: usize,
     /// (epoch, ring), oldest first; the last is current. Never empty after format.
     pub rings: Vec<(Epoch, Ring)>,
 }
@@ -103,11 +105,18 @@ impl NodeMap {
         }
         let regained = self.rings.last().is_some_and(|(e, _)| *e > synced);
         let blocks = |n: &NodeId, until: &Epoch| *n != me && (*until > synced || (regained && held(n)));
+        // It has lost data itself, and nobody has another copy of any.
+        if self.max_width == 1
+            && self.away.contains_key(&me)
+            && self.nodes.get(&me).is_some_and(NodeView::is_up)
+        {
+            return Some(me);
+        }
         self.away.iter().find(|(n, until)| blocks(n, until)).map(|(n, _)| *n)
     }
 
     /// The same for one object of which no copy vouches for itself: may the longest of those that are up be taken for the truth? `known` is the
-    /// latest epoch at which any of their holders was complete.
+    /// latest epoch as of which one of them is right.
     pub fn unknowable_object(
         &self,
         key: PlacementKey,
@@ -117,6 +126,18 @@ impl NodeMap {
         let width = redundancy.width();
         let holds = |n: &NodeId| self.rings.iter().any(|(_, r)| r.targets(key, width).contains(n));
         self.away.iter().find(|(n, until)| **until > known && holds(n)).map(|(n, _)| *n)
+    }
+
+    /// The latest epoch at which a node had everything at `key`; 0 when it is not known to have had it at all: what a ring gave to it after it was
+    /// last complete it has never seen.
+    pub fn complete_at(&self, node: NodeId, key: PlacementKey, redundancy: Redundancy) -> Epoch {
+        let Some(view) = self.nodes.get(&node) else { return Epoch(0) };
+        let held = self
+            .rings
+            .iter()
+            .filter(|(e, _)| *e <= view.synced)
+            .any(|(_, r)| r.targets(key, redundancy.width()).contains(&node));
+        if held { view.synced } else { Epoch(0) }
     }
 
     /// The ring that was current at an epoch; `None` when that is no longer known.
@@ -173,6 +194,7 @@ impl crate::ClusterState {
             .filter(|(_, until)| until.0 > 0)
             .collect();
         let copies = self.families.values().map(|f| f.redundancy.width());
+        let max_width = copies.clone().max().unwrap_or(1);
         let rings: Vec<(Epoch, Ring)> = self
             .rings
             .iter()
@@ -186,7 +208,7 @@ impl crate::ClusterState {
             .collect();
         let members = rings.last().map_or(0, |(_, r): &(Epoch, Ring)| r.members().len());
         let min_width = copies.min().unwrap_or(1).min(members.max(1));
-        NodeMap { epoch: self.epoch, nodes, away, min_width, rings }
+        NodeMap { epoch: self.epoch, nodes, away, min_width, max_width, rings }
     }
 
     /// Layers from `top` down to the root of its family, newest first.

@@ -1,12 +1,23 @@
 //! One bit per 4 KiB block of an object.
 
-use serde::{Deserialize, Serialize};
+use crate::MAX_OBJECT_BLOCKS;
+use serde::{Deserialize, Deserializer, Serialize};
 use std::ops::Range;
 
 /// Fixed-length set of block numbers. Length is `object size / 4 KiB` (256 to 16,384 bits), kept in 64-bit words.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
 pub struct BlockMap {
+    #[serde(deserialize_with = "words_in")]
     words: Vec<u64>,
+}
+
+/// No map is longer than the largest object.
+fn words_in<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u64>, D::Error> {
+    let words = Vec::<u64>::deserialize(from)?;
+    match words.len() * 64 <= MAX_OBJECT_BLOCKS as usize {
+        true => Ok(words),
+        false => Err(serde::de::Error::custom("block map longer than any object")),
+    }
 }
 
 impl BlockMap {

@@ -3,13 +3,14 @@
 //! A message is a 40-byte header, a metadata part and a payload, each with its own CRC-32C. `Write`, `WriteReply`, `Read` and `ReadReply`,
 //! the messages of every I/O, have fixed little-endian metadata (`zerocopy`); the rest carry one `postcard` value of `Request` or `Response`.
 //! Both sides check lengths against the caps before they allocate. Requests flow from the side that opened the link, replies the other way; a reply
-//! carries its request's number. Every request may be sent again after a reconnect: all of them are idempotent.
+//! carries its request's number. Every request may be sent again after a reconnect: all of them may be carried out again, but for
+//! forwarded changes, which are numbered so that the owner carries each out once.
 //! The format version is in every header; a reader accepts `OLDEST_VERSION..=VERSION`.
 
 use crate::checksum::{crc32c, crc32c_parts};
 use crate::{
-    BlockMap, ClusterId, ControlIndex, Epoch, Generation, LayerId, MAX_META, MAX_OBJECT_BLOCKS, MAX_PAYLOAD,
-    NodeId, ObjectId, PlacementKey, VdiId, Version,
+    BlockMap, ClusterId, ControlIndex, Epoch, Generation, LayerId, MAX_META, MAX_OBJECT_BLOCKS,
+    MAX_OBJECT_SIZE, MAX_PAYLOAD, MIN_OBJECT_SIZE, NodeId, ObjectId, PlacementKey, VdiId, Version,
 };
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -336,7 +337,7 @@ impl WriteRequest {
 pub enum Status {
     /// Done; a write is durable.
     Ok = 0,
-    /// The object is not at `prev`: `version` says where it is.
+    /// The object is not at `prev`: `version` says where it is. Of a copy: it is half filled, so that it is neither what it was nor what it is to be.
     Behind = 1,
     /// This replica is not complete and does not have the object (yet): leave it out.
     NotHere = 2,
@@ -425,9 +426,6 @@ pub struct ReadRequest {
     pub epoch: Epoch,
     /// The replica must know the control plane's log up to here first.
     pub control_index: ControlIndex,
-    /// The reader knows that this replica acknowledged the object's latest write in this session, so it is complete
-    /// even when the node as a whole is not synced.
-    pub trusted: bool,
 }
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -440,8 +438,7 @@ struct WireRead {
     index: U32,
     first: U32,
     end: U32,
-    trusted: u8,
-    reserved: [u8; 3],
+    reserved: [u8; 4],
 }
 
 impl ReadRequest {
@@ -455,8 +452,7 @@ impl ReadRequest {
             index: self.key.index.into(),
             first: self.blocks.start.into(),
             end: self.blocks.end.into(),
-            trusted: u8::from(self.trusted),
-            reserved: [0; 3],
+            reserved: [0; 4],
         }
         .as_bytes()
         .to_vec()
@@ -474,7 +470,6 @@ impl ReadRequest {
             blocks,
             epoch: Epoch(w.epoch.get()),
             control_index: ControlIndex(w.control_index.get()),
-            trusted: w.trusted != 0,
         })
     }
 }
@@ -570,6 +565,21 @@ pub struct PullHead {
     pub digest: u64,
 }
 
+impl PullHead {
+    /// Could this be an object? Whoever copies it relies on the size and on the maps fitting it.
+    pub fn check(&self) -> Result<(), WireError> {
+        let size = self.object_size;
+        if !size.is_power_of_two() || !(MIN_OBJECT_SIZE..=MAX_OBJECT_SIZE).contains(&size) {
+            return Err(WireError::Malformed("object size"));
+        }
+        let blocks = size >> crate::BLOCK_SHIFT;
+        match [&self.present, &self.zero, &self.dirty].iter().all(|m| m.capacity() <= blocks) {
+            true => Ok(()),
+            false => Err(WireError::Malformed("block map")),
+        }
+    }
+}
+
 /// A tail entry on the wire.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Tail {
@@ -646,8 +656,6 @@ pub enum Forward {
     Attach,
     /// It closed it.
     Detach,
-    /// The owner should hand the session over to the asking node when nobody uses it locally.
-    Yield,
 }
 
 /// Requests that are not on the path of every I/O.
@@ -670,6 +678,8 @@ pub enum Request {
         generation: Generation,
         /// Sequence.
         seq: u64,
+        /// Position the answerer must have reached.
+        control_index: ControlIndex,
     },
     /// Where are these objects?
     Stat {
@@ -735,6 +745,11 @@ pub enum Request {
         vdi: VdiId,
         /// The gateway's open number: requests of one open are accounted together.
         open: u64,
+        /// Number of this request among those of this sender to this owner, from 1: it is carried out once however often it arrives. 0 for what
+        /// changes nothing.
+        seq: u64,
+        /// The sender has the answers to all numbers below.
+        floor: u64,
         /// What.
         io: Forward,
     },
@@ -748,8 +763,6 @@ pub enum Request {
         blocks: Range<u32>,
         /// Position the answerer must have reached.
         control_index: ControlIndex,
-        /// As in `ReadRequest`.
-        trusted: bool,
     },
     /// Number of objects and bytes of a layer here, and of what `diff` needs: presence maps of objects after a position.
     Presence {
@@ -838,7 +851,7 @@ pub enum Response {
     Head(Option<Box<PullHead>>),
     /// `PullData`: version before and after reading; payload is the data.
     Data(Version, Version),
-    /// `Inventory`: rows, whether there are more, and whether the holder itself is complete.
+    /// `Inventory`: rows, and where to go on.
     Inventory {
         /// Rows.
         rows: Vec<InventoryRow>,

@@ -37,6 +37,14 @@ impl RangeLocks {
     pub fn may_read(&self, blocks: &Range<u32>) -> bool {
         !self.writes.values().any(|h| overlap(&h.blocks, blocks))
     }
+    /// Writes in flight on these blocks.
+    pub fn overlapping(&self, blocks: &Range<u32>) -> Vec<Ticket> {
+        self.writes.iter().filter(|(_, h)| overlap(&h.blocks, blocks)).map(|(t, _)| *t).collect()
+    }
+    /// Is any of them still in flight?
+    pub fn any_in_flight(&self, tickets: &[Ticket]) -> bool {
+        tickets.iter().any(|t| self.writes.contains_key(t))
+    }
     /// Enter a write. `exclusive`: it reads first, so nothing overlapping may be in flight.
     /// `None`: not now.
     pub fn write(&mut self, blocks: Range<u32>, exclusive: bool) -> Option<Ticket> {

@@ -12,7 +12,7 @@ use openraft::Instant as _;
 use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, RaftError};
-use sheepdog_cluster::{Entry, NodeHello, NodeState, Reply, Timing};
+use sheepdog_cluster::{Command, CommandError, Entry, NodeHello, NodeState, Reply, Timing};
 use sheepdog_proto::{ClusterId, ControlIndex, NodeId};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -24,6 +24,8 @@ use tokio_util::task::TaskTracker;
 
 /// A waiting sheep that was not heard for this long is forgotten.
 const WAITING_FOR: Duration = Duration::from_secs(10);
+/// Largest entry of the log, bytes: an attribute has up to 64 KiB.
+const MAX_ENTRY: usize = 128 << 10;
 /// Most waiting sheep that are remembered.
 const MAX_WAITING: usize = 4096;
 /// Longest that one try of a proposal may take before another leader is looked for.
@@ -212,6 +214,15 @@ impl Core {
     }
     /// Commit here, as leader.
     pub async fn propose_here(&self, entry: Entry) -> Response {
+        // A state read back from disks is as large as it is; nothing else is long.
+        let short = matches!(entry.command, Command::Restore(_))
+            || postcard::serialize_with_flavor(&entry, postcard::ser_flavors::Size::default())
+                .is_ok_and(|n| n <= MAX_ENTRY);
+        if !short {
+            let text =
+                format!("a change of more than {} KiB is not taken: shorten its texts", MAX_ENTRY >> 10);
+            return Response::Proposed(Reply::Error(CommandError::Invalid(text)), ControlIndex(0));
+        }
         match self.raft.client_write(Proposal(entry)).await {
             Ok(r) => Response::Proposed(r.data.0, ControlIndex(r.log_id.index)),
             Err(RaftError::APIError(ClientWriteError::ForwardToLeader(f))) => {

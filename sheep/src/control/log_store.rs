@@ -23,6 +23,9 @@ use tokio::sync::oneshot;
 
 const LOG: TableDefinition<u64, &[u8]> = TableDefinition::new("log");
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
+/// What to do when it cannot be read.
+const DAMAGED: &str =
+    "restore it; or, if it is lost, empty the directory so that the node joins as a new one";
 /// Version of what the tables hold.
 const FORMAT: u32 = 1;
 /// Durable entries kept in memory for followers that are only a little behind.
@@ -100,11 +103,21 @@ impl LogStore {
     /// Open or create the log file.
     pub fn open(path: &Path) -> Result<Self, LogError> {
         let err = |what: String| LogError::Open { path: path.display().to_string(), what };
-        let db = redb::Builder::new()
-            .set_cache_size(4 << 20)
-            .create(path)
-            .map_err(|e| err(format!("{e} (is another sheep running in this directory?)")))?;
-        Self::start(db, &err)
+        let open = || {
+            let db = redb::Builder::new().set_cache_size(4 << 20).create(path);
+            let mut db = db.map_err(|e| match e {
+                redb::DatabaseError::DatabaseAlreadyOpen => {
+                    err(format!("{e} (is another sheep running in this directory?)"))
+                }
+                e => err(format!("{e}: {DAMAGED}")),
+            })?;
+            // The file is small. After a clean end redb trusts its pages, and panics over one that was damaged since.
+            db.check_integrity().map_err(|e| err(format!("{e}: {DAMAGED}")))?;
+            Self::start(db, &|what| err(format!("{what}: {DAMAGED}")))
+        };
+        // Over some damage it panics while it checks. Nothing of it is left then.
+        crate::observe::panics::caught(open)
+            .unwrap_or_else(|_| Err(err(format!("its contents make no sense: {DAMAGED}"))))
     }
     /// On memory, for tests and simulation.
     pub fn in_memory() -> Result<Self, LogError> {

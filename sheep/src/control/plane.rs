@@ -81,7 +81,7 @@ pub enum StartError {
     Log(#[from] LogError),
     /// Part of the directory was lost.
     #[error(
-        "{0} is missing, but this node may have voted in its cluster: restore it; or, if it is lost, empty the directory so that \
+        "{0} is missing or empty, but this node may have voted in its cluster: restore it; or, if it is lost, empty the directory so that \
          the node joins as a new one"
     )]
     LogMissing(PathBuf),
@@ -187,7 +187,9 @@ fn raft_config(local: bool) -> Result<Arc<Config>, StartError> {
 fn open_log(dir: &Path, identity: &Identity) -> Result<LogStore, StartError> {
     let raft_dir = dir.join("raft");
     let log_path = raft_dir.join("log.redb");
-    if identity.cluster.is_some() && !log_path.exists() {
+    // Cut to nothing is as good as missing: a new log would be made in it.
+    let there = std::fs::metadata(&log_path).is_ok_and(|m| m.len() > 0);
+    if identity.cluster.is_some() && !there {
         return Err(StartError::LogMissing(log_path));
     }
     std::fs::create_dir_all(&raft_dir).map_err(|source| StartError::Io { path: raft_dir, source })?;

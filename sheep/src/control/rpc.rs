@@ -21,6 +21,8 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 pub const VERSION: u8 = 1;
 /// Largest body. A raft round is at most 300 entries of at most 64 KiB; snapshots travel in parts of `PART`.
 pub const MAX_BODY: usize = 64 << 20;
+/// Largest first message of a link, from somebody nothing is known of yet. A `Hello` is ids, an address and a version.
+pub const MAX_HELLO: usize = 4 << 10;
 /// Bytes of a snapshot per message.
 pub const PART: usize = 1 << 20;
 /// Largest snapshot that is taken.
@@ -49,8 +51,8 @@ pub enum FrameError {
     #[error("malformed frame header")]
     Header,
     /// Too long.
-    #[error("frame of {0} bytes is over the limit of {MAX_BODY}")]
-    TooLong(usize),
+    #[error("frame of {0} bytes is over the limit of {1}")]
+    TooLong(usize, usize),
     /// Damaged on the way.
     #[error("frame checksum does not match")]
     Checksum,
@@ -62,7 +64,7 @@ pub fn encode<T: Serialize>(kind: Kind, id: u64, body: &T) -> io::Result<Vec<u8>
     out = postcard::to_extend(body, out).map_err(|e| io::Error::other(e.to_string()))?;
     let len = out.len() - HEADER;
     if len > MAX_BODY {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, FrameError::TooLong(len)));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, FrameError::TooLong(len, MAX_BODY)));
     }
     out[..4].copy_from_slice(&(len as u32).to_le_bytes());
     out[4] = VERSION;
@@ -85,7 +87,7 @@ pub fn decode_header(h: &[u8; HEADER]) -> Result<(Kind, u64, usize), FrameError>
     };
     let len = u32::from_le_bytes([h[0], h[1], h[2], h[3]]) as usize;
     if len > MAX_BODY {
-        return Err(FrameError::TooLong(len));
+        return Err(FrameError::TooLong(len, MAX_BODY));
     }
     let mut id = [0u8; 8];
     id.copy_from_slice(&h[8..16]);
@@ -102,6 +104,14 @@ pub fn check_body(h: &[u8; HEADER], body: &[u8]) -> Result<(), FrameError> {
 
 /// Read one frame; `None` at an orderly end. Memory grows with what arrives, not with what the header promises.
 pub async fn read_frame<R: AsyncRead + Unpin>(r: &mut R) -> io::Result<Option<(Kind, u64, Vec<u8>)>> {
+    read_frame_within(r, MAX_BODY).await
+}
+
+/// As `read_frame`, with a body of at most `max` bytes.
+pub async fn read_frame_within<R: AsyncRead + Unpin>(
+    r: &mut R,
+    max: usize,
+) -> io::Result<Option<(Kind, u64, Vec<u8>)>> {
     let bad = |e: FrameError| io::Error::new(io::ErrorKind::InvalidData, e);
     let mut h = [0u8; HEADER];
     match r.read_exact(&mut h).await {
@@ -110,6 +120,9 @@ pub async fn read_frame<R: AsyncRead + Unpin>(r: &mut R) -> io::Result<Option<(K
         Err(e) => return Err(e),
     }
     let (kind, id, len) = decode_header(&h).map_err(bad)?;
+    if len > max {
+        return Err(bad(FrameError::TooLong(len, max)));
+    }
     let mut body = Vec::with_capacity(len.min(64 << 10));
     if r.take(len as u64).read_to_end(&mut body).await? != len {
         return Err(io::ErrorKind::UnexpectedEof.into());

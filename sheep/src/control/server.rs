@@ -6,7 +6,7 @@ use super::core::{Core, Incoming, Outgoing};
 use super::link::write_frames;
 use super::raft_types::Snapshot;
 use super::rpc::{
-    self, Hello, Kind, MAX_SNAPSHOT, PART, Request, Response, SnapshotPart, WatchReply, Welcome,
+    self, Hello, Kind, MAX_HELLO, MAX_SNAPSHOT, PART, Request, Response, SnapshotPart, WatchReply, Welcome,
 };
 use crate::transport::{SETUP_TIMEOUT, Stream};
 use openraft::EntryPayload;
@@ -20,6 +20,8 @@ use tokio::io::{AsyncRead, AsyncWriteExt, BufReader};
 use tokio::sync::{Semaphore, mpsc};
 
 const IN_FLIGHT: usize = 256;
+/// Snapshots being received at a time: one leader's, and perhaps its predecessor's.
+const MAX_INCOMING: usize = 2;
 /// An idle watcher is answered with nothing after this long, so that a dead one is noticed.
 const WATCH_HOLD: Duration = Duration::from_secs(5);
 /// Bytes of entries per answer to a watcher.
@@ -80,7 +82,7 @@ async fn serve(core: &Arc<Core>, stream: Stream) -> io::Result<()> {
 }
 
 async fn first<R: AsyncRead + Unpin>(r: &mut R) -> io::Result<Option<(u64, Hello)>> {
-    let Some((kind, id, body)) = rpc::read_frame(r).await? else { return Ok(None) };
+    let Some((kind, id, body)) = rpc::read_frame_within(r, MAX_HELLO).await? else { return Ok(None) };
     match rpc::parse(&body)? {
         Request::Hello(h) if kind == Kind::Request => Ok(Some((id, h))),
         _ => Err(io::Error::new(io::ErrorKind::InvalidData, "a control link must begin with a hello")),
@@ -190,12 +192,16 @@ fn error(e: impl std::fmt::Display) -> Response {
 }
 
 async fn take_part(core: &Core, from: NodeId, p: SnapshotPart) -> Response {
-    if p.total > MAX_SNAPSHOT || p.data.len() > PART || p.offset + p.data.len() as u64 > p.total {
+    let end = p.offset.checked_add(p.data.len() as u64);
+    if p.total > MAX_SNAPSHOT || p.data.len() > PART || end.is_none_or(|end| end > p.total) {
         return Response::Error("snapshot part out of bounds".into());
     }
     let whole = {
         let mut all = core.incoming.lock().expect("no panic under this lock");
         if p.offset == 0 {
+            if all.len() >= MAX_INCOMING {
+                all.clear();
+            }
             all.insert(from, Incoming { crc: p.crc, total: p.total, data: Vec::new() });
         }
         let Some(i) = all.get_mut(&from) else {

@@ -15,7 +15,7 @@ use crate::session::volume::open_image;
 use crate::store::{DiskInfo, StoreError};
 use crate::volume::{LocalFut, Volume, VolumeError, ZeroFlags};
 use bytes::Bytes;
-use sheepdog_cluster::Command;
+use sheepdog_cluster::{Command, Reply};
 use sheepdog_proto::{BLOCK_SHIFT, DiskId, Generation, LayerId, ObjectId, PlacementKey, VdiId};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -230,11 +230,14 @@ impl DataPlane for DataHandle {
                     let info = store.disks().into_iter().find(|d| d.id == id);
                     let info = info.ok_or_else(|| DataError::Failed("the disk failed at once".into()))?;
                     let entry = super::disk_entries(std::slice::from_ref(&info)).remove(0);
-                    n.control
-                        .propose(Command::DiskAdded { node: n.control.me(), disk: entry })
-                        .await
-                        .map_err(|e| DataError::Failed(e.to_string()))?;
-                    Ok(info)
+                    let added = Command::DiskAdded { node: n.control.me(), disk: entry };
+                    let refused = match n.control.propose(added).await {
+                        Ok(Reply::Error(e)) => DataError::Invalid(e.to_string()),
+                        Ok(_) => return Ok(info),
+                        Err(e) => DataError::Failed(e.to_string()),
+                    };
+                    let _ = store.unplug(id).await;
+                    Err(refused)
                 })
             })
             .await?

@@ -21,6 +21,7 @@ use crate::store::{DiskState, Store, StoreConfig, StoreEvent};
 use crate::transport::{self, DataLink, LinkKind, PeerTls, Stream};
 use crate::volume::LocalFut;
 use crate::work::reclaim::Reclaim;
+use crate::work::scrub::Scrub;
 use crate::work::sync::{Sync, Worker};
 use sheepdog_cluster::{Command, EventLevel, NodeAddr};
 use sheepdog_proto::{ClusterId, NodeId};
@@ -125,7 +126,7 @@ pub struct Plane {
 }
 
 /// Put the data plane together and start its workers on the current local set: the daemon's and the simulator's are the same.
-/// `links_stop` ends calls to peers, `work` everything else.
+/// `links_stop` ends calls to peers, `work` everything else; `dead` is cancelled when the last disk has failed.
 pub fn assemble(
     control: Control,
     store: Option<Rc<Store>>,
@@ -133,6 +134,7 @@ pub fn assemble(
     connector: Rc<dyn Connector>,
     links_stop: CancellationToken,
     work: CancellationToken,
+    dead: CancellationToken,
 ) -> Plane {
     let links = Rc::new(Links::new(control.clone(), cluster, connector, links_stop));
     let sync = Sync::new(control.clone());
@@ -144,8 +146,9 @@ pub fn assemble(
         let worker = Worker { replica: replica.clone(), joiner: gateway.clone(), stop: work.clone() };
         tokio::task::spawn_local(worker.run());
         tokio::task::spawn_local(Reclaim { replica: replica.clone(), stop: work.clone() }.run());
+        tokio::task::spawn_local(Scrub { replica: replica.clone(), stop: work.clone() }.run());
         if let Some(events) = s.events() {
-            tokio::task::spawn_local(watch_store(replica.clone(), events, work.clone()));
+            tokio::task::spawn_local(watch_store(replica.clone(), events, work.clone(), dead));
         }
     }
     Plane { replica, gateway, table, server }
@@ -159,7 +162,7 @@ pub async fn run(
     opened: oneshot::Sender<Result<Opened, String>>,
     begin: oneshot::Receiver<Begin>,
     questions: Questions,
-    stop: CancellationToken,
+    (stop, dead): (CancellationToken, CancellationToken),
 ) {
     let store = if config.gateway {
         let _ = opened.send(Ok(Opened { disks: Vec::new(), has_data: true, engine: "none" }));
@@ -189,7 +192,7 @@ pub async fn run(
     let watched = Watched::new(store.clone());
     tokio::task::spawn_local(watched.clone().answer(questions));
     if let Ok(begin) = begin.await {
-        serve(config, store.clone(), begin, watched, stop).await;
+        serve(config, store.clone(), begin, watched, stop, dead).await;
     }
     if let Some(store) = store
         && let Err(e) = store.close().await
@@ -220,6 +223,7 @@ async fn serve(
     begin: Begin,
     watched: Rc<Watched>,
     stop: CancellationToken,
+    dead: CancellationToken,
 ) {
     let Begin { control, mut links, tls, nbd_tls, mut jobs, ready } = begin;
     let mut ready = Some(ready);
@@ -242,7 +246,7 @@ async fn serve(
     let connector = Rc::new(TcpConnector { tls: tls.clone() });
     let work = CancellationToken::new();
     let links_stop = stop.child_token();
-    let plane = assemble(control.clone(), store.clone(), cluster, connector, links_stop, work.clone());
+    let plane = assemble(control.clone(), store.clone(), cluster, connector, links_stop, work.clone(), dead);
     let Plane { replica, gateway, table, server } = plane;
     let node = Rc::new(DataNode {
         server: server.clone(),
@@ -325,7 +329,13 @@ fn start_nbd(
 }
 
 /// A failed disk is retired in the committed map, so that writes go on without it and its objects are filled again elsewhere.
-async fn watch_store(replica: Rc<Replica>, mut events: mpsc::Receiver<StoreEvent>, stop: CancellationToken) {
+/// `dead`: ends the daemon.
+async fn watch_store(
+    replica: Rc<Replica>,
+    mut events: mpsc::Receiver<StoreEvent>,
+    stop: CancellationToken,
+    dead: CancellationToken,
+) {
     loop {
         let event = tokio::select! { biased; () = stop.cancelled() => return, e = events.recv() => e };
         let Some(event) = event else { return };
@@ -340,6 +350,9 @@ async fn watch_store(replica: Rc<Replica>, mut events: mpsc::Receiver<StoreEvent
                 }
                 if let Some(store) = &replica.store {
                     let _ = store.unplug(disk).await;
+                    if store.disks().is_empty() {
+                        dead.cancel();
+                    }
                 }
             }
             StoreEvent::DiskFull { disk, full } => {
@@ -355,6 +368,9 @@ async fn watch_store(replica: Rc<Replica>, mut events: mpsc::Receiver<StoreEvent
                 let Some(family) = control.read(|s| s.layers.get(&oid.layer()).map(|l| l.family)) else {
                     continue;
                 };
+                if let Some(store) = &replica.store {
+                    store.place(oid, family);
+                }
                 tracing::warn!(%oid, ?blocks, "stored blocks do not match their checksums");
                 let text = format!("damaged blocks of object {oid} were found on node {}", me.short());
                 replica.sync.corrupt(oid, family);

@@ -17,6 +17,7 @@ pub mod cells;
 pub mod gather;
 mod http;
 pub mod metrics;
+pub mod panics;
 pub mod process;
 pub mod status;
 

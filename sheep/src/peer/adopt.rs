@@ -8,6 +8,7 @@ use super::link::LinkError;
 use super::replica::Replica;
 use crate::store::{FillOp, Store, StoreError, WriteKind};
 use bytes::Bytes;
+use sheepdog_cluster::LayerState;
 use sheepdog_proto::peer::{PullHead, Request, Response, Status};
 use sheepdog_proto::{BLOCK_SHIFT, BlockMap, ControlIndex, LayerId, NodeId, ObjectId, PlacementKey, Version};
 use std::ops::Range;
@@ -59,42 +60,72 @@ impl Replica {
         if !self.catch_up(index).await {
             return Response::Failed(Status::NoLease, "behind the control plane".into());
         }
-        match self.adopt(oid, family, source, blocks).await {
+        match self.adopt(oid, family, source, blocks, true).await {
             Ok(a) => Response::Adopted(a.version),
             Err(e) => Response::Failed(Status::NotHere, e.to_string()),
         }
     }
 
-    /// Make this node's copy equal to the source's.
+    /// Make this node's copy equal to the source's. `held`: the session's owner keeps writes to the object away meanwhile, or sends them again.
     pub async fn adopt(
         self: &Rc<Self>,
         oid: ObjectId,
         family: LayerId,
         source: NodeId,
         hint: Option<Vec<Range<u32>>>,
+        held: bool,
     ) -> Result<Adopted, AdoptError> {
         let store = self.store.clone().ok_or(StoreError::NoDisk)?;
-        let _guard = self.sync.begin_fill(oid).await;
+        let _guard = self.sync.begin_fill(oid, family).await;
+        let mark = self.sync.mark();
+        let resolved = || match held {
+            true => self.sync.resolved(oid),
+            false => self.sync.resolved_as_of(oid, mark),
+        };
         let mut bytes = 0;
+        // The source may not have merged yet what this node has: see `merge_again`.
+        let merging = self.merging_into(oid);
         for attempt in 0..ATTEMPTS {
             let Some(head) = self.fetch_head(oid, family, source).await? else {
                 // The source has never had it, or it was removed: so shall we.
                 if store.info(oid).await?.is_some() {
                     store.remove(oid).await?;
                 }
-                self.sync.resolved(oid);
+                resolved();
                 return Ok(Adopted { version: Version::NONE, bytes });
             };
             let hint = if attempt == 0 { hint.clone() } else { None };
             match self.adopt_head(&store, oid, family, source, &head, hint, attempt > 0).await? {
                 (true, n) => {
-                    self.sync.resolved(oid);
+                    self.merge_again(&store, oid, merging).await?;
+                    resolved();
                     return Ok(Adopted { version: head.version, bytes: bytes + n });
                 }
                 (false, n) => bytes += n,
             }
         }
         Err(AdoptError::Moving)
+    }
+
+    /// The layer that this node has reported as merged into this object's layer while others have not yet.
+    fn merging_into(&self, oid: ObjectId) -> Option<LayerId> {
+        let me = self.control.me();
+        let merged = |state: &LayerState| matches!(state, LayerState::Merging { into, done } if *into == oid.layer() && done.contains(&me));
+        self.control.read(|s| s.layers.values().find(|l| merged(&l.state)).map(|l| l.id))
+    }
+
+    /// Becoming equal to a copy whose node has not merged yet undoes the merge here, which this node may have reported as done: so it is done again. The merged
+    /// layer's objects stay until every node has reported.
+    async fn merge_again(
+        &self,
+        store: &Rc<Store>,
+        oid: ObjectId,
+        before: Option<LayerId>,
+    ) -> Result<(), StoreError> {
+        for layer in before.into_iter().chain(self.merging_into(oid)) {
+            store.merge(ObjectId::data(layer, oid.index()), oid).await?;
+        }
+        Ok(())
     }
 
     async fn fetch_head(
@@ -106,7 +137,12 @@ impl Replica {
         let control_index = self.control.applied().index;
         let request = Request::PullHead { oid, family, control_index };
         match self.links.to(source).request(&request, Vec::new()).await?.0 {
-            Response::Head(head) => Ok(head),
+            Response::Head(head) => {
+                if let Some(Err(e)) = head.as_ref().map(|h| h.check()) {
+                    return Err(AdoptError::Source(e.to_string()));
+                }
+                Ok(head)
+            }
             Response::Failed(_, why) => Err(AdoptError::Source(why)),
             other => Err(AdoptError::Source(format!("unexpected answer {other:?}"))),
         }
@@ -179,7 +215,8 @@ impl Replica {
         if local.is_none() && want.is_empty() {
             store.fill(oid, key, head.vdi, head.object_size, Vec::new()).await?;
         }
-        if self.fetch_head(oid, family, source).await?.is_none_or(|h| h.version != head.version) {
+        let now = self.fetch_head(oid, family, source).await?;
+        if now.is_none_or(|h| h.version != head.version || h.digest != head.digest) {
             return Ok((false, fetched));
         }
         // Compared before it counts: a crash in between must not leave a copy that only claims to be equal.

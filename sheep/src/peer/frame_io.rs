@@ -3,12 +3,15 @@
 use crate::buf::AlignedBuf;
 use bytes::Bytes;
 use sheepdog_proto::peer::{Envelope, Frame, HEADER_LEN, Kind, WireError};
+use sheepdog_proto::{MAX_META, MAX_PAYLOAD};
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// Bytes gathered per read call: several small frames, or one with a 32 KiB payload.
 const READ_BUFFER: usize = 64 << 10;
+/// Metadata of a first message: four ids.
+const MAX_GREETING: usize = 1 << 10;
 /// Slices per vectored write.
 const MAX_SLICES: usize = 64;
 
@@ -82,11 +85,26 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
 
     /// Next message. Not cancel-safe: the stream is lost when the future is dropped midway.
     pub async fn next(&mut self) -> Result<Incoming, FrameError> {
+        self.next_within(MAX_META, MAX_PAYLOAD).await
+    }
+
+    /// The first message: short, because nothing is known yet of who sends it.
+    pub async fn greeting(&mut self) -> Result<Incoming, FrameError> {
+        self.next_within(MAX_GREETING, 0).await
+    }
+
+    async fn next_within(&mut self, meta: usize, payload: usize) -> Result<Incoming, FrameError> {
         self.ensure(HEADER_LEN).await?;
         let head: [u8; HEADER_LEN] =
             self.buffer[self.start..self.start + HEADER_LEN].try_into().expect("length was ensured");
         self.start += HEADER_LEN;
         let envelope = Envelope::decode(&head)?;
+        if envelope.meta_len > meta {
+            return Err(WireError::TooLong("metadata", envelope.meta_len).into());
+        }
+        if envelope.payload_len > payload {
+            return Err(WireError::TooLong("payload", envelope.payload_len).into());
+        }
         let mut meta = vec![0; envelope.meta_len];
         self.take(&mut meta).await?;
         let payload = if envelope.payload_len == 0 {

@@ -3,6 +3,7 @@
 use super::replica::Replica;
 use sheepdog_proto::peer::{InventoryRow, Response, Status};
 use sheepdog_proto::{ControlIndex, Epoch, NodeId, ObjectId, PlacementKey};
+use std::collections::HashSet;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -12,7 +13,8 @@ const PAGE: usize = 4096;
 const EPOCH_WAIT: Duration = Duration::from_secs(10);
 
 impl Replica {
-    /// Rows of objects that `node` should have and that changed at `since` or later, or that it was not a target of at `since`.
+    /// Rows of objects that `node` should have and that changed at `since` or later, or that it was not a target of at `since`, or of which this node has
+    /// steps that it does not know to be everywhere: the others may have been complete without them.
     pub(crate) async fn inventory(
         self: &Rc<Self>,
         node: NodeId,
@@ -44,6 +46,8 @@ impl Replica {
                 })
                 .collect()
         });
+        let unsettled: HashSet<ObjectId> =
+            store.tail_vdis().into_iter().flat_map(|vdi| store.tail(vdi)).map(|t| t.oid).collect();
         let mut rows = Vec::new();
         for (row, redundancy) in page.iter().zip(families) {
             // Objects of deleted layers are on their way out.
@@ -53,7 +57,7 @@ impl Replica {
                 continue;
             }
             let had = then.as_ref().is_some_and(|r| r.targets(key, redundancy.width()).contains(&node));
-            if row.epoch < since && had {
+            if row.epoch < since && had && !unsettled.contains(&row.oid) {
                 continue;
             }
             let missing = row.filling

@@ -1,7 +1,7 @@
 //! Outgoing half of a data link: calls to one peer, in order, across reconnects.
 //!
 //! A request stays in `pending` until it is answered. When the connection breaks it is sent again on the next one, in the
-//! original order; every request is idempotent. Only the committed map ends the waiting: when it says that the peer is down or out, every pending call fails with
+//! original order; the other side carries out a forwarded change once, and everything else may be carried out again. Only the committed map ends the waiting: when it says that the peer is down or out, every pending call fails with
 //! `LinkError::Down`. So a restart of the peer, or a cut cable, is a pause and not an error.
 //!
 //! One task per peer (owned by `Links`) connects on demand, writes, reads and reconnects.

@@ -67,6 +67,13 @@ impl Replica {
         map.nodes.get(&self.control.me()).is_some_and(|n| n.synced >= map.epoch)
     }
 
+    /// Tell the store whether this node is complete, before a watermark reaches it.
+    pub(crate) fn note_standing(&self) {
+        if let Some(store) = &self.store {
+            store.keep_old_tails(!self.is_synced());
+        }
+    }
+
     fn check_write(&self, req: &WriteRequest) -> Result<(), (Status, Epoch)> {
         let map = self.admit(req.epoch)?;
         let status = self.control.read(|s| {
@@ -96,6 +103,7 @@ impl Replica {
             if self.sync.is_filling(req.oid) {
                 return Err((Status::Behind, req.epoch));
             }
+            self.note_standing();
             Ok(store.write(WriteOp {
                 oid: req.oid,
                 key: req.key(),
@@ -116,7 +124,7 @@ impl Replica {
         });
         let this = self.clone();
         let (oid, key, epoch) = (req.oid, req.key(), req.epoch);
-        let (version, prev) = (req.version, req.prev);
+        let (version, prev, blocks) = (req.version, req.prev, req.blocks.clone());
         async move {
             let reply = |status, version| WriteReply { status, version, epoch };
             let outcome = match started {
@@ -124,7 +132,7 @@ impl Replica {
                 Err((Status::Behind, _)) => Ok(WriteOutcome::Behind { current: Version::NONE }),
                 Err((status, epoch)) => return WriteReply { status, version: Version::NONE, epoch },
             };
-            tracing::trace!(me = %this.control.me().short(), %oid, %version, %prev, %epoch, ?outcome, "step");
+            tracing::trace!(me = %this.control.me().short(), %oid, %version, %prev, %epoch, ?blocks, ?outcome, "step");
             match outcome {
                 Ok(WriteOutcome::Done | WriteOutcome::Duplicate) => reply(Status::Ok, Version::NONE),
                 Ok(WriteOutcome::Behind { current }) => {
@@ -169,6 +177,9 @@ impl Replica {
         if layers.iter().any(|l| self.sync.lacks(ObjectId::data(*l, key.index))) {
             return false;
         }
+        if self.store.as_ref().is_some_and(|s| s.has_unplaced()) {
+            return false;
+        }
         // An object that is listed under a layer which is not here yet counts too.
         !self.sync.lacks_any_at(key) && self.knows(map, key)
     }
@@ -205,7 +216,7 @@ impl Replica {
         };
         let Some(store) = &self.store else { return fail(Status::NotHere, epoch) };
         let Some(layers) = self.layers(store, req.top, req.key) else { return fail(Status::Invalid, epoch) };
-        if !req.trusted && !self.vouches(&map, req.key, &layers) {
+        if !self.vouches(&map, req.key, &layers) {
             return fail(Status::NotHere, epoch);
         }
         match store.read(&layers, req.key, req.blocks.clone()).await {
@@ -228,8 +239,11 @@ impl Replica {
             Request::Fence { vdi, generation, control_index } => {
                 (self.fence(vdi, generation, control_index).await, none)
             }
-            Request::Watermark { vdi, generation, seq } => {
-                if let Some(store) = &self.store {
+            Request::Watermark { vdi, generation, seq, control_index } => {
+                if let Some(store) = &self.store
+                    && self.catch_up(control_index).await
+                {
+                    self.note_standing();
                     store.set_watermark(vdi, generation, seq);
                 }
                 (Response::Done, none)
@@ -245,8 +259,8 @@ impl Replica {
             Request::Inventory { node, since, epoch, after } => {
                 (self.inventory(node, since, epoch, after).await, none)
             }
-            Request::BlockState { top, key, blocks, control_index, trusted } => {
-                (self.block_state(top, key, blocks, control_index, trusted).await, none)
+            Request::BlockState { top, key, blocks, control_index } => {
+                (self.block_state(top, key, blocks, control_index).await, none)
             }
             Request::Stamp { oid, epoch, blocks, floor } => {
                 (self.stamp(oid, epoch, blocks, floor).await, none)
@@ -317,6 +331,9 @@ impl Replica {
                 // Of this object only: what is missing at other layers does not matter here.
                 let whole = info.as_ref().is_none_or(|i| !i.filling) && !self.sync.lacks(oid);
                 let clean = whole && self.knows(&map, key);
+                if info.as_ref().is_some_and(|i| i.filling) {
+                    return fail(Status::Behind);
+                }
                 ObjectStat { status: if clean { Status::Ok } else { Status::NotHere }, version, epoch }
             }
         }
@@ -397,7 +414,6 @@ impl Replica {
         key: PlacementKey,
         blocks: Range<u32>,
         index: ControlIndex,
-        trusted: bool,
     ) -> Response {
         if !self.catch_up(index).await || !self.control.lease_valid() {
             return Response::Failed(Status::NoLease, "behind the control plane".into());
@@ -406,7 +422,7 @@ impl Replica {
         let Some(layers) = self.layers(store, top, key) else {
             return Response::Failed(Status::Invalid, "no such layer".into());
         };
-        if !trusted && !self.vouches(&self.control.map(), key, &layers) {
+        if !self.vouches(&self.control.map(), key, &layers) {
             return Response::Failed(Status::NotHere, "not complete yet".into());
         }
         match store.status(&layers, key, blocks).await {

@@ -13,6 +13,7 @@ use sheepdog_proto::peer::{
     self, Frame, Hello, Kind, ReadRequest, Request, Response, Status, WireError, WriteReply, WriteRequest,
 };
 use sheepdog_proto::{ClusterId, NodeId, Version};
+use sheepdog_volume::{Once, Seen};
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
@@ -29,8 +30,19 @@ const MAX_REQUESTS: usize = 4096;
 const GREETING: Duration = Duration::from_secs(5);
 
 type Answer = (Response, Vec<Bytes>);
-/// By who sent it, its run, and its number: those who wait for the answer.
-type Running = HashMap<(NodeId, u64, u64), Vec<oneshot::Sender<Answer>>>;
+
+/// Changes that one process of a node has forwarded to this one.
+#[derive(Default)]
+struct Sender {
+    incarnation: u64,
+    once: Once,
+    /// Who waits for the end of one, having sent it again.
+    waiting: HashMap<u64, Vec<oneshot::Sender<Answer>>>,
+    /// Counts those being carried out.
+    running: Rc<()>,
+    /// The same of the node's earlier processes.
+    earlier: Vec<std::rc::Weak<()>>,
+}
 
 /// What other sheep have asked of this one.
 #[derive(Default)]
@@ -76,8 +88,9 @@ pub struct Server {
     gateway: Rc<Gateway>,
     cluster: ClusterId,
     stop: CancellationToken,
-    /// Forwarded requests being run: one that is sent again after a reconnect waits for the first instead of running twice.
-    running: RefCell<Running>,
+    /// Changes forwarded to this node: one that arrives again after a reconnect is not carried out again.
+    senders: RefCell<HashMap<NodeId, Sender>>,
+    ended: Notify,
 }
 
 struct Connection {
@@ -112,7 +125,8 @@ impl Server {
             gateway,
             cluster,
             stop,
-            running: RefCell::default(),
+            senders: RefCell::default(),
+            ended: Notify::new(),
         })
     }
 
@@ -131,7 +145,7 @@ impl Server {
     async fn connection(self: Rc<Self>, stream: impl LinkStream + 'static) -> Result<(), FrameError> {
         let (read, mut write) = tokio::io::split(stream);
         let mut reader = FrameReader::new(read);
-        let first = tokio::time::timeout(GREETING, reader.next())
+        let first = tokio::time::timeout(GREETING, reader.greeting())
             .await
             .map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
         let hello: Hello = match first.kind {
@@ -243,7 +257,7 @@ impl Server {
             Kind::Request => {
                 let request: Request = peer::decode(&message.meta)?;
                 let this = self.clone();
-                let from = (hello.node, hello.incarnation, id);
+                let from = (hello.node, hello.incarnation);
                 tokio::task::spawn_local(async move {
                     let (response, payload) = this.request(from, request, message.payload).await;
                     let refused = matches!(response, Response::Failed(..) | Response::ForwardFailed(_));
@@ -259,30 +273,77 @@ impl Server {
         Ok(())
     }
 
-    async fn request(self: &Rc<Self>, from: (NodeId, u64, u64), request: Request, payload: Bytes) -> Answer {
+    /// What is known of a sender's changes; a new process of it starts from nothing.
+    fn sender<T>(&self, (node, incarnation): (NodeId, u64), f: impl FnOnce(&mut Sender) -> T) -> T {
+        let mut senders = self.senders.borrow_mut();
+        let sender = senders.entry(node).or_default();
+        if sender.incarnation != incarnation {
+            let mut earlier = std::mem::take(&mut sender.earlier);
+            earlier.push(Rc::downgrade(&sender.running));
+            // What the requests hold keeps it alive, not the entry.
+            *sender = Sender { incarnation, earlier, ..Sender::default() };
+        }
+        f(sender)
+    }
+
+    /// Changes that earlier processes of a node forwarded must not come after a client has opened the VDI again there (rule 6).
+    async fn earlier_ended(&self, from: (NodeId, u64)) {
+        loop {
+            let ended = self.ended.notified();
+            tokio::pin!(ended);
+            ended.as_mut().enable();
+            let none = self.sender(from, |s| {
+                s.earlier.retain(|e| e.strong_count() > 0);
+                s.earlier.is_empty()
+            });
+            if none {
+                return;
+            }
+            ended.await;
+        }
+    }
+
+    async fn request(self: &Rc<Self>, from: (NodeId, u64), request: Request, payload: Bytes) -> Answer {
         match request {
-            Request::Forward { vdi, open, io } => {
-                let duplicate = {
-                    let mut running = self.running.borrow_mut();
-                    match running.get_mut(&from) {
-                        Some(waiters) => {
-                            let (tx, rx) = oneshot::channel();
-                            waiters.push(tx);
-                            Some(rx)
-                        }
-                        None => {
-                            running.insert(from, Vec::new());
-                            None
-                        }
-                    }
-                };
-                if let Some(rx) = duplicate {
-                    return rx
-                        .await
-                        .unwrap_or((Response::ForwardFailed(peer::ForwardError::NotOwner), Vec::new()));
+            Request::Forward { vdi, open, seq: 0, io, .. } => {
+                if io == peer::Forward::Attach {
+                    self.earlier_ended(from).await;
                 }
-                let answer = self.gateway.serve_forward(from.0, vdi, open, io, payload).await;
-                for waiter in self.running.borrow_mut().remove(&from).unwrap_or_default() {
+                self.gateway.serve_forward(from.0, vdi, open, io, payload).await
+            }
+            Request::Forward { vdi, open, seq, floor, io } => {
+                let refused = || (Response::ForwardFailed(peer::ForwardError::NotOwner), Vec::new());
+                let (node, incarnation) = from;
+                let map = self.replica.control.map();
+                // Only the process that the map knows: what an earlier one has sent is over.
+                if map.nodes.get(&node).is_none_or(|n| n.incarnation != incarnation) {
+                    return refused();
+                }
+                let (seen, waiting, running) = self.sender(from, |s| {
+                    let seen = s.once.see(seq, floor);
+                    let (tx, rx) = oneshot::channel();
+                    if seen == Seen::Running {
+                        s.waiting.entry(seq).or_default().push(tx);
+                    }
+                    (seen, rx, s.running.clone())
+                });
+                match seen {
+                    Seen::Done => return (Response::Forwarded, Vec::new()),
+                    Seen::Over => return refused(),
+                    Seen::Running => return waiting.await.unwrap_or_else(|_| refused()),
+                    Seen::New => {}
+                }
+                let answer = self.gateway.serve_forward(node, vdi, open, io, payload).await;
+                let waiting = {
+                    let mut senders = self.senders.borrow_mut();
+                    senders.get_mut(&node).filter(|s| s.incarnation == incarnation).and_then(|s| {
+                        s.once.ended(seq, matches!(answer.0, Response::Forwarded));
+                        s.waiting.remove(&seq)
+                    })
+                };
+                drop(running);
+                self.ended.notify_waiters();
+                for waiter in waiting.unwrap_or_default() {
                     let _ = waiter.send(answer.clone());
                 }
                 answer

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use sheepdog_cluster::{Command, CommandError, Reply, Session as SessionState};
 use sheepdog_proto::peer::{BlockState, Forward, ForwardError, Request, Response};
 use sheepdog_proto::{BLOCK_SHIFT, LayerId, NodeId, PlacementKey, VdiId};
-use sheepdog_volume::pieces;
+use sheepdog_volume::{Turns, Watermark, pieces};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -92,6 +92,9 @@ pub struct Attached {
     dying: Cell<u32>,
     died: tokio::sync::Notify,
     held: RefCell<Option<Held>>,
+    /// Changes from here that are under way.
+    turns: RefCell<Turns>,
+    turned: tokio::sync::Notify,
 }
 
 /// A session whose requests are kept back. Ends by itself.
@@ -123,11 +126,38 @@ pub enum HoldError {
     Volume(#[from] VolumeError),
 }
 
+/// A forwarded change on its way.
+struct Numbered<'a> {
+    gateway: &'a Gateway,
+    node: NodeId,
+    seq: u64,
+    floor: u64,
+}
+
+impl<'a> Numbered<'a> {
+    fn new(gateway: &'a Gateway, node: NodeId) -> Self {
+        let mut sent = gateway.sent.borrow_mut();
+        let numbers = sent.entry(node).or_default();
+        let seq = numbers.assign();
+        Self { gateway, node, seq, floor: numbers.value() + 1 }
+    }
+}
+
+impl Drop for Numbered<'_> {
+    fn drop(&mut self) {
+        if let Some(numbers) = self.gateway.sent.borrow_mut().get_mut(&self.node) {
+            numbers.complete(self.seq);
+        }
+    }
+}
+
 /// All attached VDIs of this node.
 pub struct Gateway {
     pub(crate) replica: Rc<Replica>,
     attached: RefCell<BTreeMap<VdiId, Rc<Attached>>>,
     next_open: Cell<u64>,
+    /// Numbers of changes forwarded to each node.
+    sent: RefCell<BTreeMap<NodeId, Watermark>>,
     stop: CancellationToken,
     closing: Cell<bool>,
 }
@@ -139,6 +169,7 @@ impl Gateway {
             replica,
             attached: RefCell::default(),
             next_open: Cell::new(1),
+            sent: RefCell::default(),
             stop,
             closing: Cell::new(false),
         })
@@ -159,6 +190,8 @@ impl Gateway {
                     dying: Cell::new(0),
                     died: tokio::sync::Notify::new(),
                     held: RefCell::default(),
+                    turns: RefCell::default(),
+                    turned: tokio::sync::Notify::new(),
                 })
             })
             .clone()
@@ -200,7 +233,8 @@ impl Gateway {
                 match self.owner(&entry).await? {
                     Owner::Here(_) => return Ok(()),
                     Owner::There(node) => {
-                        let request = Request::Forward { vdi, open, io: Forward::Attach };
+                        let io = Forward::Attach;
+                        let request = Request::Forward { vdi, open, seq: 0, floor: 0, io };
                         match self.replica.links.to(node).request(&request, Vec::new()).await {
                             Ok((Response::Forwarded, _)) => return Ok(()),
                             Ok((Response::ForwardFailed(ForwardError::Gone(why)), _)) => {
@@ -250,7 +284,7 @@ impl Gateway {
         entry.opens.set(entry.opens.get() - 1);
         if let Some(node) = self.remote_owner(entry.vdi) {
             let link = self.replica.links.to(node);
-            let request = Request::Forward { vdi: entry.vdi, open, io: Forward::Detach };
+            let request = Request::Forward { vdi: entry.vdi, open, seq: 0, floor: 0, io: Forward::Detach };
             tokio::task::spawn_local(async move {
                 let _ = link.request(&request, Vec::new()).await;
             });
@@ -467,6 +501,34 @@ impl Gateway {
         Ok(())
     }
 
+    /// The same for a change: those of this gateway that overlap go one after the other.
+    pub async fn submit_change(
+        self: &Rc<Self>,
+        entry: &Rc<Attached>,
+        open: u64,
+        io: &Io,
+    ) -> Result<IoDone, VolumeError> {
+        let bytes = match io {
+            Io::Write { offset, data } => *offset..offset.saturating_add(data.len() as u64),
+            Io::Zero { offset, len, .. } => *offset..offset.saturating_add(*len),
+            Io::Read { .. } | Io::Status { .. } => 0..0,
+        };
+        let turn = entry.turns.borrow_mut().enter(bytes);
+        while !entry.turns.borrow().may_go(turn) {
+            let turned = entry.turned.notified();
+            tokio::pin!(turned);
+            turned.as_mut().enable();
+            if entry.turns.borrow().may_go(turn) {
+                break;
+            }
+            turned.await;
+        }
+        let result = self.submit(entry, open, io).await;
+        entry.turns.borrow_mut().leave(turn);
+        entry.turned.notify_waiters();
+        result
+    }
+
     /// Run one request at whoever owns the session.
     pub async fn submit(
         self: &Rc<Self>,
@@ -501,7 +563,10 @@ impl Gateway {
                 Forward::BlockStatus { layer: *layer, offset: *offset, len: *len, max: *max as u32 }
             }
         };
-        let request = Request::Forward { vdi, open, io: forward };
+        let changes = matches!(io, Io::Write { .. } | Io::Zero { .. });
+        let number = changes.then(|| Numbered::new(self, node));
+        let (seq, floor) = number.as_ref().map_or((0, 0), |n| (n.seq, n.floor));
+        let request = Request::Forward { vdi, open, seq, floor, io: forward };
         match self.replica.links.to(node).request(&request, payload).await {
             Ok((Response::Forwarded, data)) => Ok(match io {
                 Io::Read { .. } => IoDone::Data(vec![data]),
@@ -545,10 +610,6 @@ impl Gateway {
             }
             Forward::Detach => {
                 entry.remote.borrow_mut().remove(&(from, open));
-                self.settle(entry);
-                return (Response::Forwarded, Vec::new());
-            }
-            Forward::Yield => {
                 self.settle(entry);
                 return (Response::Forwarded, Vec::new());
             }

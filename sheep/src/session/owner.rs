@@ -222,10 +222,12 @@ impl Session {
             return;
         }
         if let Some(store) = &self.replica.store {
+            self.replica.note_standing();
             store.set_watermark(self.vdi, self.generation, seq);
         }
         let map = self.control.map();
-        let request = Request::Watermark { vdi: self.vdi, generation: self.generation, seq };
+        let control_index = self.control.applied().index;
+        let request = Request::Watermark { vdi: self.vdi, generation: self.generation, seq, control_index };
         for (n, _) in map.nodes.iter().filter(|(n, v)| **n != self.control.me() && v.is_up()) {
             let link = self.replica.links.to(*n);
             let request = request.clone();
@@ -494,7 +496,19 @@ impl Session {
                 }
                 waiting.await;
             }
-            return self.read_blocks(self.top.get(), index, blocks).await;
+            let data = self.read_blocks(self.top.get(), index, blocks.clone()).await?;
+            // A write that came meanwhile may be in the data, and might still be lost with this session: nobody may have seen it then.
+            let seen = object.locks.borrow().overlapping(&blocks);
+            while object.locks.borrow().any_in_flight(&seen) {
+                let waiting = object.changed.notified();
+                tokio::pin!(waiting);
+                waiting.as_mut().enable();
+                if !object.locks.borrow().any_in_flight(&seen) {
+                    break;
+                }
+                waiting.await;
+            }
+            return Ok(data);
         };
         self.read_blocks(layer, index, blocks).await
     }
@@ -652,16 +666,25 @@ impl Session {
     ) -> Result<(), String> {
         let map = self.control.map();
         let acting: Vec<_> = map.acting(self.key(oid.index()), self.redundancy).all().collect();
-        let source = crate::work::sync::choose_source(&self.replica, oid, self.family, &acting, node).await?;
-        // Its own is the best there is: from now on it vouches for it.
-        let Some(source) = source else { return Ok(()) };
+        let r = &self.replica;
+        let choice = crate::work::sync::choose_source(r, oid, self.family, &acting, node).await?;
+        // Its own may be the best there is: from now on it vouches for it.
+        if let Some(source) = choice.source {
+            self.adopt_from(oid, node, source, blocks).await?;
+        }
+        choice.settle(r, oid, node).await
+    }
+
+    async fn adopt_from(
+        &self,
+        oid: ObjectId,
+        node: sheepdog_proto::NodeId,
+        source: sheepdog_proto::NodeId,
+        blocks: Option<Vec<Range<u32>>>,
+    ) -> Result<(), String> {
         if node == self.control.me() {
-            return self
-                .replica
-                .adopt(oid, self.family, source, blocks)
-                .await
-                .map(drop)
-                .map_err(|e| e.to_string());
+            let adopted = self.replica.adopt(oid, self.family, source, blocks, true).await;
+            return adopted.map(drop).map_err(|e| e.to_string());
         }
         let control_index = self.control.applied().index;
         let request = Request::Adopt { oid, family: self.family, source, blocks, control_index };

@@ -72,7 +72,6 @@ async fn read_family(
             blocks: blocks.clone(),
             epoch: map.epoch,
             control_index: r.control.applied().index,
-            trusted: false,
         };
         let mut corrupt = 0;
         for node in &nodes {
@@ -130,13 +129,8 @@ async fn state_at(
     key: PlacementKey,
     blocks: &Range<u32>,
 ) -> Option<Response> {
-    let request = Request::BlockState {
-        top,
-        key,
-        blocks: blocks.clone(),
-        control_index: r.control.applied().index,
-        trusted: false,
-    };
+    let request =
+        Request::BlockState { top, key, blocks: blocks.clone(), control_index: r.control.applied().index };
     if node == r.control.me() {
         return Some(r.handle(request).await.0);
     }

@@ -127,7 +127,7 @@ impl Session {
             match stat.status {
                 Status::Ok => clean.push((n, stat.version)),
                 // Not complete: it fills this object itself later.
-                Status::NotHere => {}
+                Status::NotHere | Status::Behind => {}
                 other => return Err(format!("node {} answers {other:?}", n.short())),
             }
         }
@@ -138,7 +138,7 @@ impl Session {
         for (node, _) in clean.into_iter().filter(|(_, v)| *v != version) {
             let hint = Some(blocks.to_vec());
             if node == self.control.me() {
-                self.replica.adopt(oid, self.family, winner, hint).await.map_err(|e| e.to_string())?;
+                self.replica.adopt(oid, self.family, winner, hint, true).await.map_err(|e| e.to_string())?;
                 continue;
             }
             let control_index = self.control.applied().index;
@@ -178,11 +178,14 @@ impl Session {
 
     async fn drop_old_tails(&self) {
         if let Some(store) = &self.replica.store {
+            self.replica.note_standing();
             store.set_watermark(self.vdi, self.generation, 0);
         }
         let map = self.control.map();
         for (n, _) in map.nodes.iter().filter(|(n, v)| **n != self.control.me() && v.is_up()) {
-            let request = Request::Watermark { vdi: self.vdi, generation: self.generation, seq: 0 };
+            let control_index = self.control.applied().index;
+            let request =
+                Request::Watermark { vdi: self.vdi, generation: self.generation, seq: 0, control_index };
             let _ = self.replica.links.to(*n).request(&request, Vec::new()).await;
         }
     }

@@ -205,7 +205,7 @@ impl Live {
         let (gateway, entry, open) = (self.gateway.clone(), self.entry.clone(), self.open);
         let task = tokio::task::spawn_local(async move {
             let _in_flight = in_flight;
-            gateway.submit(&entry, open, &io).await
+            gateway.submit_change(&entry, open, &io).await
         });
         task.await.unwrap_or(Err(VolumeError::ShuttingDown))
     }

@@ -4,8 +4,9 @@
 //! move the journal's beginning to the noted position. What changes meanwhile is in the journal behind that position.
 
 use super::disk::{Disk, Fresh, Obj};
+use super::index::Change;
 use super::object::{data_offset, slot_len};
-use super::types::{DiskState, StoreError};
+use super::types::{DiskState, ObjectSummary, StoreError};
 use crate::buf::AlignedBuf;
 use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt};
@@ -26,6 +27,8 @@ pub(super) const FRESH_LIMIT: usize = 96 << 20;
 const PRESSURE: f64 = 0.35;
 /// A quiet disk is brought up to date after this.
 const IDLE: Duration = Duration::from_millis(1000);
+/// How often an idle disk is looked at.
+const LOOK: Duration = Duration::from_secs(5);
 /// Parts of one vectored write.
 const PARTS: usize = 256;
 
@@ -82,14 +85,16 @@ async fn write_all(d: &Rc<Disk>) -> Result<(), StoreError> {
     }
     // Nothing may reach a file before its record is durable: after a crash a file must not be ahead of the journal.
     wait(d, d.journal.barrier()).await?;
-    let mut dirs = BTreeSet::new();
+    let (mut dirs, mut gone) = (BTreeSet::new(), Vec::new());
     for oid in unlink {
         if d.object(oid).is_none() {
             let (dir, path) = d.object_path(oid);
             d.fs.unlink(&path).map_err(|e| d.fail(e.to_string()))?;
             dirs.insert(dir);
+            gone.push(oid);
         }
     }
+    let mut rows: Vec<Change> = Vec::new();
     let mut todo = objects.iter();
     let mut running = FuturesUnordered::new();
     loop {
@@ -102,14 +107,18 @@ async fn write_all(d: &Rc<Disk>) -> Result<(), StoreError> {
         }
         match running.next().await {
             None => break,
-            Some(r) => r?,
+            Some(r) => rows.extend(r?.map(|row| (row.oid, Some(row)))),
         }
     }
+    rows.extend(gone.into_iter().map(|oid| (oid, None)));
     for dir in dirs {
         match d.fs.sync_dir(&dir) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(d.fail(e.to_string())),
             _ => {}
         }
+    }
+    if !rows.is_empty() {
+        d.index.commit(rows, false).await.map_err(|e| d.fail(format!("index: {e}")))?;
     }
     let tails = d.saved_tails();
     wait(d, d.journal.append(tails, Vec::new())).await?;
@@ -129,22 +138,40 @@ async fn wait(d: &Rc<Disk>, durable: super::disk::Durable) -> Result<(), StoreEr
     }
 }
 
-/// Write one object's changes to its file.
-async fn object(d: &Rc<Disk>, o: &Rc<Obj>) -> Result<(), StoreError> {
+/// Notice when a disk disappears from under an idle daemon. Ends like `run`.
+pub(super) async fn look_after(disk: Weak<Disk>) {
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let Some(d) = disk.upgrade() else { return };
+        let _turn = d.looking.lock().await;
+        if d.check().is_err() || d.is_there().is_err() {
+            return;
+        }
+    }
+}
+
+/// Write one object's changes to its file; its row for the index.
+async fn object(d: &Rc<Disk>, o: &Rc<Obj>) -> Result<Option<ObjectSummary>, StoreError> {
     let result = write_object(d, o).await;
     o.applying.set(false);
     result
 }
 
-async fn write_object(d: &Rc<Disk>, o: &Rc<Obj>) -> Result<(), StoreError> {
+async fn write_object(d: &Rc<Disk>, o: &Rc<Obj>) -> Result<Option<ObjectSummary>, StoreError> {
     if o.removed.get() {
-        return Ok(());
+        return Ok(None);
     }
     let (meta, fresh): (_, BTreeMap<u32, Fresh>) = {
         let meta = o.meta.borrow();
-        let Some(m) = meta.as_ref() else { return Ok(()) };
+        // Without contents of its own only its row has changed.
+        let Some(m) = meta.as_ref() else { return Ok(Some(d.summary(o))) };
         (m.clone(), o.fresh.borrow().clone())
     };
+    let row = d.summary(o);
+    if o.slot.get() == 0 && o.file.borrow().is_none() {
+        // A file of this name is of before the object was removed, or of a start whose journal is replayed: all that counts is here.
+        d.fs.unlink(&d.object_path(o.oid).1).map_err(|e| d.fail(e.to_string()))?;
+    }
     let file = d.open_file(o, true)?;
     let mut writes = FuturesUnordered::new();
     let mut blocks = fresh.iter().peekable();
@@ -203,5 +230,5 @@ async fn write_object(d: &Rc<Disk>, o: &Rc<Obj>) -> Result<(), StoreError> {
     if !o.removed.get() {
         d.fresh_bytes.set(d.fresh_bytes.get().saturating_sub(dropped << BLOCK_SHIFT));
     }
-    Ok(())
+    Ok(Some(row))
 }

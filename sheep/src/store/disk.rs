@@ -4,6 +4,7 @@
 //! files and frees the journal. Reads look at the overlay first. Replay after a crash runs the same code over the journal's records.
 
 use super::fs::{File, Fs, OpenHow};
+use super::index::Index;
 use super::journal::{Journal, Record, SavedTail, action};
 use super::object::{Meta, Slot, data_offset, file_len, slot_len};
 use super::types::{
@@ -89,9 +90,16 @@ pub(super) struct Disk {
     pub(super) plain: bool,
     pub(super) fs: Rc<dyn Fs>,
     pub(super) journal: Rc<Journal>,
+    pub(super) index: Rc<dyn Index>,
+    /// Identity and journal, and which files they are: without them the disk is gone.
+    files: RefCell<Vec<(PathBuf, u64)>>,
+    /// Held while these are compared or replaced.
+    pub(super) looking: tokio::sync::Mutex<()>,
     pub(super) objects: RefCell<BTreeMap<ObjectId, Rc<Obj>>>,
     pub(super) by_key: RefCell<BTreeSet<(PlacementKey, LayerId)>>,
     tails: RefCell<BTreeMap<VdiId, Tails>>,
+    /// Entries of ended sessions stay, whatever the watermark says: see `Store::keep_old_tails`.
+    pub(super) keep_old_tails: Cell<bool>,
     pub(super) dirty: RefCell<BTreeSet<ObjectId>>,
     /// Object files to be unlinked at the next checkpoint.
     pub(super) unlink: RefCell<BTreeSet<ObjectId>>,
@@ -133,6 +141,8 @@ impl Disk {
         plain: bool,
         fs: Rc<dyn Fs>,
         journal: Rc<Journal>,
+        index: Rc<dyn Index>,
+        files: Vec<(PathBuf, u64)>,
         events: mpsc::Sender<StoreEvent>,
     ) -> Rc<Self> {
         let space = fs.space(&path).unwrap_or(super::fs::Space { total: 0, free: 0 });
@@ -142,9 +152,13 @@ impl Disk {
             plain,
             fs,
             journal,
+            index,
+            files: RefCell::new(files),
+            looking: tokio::sync::Mutex::default(),
             objects: RefCell::default(),
             by_key: RefCell::default(),
             tails: RefCell::default(),
+            keep_old_tails: Cell::new(true),
             dirty: RefCell::default(),
             unlink: RefCell::default(),
             fresh_bytes: Cell::new(0),
@@ -184,6 +198,32 @@ impl Disk {
         self.work.notify_one();
         self.applied.notify_waiters();
         StoreError::DiskFailed { disk: self.id, reason }
+    }
+    /// The object's file is gone, or nothing in its header can be read.
+    fn lost(&self, obj: &Obj) -> StoreError {
+        if !std::mem::replace(&mut obj.summary.borrow_mut().broken, true) {
+            tracing::warn!(oid = %obj.oid, disk = %self.path.display(), "an object's header is damaged or its file is gone");
+            let _ = self.events.try_send(StoreEvent::Corrupt { oid: obj.oid, blocks: 0..0 });
+        }
+        StoreError::CorruptHeader { oid: obj.oid }
+    }
+    /// The identity was written anew: these are its files now.
+    pub(super) fn known_again(&self) -> std::io::Result<()> {
+        for (path, id) in self.files.borrow_mut().iter_mut() {
+            *id = self.fs.file_id(path)?;
+        }
+        Ok(())
+    }
+    /// The disk itself can be found where it was.
+    pub(super) fn is_there(&self) -> Result<(), StoreError> {
+        for (path, id) in self.files.borrow().iter() {
+            match self.fs.file_id(path) {
+                Ok(now) if now == *id => {}
+                Ok(_) => return Err(self.fail(format!("{} was replaced", path.display()))),
+                Err(e) => return Err(self.fail(format!("{}: {e}", path.display()))),
+            }
+        }
+        Ok(())
     }
     pub(super) fn check(&self) -> Result<(), StoreError> {
         match &*self.state.borrow() {
@@ -251,11 +291,40 @@ impl Disk {
         obj
     }
 
+    /// Objects with a damaged header that nothing tells the family of.
+    pub(super) fn unplaced(&self) -> usize {
+        let range = (PlacementKey { family: LayerId(0), index: 0 }, LayerId(0))
+            ..(PlacementKey { family: LayerId(1), index: 0 }, LayerId(0));
+        self.by_key.borrow().range(range).count()
+    }
+    /// The family of such an object.
+    pub(super) fn place(&self, oid: ObjectId, family: LayerId) {
+        let Some(old) = self.object(oid).filter(|o| o.key.family == LayerId(0)) else { return };
+        self.by_key.borrow_mut().remove(&(old.key, oid.layer()));
+        self.data_blocks.set(self.data_blocks.get() - u64::from(old.summary.borrow().data_blocks));
+        let summary = *old.summary.borrow();
+        self.insert(oid, PlacementKey { family, index: oid.index() }, summary, None);
+        self.dirty.borrow_mut().insert(oid);
+    }
     /// An object found on the disk at start.
     pub(super) fn found(&self, oid: ObjectId, key: PlacementKey, slot: u64, summary: Summary) {
         // An unlink that the journal still remembers comes later, in replay.
         let obj = self.insert(oid, key, summary, None);
         obj.slot.set(slot);
+    }
+
+    /// An object that the index knows. Its header is read when it is needed.
+    pub(super) fn listed(&self, row: &ObjectSummary) {
+        let summary = Summary {
+            vdi: row.vdi,
+            object_size: row.object_size,
+            version: row.version,
+            epoch: row.epoch,
+            filling: row.filling,
+            data_blocks: row.data_blocks,
+            broken: false,
+        };
+        self.insert(row.oid, row.key, summary, None);
     }
 
     fn fresh_object(&self, oid: ObjectId, key: PlacementKey, vdi: VdiId, object_size: u32) -> Rc<Obj> {
@@ -289,7 +358,13 @@ impl Disk {
         };
         let file = match open() {
             Err(e) if create && e.kind() == std::io::ErrorKind::NotFound => {
+                // Not below a mount point from which the disk has gone.
+                self.is_there()?;
                 self.fs.mkdir(&dir).and_then(|()| open())
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                self.is_there()?;
+                return Err(self.lost(obj));
             }
             other => other,
         };
@@ -335,10 +410,7 @@ impl Disk {
                 }
                 Ok(())
             }
-            Err(_) => {
-                obj.summary.borrow_mut().broken = true;
-                Err(StoreError::CorruptHeader { oid: obj.oid })
-            }
+            Err(_) => Err(self.lost(obj)),
         }
     }
 
@@ -627,7 +699,8 @@ impl Disk {
         let t = tails.entry(vdi).or_default();
         if mark > t.mark {
             t.mark = mark;
-            t.entries.retain(|e| e.version > mark);
+            let keep = self.keep_old_tails.get();
+            t.entries.retain(|e| e.version > mark || (keep && e.version.generation < mark.generation));
         }
     }
 
@@ -679,6 +752,9 @@ impl Disk {
         ops: Vec<FillOp>,
     ) -> Result<Durable, StoreError> {
         self.check()?;
+        if self.object(oid).is_some_and(|o| o.summary.borrow().object_size != object_size) {
+            return Err(StoreError::Invalid("object size differs from the object's".into()));
+        }
         let max = object_size >> BLOCK_SHIFT;
         let mut crcs = Vec::new();
         let mut payload = Vec::new();

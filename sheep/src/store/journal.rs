@@ -1,7 +1,7 @@
 //! The journal of one disk: a ring of batches on a preallocated, pre-written file; a record is acknowledged when its batch is on stable storage.
 //!
 //! ```text
-//! 0      superblock A     4096   superblock B     (written in turn: where replay begins)
+//! 0      superblock A     4096   superblock B     (written in turn: where replay begins, and how long the ring is)
 //! 8192   batches, each: header blocks (4 KiB multiple), then payload blocks
 //! ```
 //! A batch header holds magic, the batch's sequence, lengths, a CRC-32C of header and records, and the records (postcard); data records carry one CRC-32C per payload
@@ -19,7 +19,8 @@ use serde::{Deserialize, Serialize};
 use sheepdog_proto::checksum::crc32c;
 use sheepdog_proto::peer::WriteAction;
 use sheepdog_proto::{
-    BLOCK_SHIFT, BLOCK_SIZE, BlockMap, Epoch, Generation, ObjectId, PlacementKey, VdiId, Version,
+    BLOCK_SHIFT, BLOCK_SIZE, BlockMap, Epoch, Generation, MAX_OBJECT_SIZE, MIN_OBJECT_SIZE, ObjectId,
+    PlacementKey, VdiId, Version,
 };
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -38,6 +39,8 @@ const MAX_BATCH_BYTES: usize = 4 << 20;
 const MAX_BATCH_RECORDS: usize = 256;
 /// Batches being written at a time.
 const IN_FLIGHT: usize = 3;
+/// Bytes looked at at a time behind an unreadable batch.
+const SCAN: u64 = 1 << 20;
 /// Fixed part of a batch header, bytes.
 const BATCH_HEAD: usize = 40;
 /// Smallest journal, bytes: room for several of the largest batches.
@@ -160,6 +163,24 @@ impl Record {
             _ => 0,
         }
     }
+
+    /// Could this have been logged? Replay relies on it.
+    fn makes_sense(&self) -> bool {
+        let size = |s: u32| s.is_power_of_two() && (MIN_OBJECT_SIZE..=MAX_OBJECT_SIZE).contains(&s);
+        let fits = |r: &Range<u32>, s: u32| r.start < r.end && r.end <= s >> BLOCK_SHIFT;
+        let data = |r: &Range<u32>, a: &WriteAction| if *a == WriteAction::Data { r.len() } else { 0 };
+        match self {
+            Self::Write { object_size, blocks, action, crcs, .. } => {
+                size(*object_size) && fits(blocks, *object_size) && crcs.len() == data(blocks, action)
+            }
+            Self::Fill { object_size, ops, crcs, .. } => {
+                size(*object_size)
+                    && ops.iter().all(|(r, _)| fits(r, *object_size))
+                    && crcs.len() == ops.iter().map(|(r, a)| data(r, a)).sum::<usize>()
+            }
+            _ => true,
+        }
+    }
 }
 
 /// `WriteAction` of a kind.
@@ -215,7 +236,11 @@ pub struct Journal {
 pub type Replayed = Vec<(u64, Record, Bytes)>;
 
 fn damaged(what: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("the journal's {what} is damaged"))
+    let text = format!(
+        "the journal's {what} is damaged, so writes that only it held are lost: restore it, or, when other sheep have copies, move \
+         `disk`, `journal` and `obj` out of this directory and start again, and it is filled from them"
+    );
+    io::Error::new(io::ErrorKind::InvalidData, text)
 }
 
 impl Journal {
@@ -229,18 +254,31 @@ impl Journal {
             file.write_at(at, vec![zeros.clone()], false).await?;
             at += 1 << 20;
         }
-        write_super(&*file, 1, START, 1).await?;
-        write_super(&*file, 2, START, 1).await?;
+        let area = area_of(size);
+        write_super(&*file, 1, START, 1, area).await?;
+        write_super(&*file, 2, START, 1, area).await?;
         file.sync().await
     }
 
-    /// Open and read everything since the last checkpoint.
-    pub async fn open(file: Rc<dyn File>) -> io::Result<(Rc<Self>, Replayed)> {
-        let area = file.len()?.saturating_sub(START) / BLOCK_SIZE as u64 * BLOCK_SIZE as u64;
+    /// Open and read everything since the last checkpoint. The last value: acknowledged writes are damaged, not just a batch that was being written when the
+    /// power failed.
+    pub async fn open(file: Rc<dyn File>) -> io::Result<(Rc<Self>, Replayed, bool)> {
+        let area = area_of(file.len()?);
         if area < MIN_SIZE / 2 {
             return Err(damaged("length"));
         }
-        let (counter, tail, sequence) = read_super(&*file).await?.ok_or_else(|| damaged("superblock"))?;
+        let (counter, tail, sequence, was) =
+            read_super(&*file).await?.ok_or_else(|| damaged("superblock"))?;
+        // In a ring of another length nothing is where it was.
+        if was != 0 && was != area {
+            return Err(damaged("length"));
+        }
+        // A ring that has gone round so often that these numbers are near their end does not exist.
+        let most = u64::MAX >> 8;
+        let block = BLOCK_SIZE as u64;
+        if tail < START || !(tail - START).is_multiple_of(block) || counter.max(tail).max(sequence) > most {
+            return Err(damaged("superblock"));
+        }
         let mut found = Vec::new();
         let (mut head, mut next, mut run) = (tail, sequence, 0);
         while let Some((records, len, of_run)) = read_batch(&*file, area, head, next).await? {
@@ -255,8 +293,9 @@ impl Journal {
                 return Err(damaged("order"));
             }
         }
+        let lost = went_on(&*file, area, head, next, run).await?;
         let counter = counter + 1;
-        write_super(&*file, counter, tail, sequence).await?;
+        write_super(&*file, counter, tail, sequence, area).await?;
         let journal = Rc::new(Self {
             run: counter as u32,
             scheduled: Cell::new(false),
@@ -273,7 +312,7 @@ impl Journal {
             bytes: Cell::new(0),
             stats: OpStats::default(),
         });
-        Ok((journal, found))
+        Ok((journal, found, lost))
     }
 
     /// Append; the receiver hears when the record is durable, or why it never will be. Order of calls is the order in the journal.
@@ -365,7 +404,7 @@ impl Journal {
             at.super_counter += 1;
             at.super_counter
         };
-        write_super(&*self.file, counter, position, sequence).await?;
+        write_super(&*self.file, counter, position, sequence, self.area).await?;
         let mut at = self.at.borrow_mut();
         at.tail = at.tail.max(position);
         drop(at);
@@ -546,7 +585,12 @@ impl Journal {
     }
 }
 
-async fn write_super(file: &dyn File, counter: u64, tail: u64, sequence: u64) -> io::Result<()> {
+/// Bytes of the ring in a file of so many.
+fn area_of(len: u64) -> u64 {
+    len.saturating_sub(START) / BLOCK_SIZE as u64 * BLOCK_SIZE as u64
+}
+
+async fn write_super(file: &dyn File, counter: u64, tail: u64, sequence: u64, area: u64) -> io::Result<()> {
     let mut block = AlignedBuf::zeroed(BLOCK_SIZE);
     block[0..8].copy_from_slice(&SUPER.to_le_bytes());
     block[8..16].copy_from_slice(&counter.to_le_bytes());
@@ -554,21 +598,49 @@ async fn write_super(file: &dyn File, counter: u64, tail: u64, sequence: u64) ->
     block[24..32].copy_from_slice(&sequence.to_le_bytes());
     let crc = crc32c(&block[..32]);
     block[32..36].copy_from_slice(&crc.to_le_bytes());
+    let crc = crc32c(&area.to_le_bytes());
+    block[36..40].copy_from_slice(&crc.to_le_bytes());
+    block[40..48].copy_from_slice(&area.to_le_bytes());
     file.write_at((counter % 2) * BLOCK_SIZE as u64, vec![block.freeze()], true).await
 }
 
-async fn read_super(file: &dyn File) -> io::Result<Option<(u64, u64, u64)>> {
+/// Counter, beginning of replay, its sequence, and the length of the ring (0 in a journal made before that was written down).
+async fn read_super(file: &dyn File) -> io::Result<Option<(u64, u64, u64, u64)>> {
     let both = file.read_at(0, 2 * BLOCK_SIZE).await?;
     let u64_at = |b: &[u8], i: usize| u64::from_le_bytes(b[i..i + 8].try_into().expect("8 bytes"));
+    let crc_at = |b: &[u8], i: usize| u32::from_le_bytes(b[i..i + 4].try_into().expect("4 bytes"));
     let best = both
         .chunks_exact(BLOCK_SIZE)
         .filter(|b| {
-            u64_at(b, 0) == SUPER
-                && crc32c(&b[..32]) == u32::from_le_bytes(b[32..36].try_into().expect("4 bytes"))
+            let area = b[36..48] == [0; 12] || crc32c(&b[40..48]) == crc_at(b, 36);
+            u64_at(b, 0) == SUPER && crc32c(&b[..32]) == crc_at(b, 32) && area
         })
-        .map(|b| (u64_at(b, 8), u64_at(b, 16), u64_at(b, 24)))
+        .map(|b| (u64_at(b, 8), u64_at(b, 16), u64_at(b, 24), u64_at(b, 40)))
         .max();
     Ok(best)
+}
+
+/// Does the journal go on behind a batch that cannot be read? No more than `IN_FLIGHT` batches are written at a time, so if one that far behind is whole, the
+/// unreadable one was acknowledged.
+async fn went_on(file: &dyn File, area: u64, from: u64, sequence: u64, run: u32) -> io::Result<bool> {
+    let reach = (2 * (IN_FLIGHT + 1) * MAX_BATCH_BYTES) as u64;
+    let mut at = from;
+    while at < from + reach.min(area) {
+        let len = (area - (at - START) % area).min(SCAN);
+        let chunk = file.read_at(START + (at - START) % area, len as usize).await?;
+        for (i, block) in chunk.chunks_exact(BLOCK_SIZE).enumerate() {
+            let word = |at: usize| u64::from_le_bytes(block[at..at + 8].try_into().expect("8 bytes"));
+            let far = sequence + IN_FLIGHT as u64;
+            if word(0) == BATCH && (far..far + reach / BLOCK_SIZE as u64).contains(&word(8)) {
+                let found = read_batch(file, area, at + (i * BLOCK_SIZE) as u64, word(8)).await?;
+                if found.is_some_and(|(_, _, of_run)| of_run >= run) {
+                    return Ok(true);
+                }
+            }
+        }
+        at += len;
+    }
+    Ok(false)
 }
 
 /// One batch: its records with payload, its length, and its run. `None`: the end.
@@ -593,7 +665,7 @@ async fn read_batch(
         || payload_len > 2 * MAX_BATCH_BYTES
         || (head_len + payload_len) as u64 > left
         || !payload_len.is_multiple_of(BLOCK_SIZE)
-        || wrap > left
+        || !(wrap == 0 || wrap == left)
     {
         return Ok(None);
     }
@@ -617,6 +689,9 @@ async fn read_batch(
     };
     let mut at = 0;
     let mut out = Vec::with_capacity(records.len());
+    if !records.iter().all(Record::makes_sense) {
+        return Err(damaged("contents"));
+    }
     for r in records {
         let len = r.payload_blocks() << BLOCK_SHIFT;
         if at + len > payload.len() {

@@ -14,6 +14,7 @@
 mod apply;
 mod disk;
 pub mod fs;
+pub mod index;
 mod journal;
 mod object;
 mod open;
@@ -299,6 +300,14 @@ impl Store {
         }
     }
 
+    /// While this node is not complete, what it has of ended sessions may differ from the other copies in ways that only it knows: it was not there when
+    /// the session was taken over. So these entries stay until the objects are filled, or until the node is complete.
+    pub fn keep_old_tails(&self, keep: bool) {
+        for d in self.disks.borrow().iter() {
+            d.keep_old_tails.set(keep);
+        }
+    }
+
     /// Put contents into an object outside its log and mark it as being filled; makes it if need be.
     pub async fn fill(
         &self,
@@ -371,7 +380,7 @@ impl Store {
         Ok(count)
     }
 
-    /// Move blocks that `from` has and `into` has not into `into`, then remove `from`. Readers of the chain see no difference at any moment.
+    /// Copy blocks that `from` has and `into` has not into `into`. Readers of the chain see no difference at any moment; `from` goes when its layer does.
     pub async fn merge(&self, from: ObjectId, into: ObjectId) -> Result<(), StoreError> {
         const CHUNK: u32 = 256;
         let Some((source, obj)) = self.loaded(from).await? else { return Ok(()) };
@@ -410,7 +419,18 @@ impl Store {
                 }
             }
         }
-        self.remove(from).await
+        Ok(())
+    }
+
+    /// Some object here has a damaged header and is not known to belong anywhere yet: nothing can be called absent.
+    pub fn has_unplaced(&self) -> bool {
+        self.disks.borrow().iter().any(|d| d.unplaced() > 0)
+    }
+    /// An object with a damaged header belongs to this family.
+    pub fn place(&self, oid: ObjectId, family: LayerId) {
+        if let Some((disk, _)) = self.locate(oid) {
+            disk.place(oid, family);
+        }
     }
 
     /// Rows after an object, in order, at most `limit`.
@@ -424,6 +444,21 @@ impl Store {
         out.sort_unstable_by_key(|r| r.oid);
         out.truncate(limit);
         out
+    }
+
+    /// Some object, chosen by a number; none when there is none.
+    pub fn somewhere(&self, salt: u64) -> Option<ObjectId> {
+        let disks = self.disks.borrow();
+        let total: usize = disks.iter().map(|d| d.objects.borrow().len()).sum();
+        let mut nth = (salt % (total.max(1) as u64)) as usize;
+        for d in disks.iter() {
+            let objects = d.objects.borrow();
+            if nth < objects.len() {
+                return objects.keys().nth(nth).copied();
+            }
+            nth -= objects.len();
+        }
+        None
     }
 
     /// Row and disk of one object.

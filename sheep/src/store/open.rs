@@ -2,16 +2,18 @@
 
 use super::disk::{Disk, Summary, best_slot};
 use super::fs::{Fs, OpenHow};
-use super::journal::Journal;
+use super::index::Index;
+use super::journal::{Journal, Record};
 use super::object::slot_len;
+use super::types::ObjectSummary;
 use super::{Store, StoreEvent, apply};
 use crate::buf::AlignedBuf;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sheepdog_proto::checksum::crc32c;
 use sheepdog_proto::{
-    BLOCK_SIZE, ClusterId, DiskId, Epoch, LayerId, MAX_OBJECT_SIZE, MIN_OBJECT_SIZE, NodeId, ObjectId,
-    PlacementKey, VdiId, Version,
+    BLOCK_SIZE, ClusterId, DiskId, Epoch, Generation, LayerId, MAX_OBJECT_SIZE, MIN_OBJECT_SIZE, NodeId,
+    ObjectId, PlacementKey, VdiId, Version,
 };
 use std::cell::RefCell;
 use std::io;
@@ -25,6 +27,8 @@ const FORMAT: u32 = 1;
 pub const DEFAULT_JOURNAL: u64 = 256 << 20;
 /// Name of the identity file.
 const IDENTITY: &str = "disk";
+/// Name of the index.
+const INDEX: &str = "index.redb";
 /// Events that wait to be looked at.
 const EVENTS: usize = 1024;
 
@@ -94,8 +98,9 @@ pub(super) async fn read_small(fs: &dyn Fs, dir: &Path, name: &str) -> io::Resul
     }
     let size = u64::from_le_bytes(all[..8].try_into().map_err(|_| damaged())?) as usize;
     let crc = u32::from_le_bytes(all[8..12].try_into().map_err(|_| damaged())?);
+    // Nothing small is empty; a block of zeros would pass for it.
     let data = all.get(16..16usize.saturating_add(size)).ok_or_else(damaged)?;
-    if crc32c(data) != crc {
+    if size == 0 || crc32c(data) != crc {
         return Err(damaged());
     }
     Ok(Some(Bytes::copy_from_slice(data)))
@@ -152,7 +157,10 @@ impl Store {
                 cluster: Some(cluster),
                 plain: d.plain,
             };
+            // Whoever looks in between sees a file that is not known yet.
+            let _turn = d.looking.lock().await;
             self.write_identity(&d.path, &id).await?;
+            d.known_again().map_err(|e| OpenError(format!("{}: {e}", d.path.display())))?;
         }
         Ok(())
     }
@@ -166,9 +174,12 @@ impl Store {
 
     async fn identify(&self, path: &Path) -> Result<Identity, OpenError> {
         let fail = |why: String| OpenError(format!("{}: {why}", path.display()));
-        let found = read_small(&*self.fs, path, IDENTITY).await.map_err(|e| {
-            fail(format!("{e}: the disk's identity cannot be read; if its data is not needed any more, empty the directory"))
-        })?;
+        let unreadable = |e: &dyn std::fmt::Display| {
+            fail(format!(
+                "{e}: the disk's identity cannot be read; if its data is not needed any more, empty the directory"
+            ))
+        };
+        let found = read_small(&*self.fs, path, IDENTITY).await.map_err(|e| unreadable(&e))?;
         let Some(data) = found else {
             let names = self.fs.list(path).map_err(|e| fail(e.to_string()))?;
             if names.iter().any(|n| n == "obj") {
@@ -183,7 +194,7 @@ impl Store {
             };
             return Ok(id);
         };
-        let id: Identity = postcard::from_bytes(&data).map_err(|e| fail(e.to_string()))?;
+        let id: Identity = postcard::from_bytes(&data).map_err(|e| unreadable(&e))?;
         if id.format != FORMAT {
             return Err(fail(format!("format {} was written by another release of sheep", id.format)));
         }
@@ -209,8 +220,8 @@ impl Store {
             return Err(OpenError(format!("{}: is in use already", path.display())));
         }
         self.fs.mkdir(path).map_err(fail)?;
-        let id = self.identify(path).await?;
-        let journal_path = match &self.config.journal_dir {
+        let mut id = self.identify(path).await?;
+        let mut journal_path = match &self.config.journal_dir {
             None => path.join("journal"),
             Some(dir) => {
                 self.fs.mkdir(dir).map_err(fail)?;
@@ -218,7 +229,10 @@ impl Store {
             }
         };
         let how = OpenHow { create: true, direct: true };
-        let file = self.fs.open(&journal_path, how).map_err(fail)?;
+        let file = self
+            .fs
+            .open(&journal_path, how)
+            .map_err(|e| OpenError(format!("{}: {e}: a journal is a file", journal_path.display())))?;
         let virgin = read_small(&*self.fs, path, IDENTITY).await.map_err(fail)?.is_none();
         if virgin {
             let size = self.config.journal_size.unwrap_or(DEFAULT_JOURNAL);
@@ -232,10 +246,36 @@ impl Store {
                 journal_path.display()
             )));
         }
-        let (journal, records) = Journal::open(file).await.map_err(fail)?;
-        let disk =
-            Disk::new(id.disk, path.to_owned(), id.plain, self.fs.clone(), journal, self.events_out.clone());
-        self.scan(&disk).await.map_err(fail)?;
+        let (journal, records, lost) = Journal::open(file).await.map_err(fail)?;
+        if lost {
+            // As another disk: the cluster then takes this one for gone, and everything on it is compared with the other copies before it is believed.
+            id.disk = random_id();
+            tracing::error!(
+                path = %path.display(), disk = %id.disk,
+                "acknowledged writes in the journal are damaged: this disk is filled anew from the other copies"
+            );
+            if self.config.journal_dir.is_some() {
+                let name = journal_path.with_file_name(format!("journal-{}", id.disk));
+                self.fs.rename(&journal_path, &name).map_err(fail)?;
+                journal_path = name;
+            }
+            self.write_identity(path, &id).await?;
+        }
+        let (index, rows) = self.index(path, id.disk).await?;
+        let mut files = Vec::new();
+        for file in [path.join(IDENTITY), journal_path] {
+            let id = self.fs.file_id(&file).map_err(fail)?;
+            files.push((file, id));
+        }
+        let (fs, events) = (self.fs.clone(), self.events_out.clone());
+        let disk = Disk::new(id.disk, path.to_owned(), id.plain, fs, journal, index, files, events);
+        match rows {
+            Some(rows) => rows.iter().for_each(|row| disk.listed(row)),
+            None => {
+                self.scan(&disk).await.map_err(fail)?;
+                self.fill_index(&disk).await.map_err(fail)?;
+            }
+        }
         let replayed = records.len();
         for (position, record, data) in records {
             // Replay changes metadata, so it must be in memory first.
@@ -252,10 +292,52 @@ impl Store {
         if replayed > 0 {
             tracing::info!(path = %path.display(), records = replayed, "journal replayed");
         }
+        if lost {
+            // What lies behind the damage is of an earlier run than this, so it is not come upon again.
+            let mark = Record::Watermark { vdi: VdiId(0), generation: Generation(0), seq: 0 };
+            let done = disk.journal.append(mark, Vec::new()).await;
+            done.map_err(|_| OpenError(format!("{}: closed", path.display())))?.map_err(OpenError)?;
+        }
         tokio::task::spawn_local(apply::run(Rc::downgrade(&disk)));
+        tokio::task::spawn_local(apply::look_after(Rc::downgrade(&disk)));
         disk.work.notify_one();
         self.disks.borrow_mut().push(disk);
         Ok(id.disk)
+    }
+
+    /// The index of a disk and what it says; no rows when it has to be filled from the headers.
+    async fn index(
+        &self,
+        path: &Path,
+        disk: DiskId,
+    ) -> Result<(Rc<dyn Index>, Option<Vec<ObjectSummary>>), OpenError> {
+        let file = path.join(INDEX);
+        let mut last = None;
+        for _ in 0..2 {
+            let opened = async {
+                let index = self.fs.index(&file, disk).await?;
+                let rows = index.rows().await?;
+                io::Result::Ok((index, rows))
+            };
+            match opened.await {
+                Ok(found) => return Ok(found),
+                Err(e) => {
+                    tracing::warn!(path = %file.display(), error = %e, "the index cannot be used: it is made again from the objects' headers");
+                    self.fs.unlink(&file).map_err(|e| OpenError(format!("{}: {e}", file.display())))?;
+                    last = Some(e);
+                }
+            }
+        }
+        let why = last.map_or_else(String::new, |e| e.to_string());
+        Err(OpenError(format!("{}: the index can neither be read nor be made again: {why}", file.display())))
+    }
+
+    async fn fill_index(&self, disk: &Rc<Disk>) -> io::Result<()> {
+        let all: Vec<_> = disk.objects.borrow().values().map(|o| (o.oid, Some(disk.summary(o)))).collect();
+        for part in all.chunks(super::index::BATCH) {
+            disk.index.commit(part.to_vec(), false).await?;
+        }
+        disk.index.commit(Vec::new(), true).await
     }
 
     /// Find every object by its header.
@@ -273,7 +355,9 @@ impl Store {
         for dir in dirs {
             for name in self.fs.list(&dir)? {
                 if let Some(oid) = ObjectId::parse(&name) {
-                    self.scan_object(disk, oid).await?;
+                    self.scan_object(disk, oid).await.map_err(|e| {
+                        io::Error::new(e.kind(), format!("object file {}: {e}", dir.join(&name).display()))
+                    })?;
                 }
             }
         }
@@ -286,10 +370,11 @@ impl Store {
         let mut size = sheepdog_proto::DEFAULT_OBJECT_SIZE;
         // The length of the file tells the object size.
         let len = file.len()?;
+        let mut whole = len == 0;
         let mut guess = MIN_OBJECT_SIZE;
         while guess <= MAX_OBJECT_SIZE {
             if super::object::file_len(guess) == len {
-                size = guess;
+                (size, whole) = (guess, true);
             }
             guess *= 2;
         }
@@ -310,8 +395,8 @@ impl Store {
                 };
                 disk.found(oid, m.key, counter, summary);
             }
-            // Made, but the crash came before its first metadata: the journal has it, or nobody was told.
-            Err(super::object::Slot::Blank) => self.fs.unlink(&path)?,
+            // Made, but the crash came before its first metadata: the journal has it, or nobody was told. A file of another length was cut.
+            Err(super::object::Slot::Blank) if whole => self.fs.unlink(&path)?,
             Err(_) => {
                 let _ = self.events_out.try_send(StoreEvent::Corrupt { oid, blocks: 0..0 });
                 let summary = Summary {

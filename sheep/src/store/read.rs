@@ -174,6 +174,10 @@ impl Store {
     /// Check every block of an object against its checksum; runs that do not match.
     pub async fn verify(&self, oid: ObjectId) -> Result<Vec<Range<u32>>, StoreError> {
         let Some((d, o)) = self.loaded(oid).await? else { return Ok(Vec::new()) };
+        // By its name, not by a handle that still works when the file is gone.
+        if o.since.get().is_none() && !o.applying.get() {
+            *o.file.borrow_mut() = None;
+        }
         let mut bad: Vec<Range<u32>> = Vec::new();
         let Some(info) = d.info(&o) else { return Ok(bad) };
         let mut data = info.present;
@@ -183,10 +187,11 @@ impl Store {
             while first < run.end {
                 let chunk = first..(first + VERIFY).min(run.end);
                 first = chunk.end;
-                if matches!(
-                    self.read(&[oid.layer()], o.key, chunk.clone()).await,
-                    Err(StoreError::Corrupt { .. })
-                ) {
+                let read = self.read(&[oid.layer()], o.key, chunk.clone()).await;
+                if let Err(e) = read {
+                    if !matches!(e, StoreError::Corrupt { .. }) {
+                        return Err(e);
+                    }
                     // Name each block, so that healing fetches no more than it must.
                     for b in chunk {
                         match self.read(&[oid.layer()], o.key, b..b + 1).await {

@@ -171,6 +171,9 @@ async fn contract(fs: Rc<dyn Fs>, dir: PathBuf) {
     store.merge(ObjectId::data(LayerId(1), 0), upper).await.expect("merges");
     let after = store.read(&[LayerId(2)], key(0), 0..6).await.expect("reads");
     assert_eq!((before.data, before.absent), (after.data, after.absent));
+    // What was merged stays until its layer goes: others may not have merged yet.
+    assert_eq!(store.layers_at(key(0)), [LayerId(1), LayerId(2)]);
+    store.remove_layer(LayerId(1)).await.expect("removes");
     assert_eq!(store.layers_at(key(0)), [LayerId(2)]);
     store.remove_layer(LayerId(2)).await.expect("removes");
     store.close().await.expect("closes");
@@ -293,5 +296,142 @@ fn used_space_is_the_sum_over_all_objects() {
         store.read(&[LayerId(1)], key(0), 0..8).await.expect("reads");
         let read: u64 = store.disk_stats().iter().map(|d| d.ops[0].1.bytes).sum();
         assert_eq!(read, 8 * 4096);
+    });
+}
+
+/// A store with objects 0 to 3 at rest.
+async fn at_rest(fs: &Rc<dyn Fs>, dir: &std::path::Path) -> Rc<Store> {
+    let store = Store::open(config(&[dir.to_owned()]), fs.clone()).await.expect("opens");
+    for index in 0..4 {
+        assert_eq!(store.write(op(index, 0, 1, 0..4, Some(index as u8 + 1))).await, Ok(WriteOutcome::Done));
+    }
+    store.close().await.expect("closes");
+    drop(store);
+    Store::open(config(&[dir.to_owned()]), fs.clone()).await.expect("opens again")
+}
+
+fn object_file(dir: &std::path::Path, index: u32) -> PathBuf {
+    let oid = ObjectId::data(LayerId(1), index);
+    dir.join("obj").join(LayerId(1).hex()).join("000").join(oid.to_string())
+}
+
+#[test]
+fn a_file_that_is_gone_is_not_read_as_zeros() {
+    real(|| async {
+        let dir = tempfile::tempdir().expect("directory");
+        let fs: Rc<dyn Fs> = Rc::new(ThreadsFs);
+        let store = at_rest(&fs, dir.path()).await;
+        std::fs::remove_file(object_file(dir.path(), 2)).expect("the file is where the tests think");
+        let oid = ObjectId::data(LayerId(1), 2);
+        let layers = store.layers_at(key(2));
+        let read = store.read(&layers, key(2), 0..4).await.map(|r| r.data.len());
+        assert_eq!(read, Err(StoreError::CorruptHeader { oid }));
+        assert_eq!(store.verify(oid).await, Err(StoreError::CorruptHeader { oid }));
+        // Another copy makes it whole again.
+        store.remove(oid).await.expect("removed");
+        let fill = FillOp { blocks: 0..1, kind: op(2, 0, 1, 0..1, Some(9)).kind };
+        store.fill(oid, key(2), VdiId(1), SIZE, vec![fill]).await.expect("filled");
+        let v = Version { generation: 1, seq: 1 };
+        let none = sheepdog_proto::BlockMap::new(BLOCKS);
+        store.finish_fill(oid, v, Epoch(3), none, None).await.expect("finished");
+        store.close().await.expect("closes");
+        drop(store);
+        let store = Store::open(config(&[dir.path().to_owned()]), fs).await.expect("opens");
+        let r = store.read(&store.layers_at(key(2)), key(2), 0..1).await.expect("reads");
+        assert!(r.data.iter().all(|b| *b == 9));
+    });
+}
+
+#[test]
+fn an_index_that_is_gone_or_damaged_is_made_again() {
+    real(|| async {
+        let dir = tempfile::tempdir().expect("directory");
+        let fs: Rc<dyn Fs> = Rc::new(ThreadsFs);
+        drop(at_rest(&fs, dir.path()).await);
+        let index = dir.path().join("index.redb");
+        for damage in [None, Some(vec![0u8; 9000]), Some(b"not a database".to_vec())] {
+            match damage {
+                None => std::fs::remove_file(&index).expect("there is an index"),
+                Some(bytes) => std::fs::write(&index, bytes).expect("write"),
+            }
+            let store = Store::open(config(&[dir.path().to_owned()]), fs.clone()).await.expect("opens");
+            assert_eq!(store.list(None, 10).len(), 4);
+            let r = store.read(&store.layers_at(key(3)), key(3), 0..4).await.expect("reads");
+            assert!(r.data.iter().all(|b| *b == 4));
+            drop(store);
+        }
+    });
+}
+
+#[test]
+fn an_object_that_is_made_again_has_nothing_of_before() {
+    local(|| async {
+        let fs: Rc<dyn Fs> = Rc::new(MemoryFs::default());
+        let dir = PathBuf::from("/a");
+        let store = Store::open(config(std::slice::from_ref(&dir)), fs.clone()).await.expect("opens");
+        for seq in 1..6 {
+            store.write(op(0, seq - 1, seq, 0..2, Some(seq as u8))).await.expect("writes");
+            tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+        }
+        // Removed and made again before the file was unlinked: the new header starts counting from one.
+        store.remove(ObjectId::data(LayerId(1), 0)).await.expect("removes");
+        store.write(op(0, 0, 7, 1..2, Some(77))).await.expect("writes");
+        store.close().await.expect("closes");
+        drop(store);
+        let store = Store::open(config(std::slice::from_ref(&dir)), fs.clone()).await.expect("opens");
+        let r = store.read(&store.layers_at(key(0)), key(0), 0..2).await.expect("reads");
+        assert_eq!((r.data[0], r.data[4096], r.absent), (0, 77, vec![0..1]));
+    });
+}
+
+#[test]
+fn a_disk_that_is_taken_away_fails_by_itself() {
+    real(|| async {
+        let dir = tempfile::tempdir().expect("directory");
+        let home = dir.path().join("disk");
+        let fs: Rc<dyn Fs> = Rc::new(ThreadsFs);
+        let store = at_rest(&fs, &home).await;
+        let mut events = store.events().expect("events");
+        std::fs::rename(&home, dir.path().join("elsewhere")).expect("rename");
+        assert!(matches!(events.recv().await, Some(StoreEvent::DiskFailed { .. })));
+        assert!(matches!(store.write(op(9, 0, 1, 0..4, Some(1))).await, Err(StoreError::DiskFailed { .. })));
+        assert!(!home.exists(), "nothing is made again where the disk was");
+    });
+}
+
+#[test]
+fn damage_in_the_middle_of_the_journal_makes_it_another_disk() {
+    local(|| async {
+        let fs = MemoryFs::default();
+        let dir = PathBuf::from("/a");
+        let mut offsets = Vec::new();
+        let first = {
+            let store =
+                Store::open(config(std::slice::from_ref(&dir)), Rc::new(fs.clone())).await.expect("opens");
+            for seq in 1..=12 {
+                store.write(op(0, seq - 1, seq, 0..1, Some(seq as u8))).await.expect("writes");
+                offsets.push(seq);
+            }
+            store.disks()[0].id
+        };
+        // Power fails before anything reached the object; then a bit rots in the third batch: two blocks of superblocks, two per batch before it.
+        fs.crash(1);
+        let whole =
+            Store::open(config(std::slice::from_ref(&dir)), Rc::new(fs.clone())).await.expect("opens");
+        assert_eq!(
+            (whole.disks()[0].id, whole.version(ObjectId::data(LayerId(1), 0)).map(|v| v.seq)),
+            (first, Some(12))
+        );
+        drop(whole);
+        fs.crash(2);
+        assert!(fs.flip(&dir.join("journal"), 4096 * (2 + 2 * 2) + 4096 + 17, 3));
+        let store =
+            Store::open(config(std::slice::from_ref(&dir)), Rc::new(fs.clone())).await.expect("opens");
+        assert_ne!(store.disks()[0].id, first, "it must not pass for the disk that has everything");
+        let id = store.disks()[0].id;
+        drop(store);
+        fs.crash(3);
+        let store = Store::open(config(&[dir]), Rc::new(fs.clone())).await.expect("opens");
+        assert_eq!(store.disks()[0].id, id, "once is enough");
     });
 }

@@ -1,4 +1,5 @@
-//! Background work on the data thread: catching up (`sync`), giving space back (`reclaim`).
+//! Background work on the data thread: catching up (`sync`), giving space back (`reclaim`), reading everything now and then (`scrub`).
 
 pub mod reclaim;
+pub mod scrub;
 pub mod sync;

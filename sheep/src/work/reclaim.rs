@@ -72,6 +72,11 @@ impl Reclaim {
                 let known =
                     control.read(|s| (layer.0 <= s.last_id && !s.layers.contains_key(&layer), s.epoch));
                 if known.0 {
+                    // A copy that is being filled may have to merge it once more.
+                    if self.replica.sync.fills(|o| store.row(ObjectId::data(layer, o.index())).is_some()) {
+                        left = true;
+                        continue;
+                    }
                     gone.insert(layer);
                     if let Err(e) = store.remove_layer(layer).await {
                         tracing::warn!(%layer, error = %e, "objects of a deleted layer");

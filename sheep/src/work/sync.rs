@@ -14,6 +14,7 @@
 use crate::control::Control;
 use crate::peer::Replica;
 use crate::peer::adopt::AdoptError;
+use crate::store::ObjectSummary;
 use futures::stream::{FuturesUnordered, StreamExt};
 use sheepdog_cluster::{Command, LayerState, NodeMap, Redundancy, Session};
 use sheepdog_proto::peer::{Request, Response, Status};
@@ -33,6 +34,8 @@ const MAX_MISSING: usize = 1 << 20;
 #[derive(Debug, Clone, Copy)]
 struct Missing {
     family: LayerId,
+    /// Counts what was missed: a fill resolves only what was missed before it began.
+    mark: u64,
 }
 
 /// What the inventories of the others name: the object's family and which versions are held where.
@@ -56,6 +59,7 @@ pub struct Sync {
     control: Control,
     missing: RefCell<BTreeMap<ObjectId, Missing>>,
     missing_at: RefCell<HashMap<PlacementKey, u32>>,
+    marks: Cell<u64>,
     heal: RefCell<BTreeMap<ObjectId, Missing>>,
     filling: RefCell<HashMap<ObjectId, Rc<FillSlot>>>,
     /// (synced, epoch) an inventory was completed for.
@@ -67,6 +71,7 @@ pub struct Sync {
 }
 
 struct FillSlot {
+    family: LayerId,
     lock: std::sync::Arc<tokio::sync::Mutex<()>>,
     users: Cell<u32>,
 }
@@ -102,6 +107,7 @@ impl Sync {
             control,
             missing: RefCell::default(),
             missing_at: RefCell::default(),
+            marks: Cell::new(0),
             heal: RefCell::default(),
             filling: RefCell::default(),
             inventory: Cell::new(None),
@@ -115,13 +121,18 @@ impl Sync {
     pub fn is_filling(&self, oid: ObjectId) -> bool {
         self.filling.borrow().contains_key(&oid)
     }
+    /// An object of this kind is being filled.
+    pub fn fills(&self, which: impl Fn(&ObjectId) -> bool) -> bool {
+        self.filling.borrow().keys().any(which)
+    }
     /// Known to be missing or stale here, or being filled.
     pub fn lacks(&self, oid: ObjectId) -> bool {
         self.missing.borrow().contains_key(&oid) || self.is_filling(oid)
     }
-    /// Any layer's object at this key is missing.
+    /// Any layer's object at this key is missing, or being filled: then it may have been removed before it is made again.
     pub fn lacks_any_at(&self, key: PlacementKey) -> bool {
-        self.missing_at.borrow().contains_key(&key)
+        let at = |(o, slot): (&ObjectId, &Rc<FillSlot>)| o.index() == key.index && slot.family == key.family;
+        self.missing_at.borrow().contains_key(&key) || self.filling.borrow().iter().any(at)
     }
     /// The list of missing objects is complete for this epoch.
     pub fn inventory_done(&self, epoch: Epoch) -> bool {
@@ -144,7 +155,8 @@ impl Sync {
             self.inventory.set(None);
             return;
         }
-        if missing.insert(oid, Missing { family }).is_none() {
+        self.marks.set(self.marks.get() + 1);
+        if missing.insert(oid, Missing { family, mark: self.marks.get() }).is_none() {
             *self.missing_at.borrow_mut().entry(PlacementKey { family, index: oid.index() }).or_default() +=
                 1;
             let mut p = self.progress.get();
@@ -155,8 +167,19 @@ impl Sync {
     }
     /// Blocks of this object are damaged on disk.
     pub fn corrupt(&self, oid: ObjectId, family: LayerId) {
-        if self.heal.borrow_mut().insert(oid, Missing { family }).is_none() {
+        if self.heal.borrow_mut().insert(oid, Missing { family, mark: 0 }).is_none() {
             self.changed.notify_one();
+        }
+    }
+    /// How much was missed until now.
+    pub fn mark(&self) -> u64 {
+        self.marks.get()
+    }
+    /// The object is equal to what a clean copy was when `mark` was taken. Without an owner that keeps writes away, one may have been refused here since: then it
+    /// is still missing.
+    pub fn resolved_as_of(&self, oid: ObjectId, mark: u64) {
+        if self.missing.borrow().get(&oid).is_none_or(|m| m.mark <= mark) {
+            self.resolved(oid);
         }
     }
     /// The object is equal to a clean copy again.
@@ -177,12 +200,12 @@ impl Sync {
         self.heal.borrow_mut().remove(&oid);
     }
     /// Wait for the object's turn to be filled.
-    pub async fn begin_fill(&self, oid: ObjectId) -> FillGuard<'_> {
+    pub async fn begin_fill(&self, oid: ObjectId, family: LayerId) -> FillGuard<'_> {
         let slot = self
             .filling
             .borrow_mut()
             .entry(oid)
-            .or_insert_with(|| Rc::new(FillSlot { lock: Default::default(), users: Cell::new(0) }))
+            .or_insert_with(|| Rc::new(FillSlot { family, lock: Default::default(), users: Cell::new(0) }))
             .clone();
         slot.users.set(slot.users.get() + 1);
         let mut waiter = Waiter(self, oid, false);
@@ -341,9 +364,13 @@ impl Worker {
         let me = r.control.me();
         let store = r.store.as_ref().ok_or("a gateway")?;
         if let Some(id) = map.unknowable(me, since) {
+            if id == me {
+                return Err("this node has lost a disk, and some volumes may have no other copy of what was on it: bring the disk back, or accept the loss with `dog cluster recover force`".into());
+            }
             return Err(format!("node {} is away and may have newer data", id.short()));
         }
         let mut wanted: Wanted = BTreeMap::new();
+        tracing::trace!(me = %me.short(), %since, epoch = %map.epoch, was_down, "taking the inventory");
         for (id, _) in map.nodes.iter().filter(|(id, n)| **id != me && n.is_up()) {
             let mut after = None;
             loop {
@@ -389,7 +416,9 @@ impl Worker {
         let mut after = None;
         loop {
             let page = store.list(after, 4096);
-            for row in page.iter().filter(|row| row.filling) {
+            // Of the only copy nothing can be fetched: its damage is an error to who reads it.
+            let other = |row: &&ObjectSummary| r.redundancy(row.key.family).is_none_or(|x| x.width() > 1);
+            for row in page.iter().filter(|row| row.filling).filter(other) {
                 r.sync.missed(row.oid, row.key.family);
             }
             match page.last() {
@@ -418,15 +447,17 @@ impl Worker {
                     .collect();
                 for (oid, m) in next {
                     busy.insert(oid);
-                    running.push(async move { (oid, self.fill(oid, m).await) });
+                    running.push(async move { (oid, m.family, self.fill(oid, m).await) });
                 }
             }
             match running.next().await {
                 None => return !sync.missing.borrow().is_empty(),
-                Some((oid, result)) => {
+                Some((oid, family, result)) => {
                     busy.remove(&oid);
                     if let Err(why) = result {
                         tracing::debug!(%oid, %why, "fill");
+                        // The contents may be there already, but not all that goes with them.
+                        sync.missed(oid, family);
                         failed.insert(oid);
                     }
                 }
@@ -463,11 +494,19 @@ impl Worker {
             return self.join(owner, vdi, oid, m.family).await;
         }
         let acting: Vec<NodeId> = acting.all().collect();
-        let Some(source) = choose_source(r, oid, m.family, &acting, me).await? else {
-            r.sync.resolved(oid);
-            return Ok(());
-        };
-        r.adopt(oid, m.family, source, None).await.map(drop).map_err(|e: AdoptError| e.to_string())
+        let mark = r.sync.mark();
+        let choice = choose_source(r, oid, m.family, &acting, me).await?;
+        match choice.source {
+            None => {
+                choice.settle(r, oid, me).await?;
+                r.sync.resolved_as_of(oid, mark);
+            }
+            Some(source) => {
+                r.adopt(oid, m.family, source, None, false).await.map_err(|e: AdoptError| e.to_string())?;
+                choice.settle(r, oid, me).await?;
+            }
+        }
+        Ok(())
     }
 
     async fn join(&self, owner: NodeId, vdi: VdiId, oid: ObjectId, family: LayerId) -> Result<(), String> {
@@ -522,7 +561,7 @@ impl Worker {
                     continue;
                 }
                 if stat(r, source, oid, m.family).await.is_ok_and(|s| s.status == Status::Ok)
-                    && r.adopt(oid, m.family, source, runs.clone()).await.is_ok()
+                    && r.adopt(oid, m.family, source, runs.clone(), false).await.is_ok()
                 {
                     tracing::warn!(%oid, source = %source.short(), "damaged blocks were healed from another copy");
                     healed = true;
@@ -538,43 +577,74 @@ impl Worker {
     }
 }
 
-/// Where `node` gets an object from: a clean copy, or the longest one when nobody is clean and nobody who is away can know better. `None`: its own
-/// is that. An error: it cannot be said now.
+/// Where a node gets an object from.
+#[derive(Debug, Clone, Copy)]
+pub struct Choice {
+    /// `None`: its own copy is the best there is.
+    pub source: Option<NodeId>,
+    /// The epoch in which no copy could vouch for itself, so that it was decided which of them is the truth.
+    decided: Option<Epoch>,
+}
+
+impl Choice {
+    /// A copy that was not known to be on all holders has become the truth: those who are away must be told when they ask what has changed, although nothing was
+    /// written to it since.
+    pub async fn settle(&self, r: &Rc<Replica>, oid: ObjectId, node: NodeId) -> Result<(), String> {
+        let Some(epoch) = self.decided else { return Ok(()) };
+        let request = Request::Stamp { oid, epoch, blocks: Vec::new(), floor: Epoch(0) };
+        let answer = match node == r.control.me() {
+            true => r.handle(request).await.0,
+            false => r.links.to(node).request(&request, Vec::new()).await.map_err(|e| e.to_string())?.0,
+        };
+        match answer {
+            Response::Done => Ok(()),
+            Response::Failed(_, why) => Err(why),
+            _ => Err("unexpected answer".into()),
+        }
+    }
+}
+
+/// A clean copy, or the longest one when nobody is clean and nobody who is away can know better. An error: it cannot be said now.
 pub async fn choose_source(
     r: &Rc<Replica>,
     oid: ObjectId,
     family: LayerId,
     acting: &[NodeId],
     node: NodeId,
-) -> Result<Option<NodeId>, String> {
+) -> Result<Choice, String> {
     let map = r.control.map();
     let redundancy = r.redundancy(family).ok_or("the volume was deleted")?;
-    // A copy is right as of the epoch at which its node was last complete, or of its own last change: the latest of them, then the longest, is the truth.
+    // A copy is right as of the epoch at which its node last had everything here, or of its own last change: the latest of them, then the longest, is the truth.
+    let key = PlacementKey { family, index: oid.index() };
     let mut best: Option<(Epoch, Version, bool, NodeId)> = None;
-    let mut known = Epoch(0);
     for n in acting {
-        let Some(view) = map.nodes.get(n).filter(|v| v.is_up()) else { continue };
+        if !map.nodes.get(n).is_some_and(|v| v.is_up()) {
+            continue;
+        }
         let stat = stat(r, *n, oid, family).await?;
+        tracing::trace!(me = %r.control.me().short(), %oid, node = %n.short(), ?stat, complete = %map.complete_at(*n, key, redundancy), "candidate");
         match stat.status {
-            Status::Ok if *n != node => return Ok(Some(*n)),
+            Status::Ok if *n != node => return Ok(Choice { source: Some(*n), decided: None }),
             Status::Ok | Status::NotHere => {
-                known = known.max(view.synced);
-                let this = (stat.epoch.max(view.synced), stat.version, *n == node, *n);
+                let right = stat.epoch.max(map.complete_at(*n, key, redundancy));
+                let this = (right, stat.version, *n == node, *n);
                 if best.is_none_or(|b| (b.0, b.1, b.2) < (this.0, this.1, this.2)) {
                     best = Some(this);
                 }
             }
+            // Half filled: neither what it was nor what it is to be.
+            Status::Behind => {}
             other => return Err(format!("node {} answers {other:?}", n.short())),
         }
     }
-    let key = PlacementKey { family, index: oid.index() };
+    let Some((known, _, _, source)) = best else { return Err("no copy is whole".into()) };
     if let Some(away) = map.unknowable_object(key, redundancy, known) {
         return Err(format!("node {} is away and may have newer data", away.short()));
     }
     if r.control.map().epoch != map.epoch {
         return Err("the map changed".into());
     }
-    Ok(best.map(|(_, _, _, n)| n).filter(|n| *n != node))
+    Ok(Choice { source: Some(source).filter(|n| *n != node), decided: Some(map.epoch) })
 }
 
 /// Ask one node for its version and standing of an object.

@@ -6,7 +6,7 @@ use sheep::front::nbd::Limits;
 use sheepdog_nbd::client::Wishes;
 use sheepdog_nbd::wire::cmd;
 use std::time::Duration;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 #[test]
@@ -109,5 +109,27 @@ fn a_silent_client_is_disconnected_but_an_attached_one_may_be_idle() {
         silent.read_to_end(&mut greeting).await.unwrap();
         assert_eq!(greeting.len(), 18, "it is greeted, then left");
         assert!(c.read(0, 512).await.is_ok());
+    });
+}
+
+#[test]
+fn one_that_drips_is_disconnected_too() {
+    on_data_thread(async {
+        for limits in [
+            Limits { handshake_idle: Duration::from_millis(100), ..Limits::default() },
+            Limits { handshake: Duration::from_millis(100), ..Limits::default() },
+        ] {
+            let b = bench(limits);
+            let mut slow = UnixStream::connect(&b.path).await.unwrap();
+            // Flags, then an option that never ends, a byte at a time.
+            let bytes = [&b"\0\0\0\x03IHAVEOPT\0\0\0\x03\0\0\x10\0"[..], &[0; 4000]].concat();
+            let mut sent = 0;
+            while slow.write_all(&bytes[sent..=sent]).await.is_ok() {
+                sent += 1;
+                assert!(sent < 3000, "it is still listened to");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            until("it is gone", || b.server.connections().is_empty()).await;
+        }
     });
 }

@@ -198,6 +198,7 @@ async fn one(world: Rc<World>, id: u64, node: usize, handle: u64, ask: Ask) -> R
         Ask::Zero(first, n, _) => (*first..first + n).map(|r| (r, Kind::Write(0))).collect(),
     };
     let what = format!("client {id} on node {}: {ask:?}", node + 1);
+    tracing::trace!(at = world.history.now(), %what, "asks");
     let mut open = Open(&world, Some(world.history.ask(id, &registers, what.clone())));
     let sent = ask.clone();
     let call = world.call(node, move |ctx| perform(ctx, handle, sent));
@@ -205,6 +206,7 @@ async fn one(world: Rc<World>, id: u64, node: usize, handle: u64, ask: Ask) -> R
         Err(_) | Ok(Err(Lost)) => return Err(Lost),
         Ok(Ok(answer)) => answer,
     };
+    tracing::trace!(at = world.history.now(), %what, ok = answer.is_ok(), "is answered");
     match answer {
         Ok(data) => {
             let values = match ask {

@@ -1,6 +1,6 @@
 //! Format, restore, switches.
 
-use super::Outcome;
+use super::{Outcome, clip};
 use crate::{
     ClusterState, CommandError, EventLevel, Format, Millis, NodeState, Redundancy, Reply, Session, Timing,
 };
@@ -23,6 +23,21 @@ pub(super) fn check_redundancy(r: Redundancy) -> Result<(), CommandError> {
     }
 }
 
+/// Longest interval, milliseconds: 10 years. Sums of a few of them and a clock never overflow.
+const MAX_INTERVAL: u64 = 3_650 * 86_400_000;
+
+/// Counters go up by one at a time and never get this far.
+const MAX_COUNTER: u64 = u64::MAX >> 8;
+
+fn check_timing(t: Timing) -> Result<(), CommandError> {
+    if t.heartbeat == 0 || t.lease / 2 < t.heartbeat || t.down_out < t.lease || t.down_out > MAX_INTERVAL {
+        return Err(CommandError::Invalid(
+            "the lease must be at least two heartbeats, the down-out interval at least a lease and at most 10 years".into(),
+        ));
+    }
+    Ok(())
+}
+
 impl ClusterState {
     pub(super) fn format(&mut self, now: Millis, format: &Format) -> Outcome {
         if let Some(f) = &self.format {
@@ -34,6 +49,7 @@ impl ClusterState {
         }
         check_object_size(format.object_size)?;
         check_redundancy(format.redundancy)?;
+        check_timing(format.timing)?;
         if format.min_copies.is_some_and(|m| m == 0 || m as usize > format.redundancy.width()) {
             return Err(CommandError::Invalid(
                 "min copies must be at least 1 and at most the number of copies".into(),
@@ -56,6 +72,10 @@ impl ClusterState {
         let Some(format) = &state.format else {
             return Err(CommandError::Invalid("the state found on the disks was never formatted".into()));
         };
+        let counters = [state.last_generation, state.epoch.0, state.layers_revision, state.next_event];
+        if counters.iter().any(|n| *n > MAX_COUNTER) {
+            return Err(CommandError::Invalid("the state found on the disks is damaged".into()));
+        }
         let index = self.index;
         let recent = std::mem::take(&mut self.recent);
         let mut new = state.clone();
@@ -74,7 +94,7 @@ impl ClusterState {
         self.recent = recent;
         // Commits after the snapshot that was found may have given out more of these.
         self.last_generation += 1 << 20;
-        self.last_id = (self.last_id + 1024).min(sheepdog_proto::MAX_LAYER_ID);
+        self.last_id = self.last_id.saturating_add(1024).min(sheepdog_proto::MAX_LAYER_ID);
         for v in self.vdis.values_mut() {
             v.generation = Generation(v.generation.0);
         }
@@ -108,11 +128,7 @@ impl ClusterState {
     }
 
     pub(super) fn set_timing(&mut self, timing: Timing) -> Outcome {
-        if timing.heartbeat == 0 || timing.lease < 2 * timing.heartbeat || timing.down_out < timing.lease {
-            return Err(CommandError::Invalid(
-                "the lease must be at least two heartbeats, the down-out interval at least a lease".into(),
-            ));
-        }
+        check_timing(timing)?;
         if let Some(f) = &mut self.format {
             f.timing = timing;
         }
@@ -120,7 +136,7 @@ impl ClusterState {
     }
 
     pub(super) fn force(&mut self, now: Millis, reason: &str) -> Outcome {
-        self.forced.push(reason.to_owned());
+        self.forced.push(clip(reason).to_owned());
         let epoch = self.epoch;
         for n in self.nodes.values_mut().filter(|n| matches!(n.state, NodeState::Up | NodeState::Draining)) {
             n.synced = epoch;

@@ -14,6 +14,14 @@ const RECENT: usize = 4096;
 /// Events kept.
 const EVENTS: usize = 1000;
 
+/// Bytes of a text for people that are kept.
+const MAX_TEXT: usize = 1 << 10;
+
+/// The beginning of a text for people.
+pub(crate) fn clip(text: &str) -> &str {
+    &text[..text.floor_char_boundary(MAX_TEXT)]
+}
+
 type Outcome = Result<Reply, CommandError>;
 
 impl ClusterState {
@@ -94,6 +102,7 @@ impl ClusterState {
     }
 
     pub(crate) fn event(&mut self, at: Millis, level: EventLevel, text: String) {
+        let text = if text.len() > MAX_TEXT { clip(&text).to_owned() } else { text };
         self.events.push_back(Event { id: self.next_event, at, level, text });
         self.next_event += 1;
         while self.events.len() > EVENTS {

@@ -17,6 +17,8 @@ const RING_UNITS_PER_VNODE: u32 = 125;
 const _: () = assert!((RING_UNITS_PER_VNODE * DEFAULT_VNODES).is_multiple_of(1000));
 /// Epochs kept for people even when nothing needs them.
 const HISTORY: usize = 512;
+/// Most virtual nodes of one node.
+const MAX_VNODES: u32 = 1 << 16;
 
 impl Node {
     /// Serves requests.
@@ -27,8 +29,9 @@ impl Node {
         if self.gateway || !matches!(self.state, NodeState::Up | NodeState::Down) {
             return None;
         }
+        // Clamped here, because a node tells its own number. A weight is not: rings know proportions only.
         let weight = match self.vnodes {
-            Some(v) => u64::from(v) * u64::from(RING_UNITS_PER_VNODE),
+            Some(v) => u64::from(v.min(MAX_VNODES)) * u64::from(RING_UNITS_PER_VNODE),
             None => u64::from(self.weight) * u64::from(RING_UNITS_PER_VNODE * DEFAULT_VNODES / 1000),
         };
         let weight = weight.clamp(1, u64::from(u32::MAX)) as u32;
@@ -151,17 +154,27 @@ impl ClusterState {
             }
             return Ok(Reply::Epoch(self.epoch));
         };
+        // A retired disk has missed what was written since, so nothing on it may be taken for data; what this very process lost does not come back by itself.
+        let retired = |id: DiskId| old.disks.iter().any(|d| d.id == id && d.retired);
+        if old.incarnation == hello.incarnation {
+            node.disks.iter_mut().for_each(|d| d.retired |= retired(d.id));
+        } else if let Some(d) = hello.disks.iter().find(|d| retired(d.id)) {
+            return Err(CommandError::Invalid(format!(
+                "the disk at {} was retired, and the cluster went on without it: empty that directory, or start the sheep without it",
+                d.path
+            )));
+        }
         // Its data is where its disks are: one that is missing took its part with it.
         let mut disks = old.disks.iter().filter(|d| !d.retired).peekable();
         let keeps = old.gateway
             || match disks.peek() {
                 None => hello.has_data,
-                Some(_) => disks.all(|d| hello.disks.iter().any(|h| h.id == d.id)),
+                Some(_) => disks.all(|d| node.disks.iter().any(|h| h.id == d.id && !h.retired)),
             };
         let was_up = old.is_up();
         node.state = if old.state == NodeState::Draining { NodeState::Draining } else { NodeState::Up };
         // A weight that was set by hand, or a capacity that moved a little, does not shuffle data.
-        let drift = old.weight.abs_diff(node.weight) * 10 > old.weight;
+        let drift = old.weight.abs_diff(node.weight).saturating_mul(10) > old.weight;
         if !drift && !hello.gateway {
             node.weight = old.weight;
         }
@@ -186,7 +199,15 @@ impl ClusterState {
             && keeps
             && (&old.addr, &old.zone, old.weight, old.vnodes, old.gateway)
                 == (&node.addr, &node.zone, node.weight, node.vnodes, node.gateway);
+        if self.layers.is_empty() {
+            // There was nothing to lose.
+            node.lost_at = Epoch(0);
+        }
+        let lost = node.synced == Epoch(0);
         self.nodes.insert(hello.id, node);
+        if lost {
+            self.forget_merges(hello.id);
+        }
         if same {
             // The process was restarted faster than anybody noticed: its copies are what they were.
             return Ok(Reply::Epoch(self.epoch));
@@ -285,6 +306,10 @@ impl ClusterState {
         // What came after asks nothing of it: it has been up since, and the ring has not changed since.
         n.synced = if epoch >= ring && n.up_since <= epoch { current } else { epoch };
         let complete = n.synced == current;
+        if complete {
+            // What it lost is found again, or known to be nowhere.
+            n.lost_at = Epoch(0);
+        }
         self.settle();
         if complete {
             self.event(now, EventLevel::Info, format!("node {} has all its data", id.short()));
@@ -303,7 +328,7 @@ impl ClusterState {
         if n.gateway {
             return Err(CommandError::Invalid(format!("node {} is a gateway: it holds no data", id.short())));
         }
-        if vnodes.is_some_and(|v| v > 1 << 16) {
+        if vnodes.is_some_and(|v| v > MAX_VNODES) {
             return Err(CommandError::Invalid("virtual nodes: at most 65536".into()));
         }
         if let Some(w) = weight {
@@ -319,7 +344,7 @@ impl ClusterState {
     }
 
     pub(super) fn disk_retired(&mut self, now: Millis, id: NodeId, disk: DiskId) -> Outcome {
-        let next = self.epoch.next();
+        let (next, empty) = (self.epoch.next(), self.layers.is_empty());
         let n = self.node_mut(id)?;
         let Some(d) = n.disks.iter_mut().find(|d| d.id == disk) else {
             return Err(CommandError::NotFound(format!("node {} has no disk {disk}", id.short())));
@@ -331,7 +356,8 @@ impl ClusterState {
         // What was on it is gone: the node looks at everything again.
         n.synced = Epoch(0);
         n.up_since = next;
-        n.lost_at = next;
+        n.lost_at = if empty { Epoch(0) } else { next };
+        self.forget_merges(id);
         let text = format!("disk {} of node {} was retired", disk.short(), id.short());
         self.event(now, EventLevel::Error, text.clone());
         self.membership_changed(now, text, Some(id));
@@ -340,6 +366,12 @@ impl ClusterState {
 
     pub(super) fn disk_added(&mut self, now: Millis, id: NodeId, disk: &DiskEntry) -> Outcome {
         let n = self.node_mut(id)?;
+        if n.disks.iter().any(|d| d.id == disk.id && d.retired) {
+            return Err(CommandError::Invalid(format!(
+                "the disk at {} was retired, and the cluster went on without it: empty that directory first",
+                disk.path
+            )));
+        }
         n.disks.retain(|d| d.id != disk.id);
         n.disks.push(disk.clone());
         self.event(

@@ -337,6 +337,15 @@ impl ClusterState {
         self.nodes.values().filter(|n| !n.gateway && n.state != NodeState::Out).map(|n| n.id).collect()
     }
 
+    /// A node that has lost data may have lost merged layers with it: it has to merge again.
+    pub(super) fn forget_merges(&mut self, node: NodeId) {
+        for l in self.layers.values_mut() {
+            if let LayerState::Merging { done, .. } = &mut l.state {
+                done.remove(&node);
+            }
+        }
+    }
+
     /// After the holders have become fewer.
     pub(crate) fn finish_merges(&mut self) {
         let holders = self.merge_holders();

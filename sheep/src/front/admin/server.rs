@@ -11,23 +11,28 @@ use sheepdog_client::client::MAX_MESSAGE;
 use sheepdog_client::pb::cluster_service_server::ClusterServiceServer;
 use sheepdog_client::pb::node_service_server::NodeServiceServer;
 use sheepdog_client::pb::vdi_service_server::VdiServiceServer;
+use sheepdog_proto::MAX_NODES;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::server::Connected;
 
 /// TLS handshakes going on at a time; more wait in the kernel's backlog.
-const MAX_HANDSHAKES: usize = 128;
-/// For one handshake.
+const MAX_HANDSHAKES: usize = 1024;
+/// For one handshake, up to the words that open HTTP/2.
 const HANDSHAKE: Duration = Duration::from_secs(5);
+/// Clients at a time; more are closed at once. Every sheep keeps one connection to each of the others at most.
+const MAX_CLIENTS: usize = MAX_NODES + 2048;
+/// How every HTTP/2 connection begins.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Requests of one connection at a time, streams included.
 const MAX_REQUESTS: usize = 256;
 /// Requests that run when the server is told to stop get this long.
@@ -123,8 +128,15 @@ impl AdminServer {
     }
 }
 
-/// One client.
-pub(super) enum Conn {
+/// One client that has begun to speak HTTP/2.
+pub(super) struct Conn {
+    pipe: Pipe,
+    /// Of `PREFACE`: taken off the stream already, still to be given to HTTP/2.
+    preface: &'static [u8],
+    _slot: OwnedSemaphorePermit,
+}
+
+enum Pipe {
     Plain(TcpStream),
     Tls(Box<tokio_rustls::server::TlsStream<TcpStream>>),
 }
@@ -136,6 +148,31 @@ impl Connected for Conn {
 
 impl AsyncRead for Conn {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if !this.preface.is_empty() {
+            let (now, later) = this.preface.split_at(this.preface.len().min(buf.remaining()));
+            buf.put_slice(now);
+            this.preface = later;
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut this.pipe).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Conn {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().pipe).poll_write(cx, buf)
+    }
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().pipe).poll_flush(cx)
+    }
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().pipe).poll_shutdown(cx)
+    }
+}
+
+impl AsyncRead for Pipe {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(s) => Pin::new(s).poll_read(cx, buf),
             Self::Tls(s) => Pin::new(s.as_mut()).poll_read(cx, buf),
@@ -143,7 +180,7 @@ impl AsyncRead for Conn {
     }
 }
 
-impl AsyncWrite for Conn {
+impl AsyncWrite for Pipe {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Plain(s) => Pin::new(s).poll_write(cx, buf),
@@ -164,7 +201,7 @@ impl AsyncWrite for Conn {
     }
 }
 
-/// Accepts; handshakes run beside each other so that a silent client delays nobody.
+/// Accepts; handshakes run beside each other so that a silent client delays nobody, and one that does not speak HTTP/2 is soon gone.
 async fn accept(
     listener: TcpListener,
     tls: Option<Arc<ServerConfig>>,
@@ -173,6 +210,7 @@ async fn accept(
 ) {
     let tracker = TaskTracker::new();
     let slots = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    let clients = Arc::new(Semaphore::new(MAX_CLIENTS));
     loop {
         let slot = tokio::select! {
             () = stop.cancelled() => break,
@@ -191,15 +229,19 @@ async fn accept(
                 continue;
             }
         };
+        let Ok(client) = clients.clone().try_acquire_owned() else {
+            tracing::warn!(%addr, limit = MAX_CLIENTS, "client refused: too many");
+            continue;
+        };
         let (tls, out, stop) = (tls.clone(), out.clone(), stop.clone());
         tracker.spawn(async move {
             let _slot = slot;
             tokio::select! {
                 () = stop.cancelled() => {}
-                r = tokio::time::timeout(HANDSHAKE, greet(tcp, tls)) => match r {
+                r = tokio::time::timeout(HANDSHAKE, greet(tcp, tls, client)) => match r {
                     Ok(Ok(conn)) => { let _ = out.send(Ok(conn)).await; }
                     Ok(Err(error)) => tracing::debug!(%addr, %error, "client refused"),
-                    Err(_) => tracing::debug!(%addr, "client refused: no TLS handshake in {HANDSHAKE:?}"),
+                    Err(_) => tracing::debug!(%addr, "client refused: it did not begin in {HANDSHAKE:?}"),
                 }
             }
         });
@@ -208,13 +250,41 @@ async fn accept(
     tracker.wait().await;
 }
 
-async fn greet(tcp: TcpStream, tls: Option<Arc<ServerConfig>>) -> io::Result<Conn> {
-    tune(&tcp)?;
-    match tls {
-        None => Ok(Conn::Plain(tcp)),
-        Some(config) => {
-            let stream = tokio_rustls::TlsAcceptor::from(config).accept(tcp).await?;
-            Ok(Conn::Tls(Box::new(stream)))
+/// Say so in a way that whoever it is can make sense of (HTTP/1, or TLS where we have none), and let it read that: closing with unread bytes would be a reset.
+async fn turn_away(pipe: &mut Pipe) {
+    const ANSWER: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+    const MOST: usize = 64 << 10;
+    if pipe.write_all(ANSWER).await.is_err() || pipe.shutdown().await.is_err() {
+        return;
+    }
+    let (mut rest, mut read) = ([0; 4096], 0);
+    while let Ok(n) = pipe.read(&mut rest).await {
+        read += n;
+        if n == 0 || read > MOST {
+            return;
         }
     }
+}
+
+async fn greet(
+    tcp: TcpStream,
+    tls: Option<Arc<ServerConfig>>,
+    slot: OwnedSemaphorePermit,
+) -> io::Result<Conn> {
+    tune(&tcp)?;
+    let mut pipe = match tls {
+        None => Pipe::Plain(tcp),
+        Some(config) => Pipe::Tls(Box::new(tokio_rustls::TlsAcceptor::from(config).accept(tcp).await?)),
+    };
+    let mut seen = 0;
+    while seen < PREFACE.len() {
+        let mut buf = [0; PREFACE.len()];
+        let n = pipe.read(&mut buf[seen..]).await?;
+        if n == 0 || buf[seen..seen + n] != PREFACE[seen..seen + n] {
+            turn_away(&mut pipe).await;
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "not a client of the admin interface"));
+        }
+        seen += n;
+    }
+    Ok(Conn { pipe, preface: PREFACE, _slot: slot })
 }

@@ -312,6 +312,10 @@ impl Admin {
                     )));
                 }
                 if r.size < now {
+                    // Refused before anything is cut off, not after.
+                    if r.size == 0 || !r.size.is_multiple_of(512) {
+                        return Err(usage("the size must be a multiple of 512 bytes, more than 0"));
+                    }
                     self.data().cut(vdi, r.size).await?;
                 }
                 self.propose(Command::VdiResize { vdi, size: r.size, generation }).await

@@ -12,7 +12,7 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 /// How long a polite goodbye may take.
 const GOODBYE: Duration = Duration::from_secs(1);
@@ -48,7 +48,8 @@ pub(super) async fn connection<S: Stream>(
 ) {
     let _listed = Listed(server.clone(), conn.clone());
     let machine = Handshake::new(policy);
-    let mut greeter = Greeter { server, machine, input: BytesMut::new(), opened: None };
+    let (option, end) = (server.limits.handshake_idle, server.limits.handshake);
+    let mut greeter = Greeter { server, machine, input: BytesMut::new(), opened: None, option, end };
     let result = match greeter.run(&mut stream).await {
         Ok(End::Tls) => match greeter.encrypt(stream).await {
             Ok(mut stream) => {
@@ -110,6 +111,9 @@ struct Greeter {
     input: BytesMut,
     /// From `Open` until the client has been told.
     opened: Option<(String, Rc<dyn Volume>)>,
+    /// Waiting for the network that is left for the option under way, and for the handshake.
+    option: Duration,
+    end: Duration,
 }
 
 impl Greeter {
@@ -124,7 +128,10 @@ impl Greeter {
                     }
                     self.step()?
                 }
-                Step::Progress => self.step()?,
+                Step::Progress => {
+                    self.option = self.server.limits.handshake_idle;
+                    self.step()?
+                }
                 Step::Closed => return Ok(End::Closed),
                 Step::StartTls => return Ok(End::Tls),
                 Step::List => self.list().await,
@@ -175,15 +182,20 @@ impl Greeter {
     }
 
     /// Network I/O of the handshake, bounded in time.
-    async fn patiently<T>(&self, io: impl Future<Output = io::Result<T>>) -> io::Result<T> {
-        match timeout(self.server.limits.handshake_idle, io).await {
+    async fn patiently<T>(&mut self, io: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+        let (began, patience) = (Instant::now(), self.option.min(self.end));
+        let result = timeout(patience, io).await;
+        let waited = began.elapsed();
+        self.option = self.option.saturating_sub(waited);
+        self.end = self.end.saturating_sub(waited);
+        match result {
             Ok(result) => result,
-            Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "client is silent in the handshake")),
+            Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "client is too slow in the handshake")),
         }
     }
 
     async fn encrypt<S: Stream>(&mut self, stream: S) -> io::Result<tokio_rustls::server::TlsStream<S>> {
-        let Some(tls) = &self.server.tls else {
+        let Some(tls) = self.server.tls.clone() else {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "TLS is not configured"));
         };
         let stream = self.patiently(tls.accept(stream)).await?;

@@ -48,8 +48,10 @@ pub struct Limits {
     pub connection_bytes: usize,
     /// Bytes in flight of all connections. One request per connection is always allowed.
     pub total_bytes: usize,
-    /// A client that says nothing for so long before it has attached an export is disconnected.
+    /// A client that has not completed its next option after so long, before it has attached an export, is disconnected.
     pub handshake_idle: Duration,
+    /// For the whole handshake, the time it takes to open the export not counted.
+    pub handshake: Duration,
 }
 
 impl Default for Limits {
@@ -60,6 +62,7 @@ impl Default for Limits {
             connection_bytes: 64 << 20,
             total_bytes: 512 << 20,
             handshake_idle: Duration::from_secs(60),
+            handshake: Duration::from_secs(600),
         }
     }
 }

@@ -46,6 +46,12 @@ pub(super) fn space(path: &Path) -> io::Result<Space> {
     Ok(Space { total: s.f_blocks * s.f_frsize, free: s.f_bavail * s.f_frsize })
 }
 
+pub(super) fn file_id(path: &Path) -> io::Result<u64> {
+    use std::os::unix::fs::MetadataExt;
+    let m = std::fs::metadata(path)?;
+    Ok(m.ino() ^ m.dev().rotate_left(32))
+}
+
 pub(super) fn punch(fd: &OwnedFd, offset: u64, len: u64) -> io::Result<()> {
     use rustix::fs::FallocateFlags as F;
     Ok(rustix::fs::fallocate(fd, F::PUNCH_HOLE | F::KEEP_SIZE, offset, len)?)

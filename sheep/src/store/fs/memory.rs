@@ -5,10 +5,13 @@
 
 use super::{File, Fs, OpenHow, Space};
 use crate::buf::AlignedBuf;
+use crate::store::index::{Change, Index};
+use crate::store::types::ObjectSummary;
 use crate::volume::LocalFut;
 use bytes::Bytes;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
+use sheepdog_proto::{DiskId, ObjectId};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -88,9 +91,38 @@ impl MemoryFile {
     }
 }
 
+/// Rows that a real index would keep; a commit is whole or not at all.
+#[derive(Default)]
+struct MemoryIndex {
+    disk: Cell<DiskId>,
+    complete: Cell<bool>,
+    rows: RefCell<BTreeMap<ObjectId, ObjectSummary>>,
+}
+
+struct MemoryIndexHandle(Rc<MemoryIndex>);
+
+impl Index for MemoryIndexHandle {
+    fn rows(&self) -> LocalFut<'static, io::Result<Option<Vec<ObjectSummary>>>> {
+        let rows = self.0.complete.get().then(|| self.0.rows.borrow().values().copied().collect());
+        Box::pin(std::future::ready(Ok(rows)))
+    }
+    fn commit(&self, changes: Vec<Change>, complete: bool) -> LocalFut<'static, io::Result<()>> {
+        let mut rows = self.0.rows.borrow_mut();
+        for (oid, row) in changes {
+            match row {
+                Some(row) => drop(rows.insert(oid, row)),
+                None => drop(rows.remove(&oid)),
+            }
+        }
+        self.0.complete.set(self.0.complete.get() || complete);
+        Box::pin(std::future::ready(Ok(())))
+    }
+}
+
 struct State {
     files: RefCell<BTreeMap<PathBuf, Rc<RefCell<MemoryFile>>>>,
     dirs: RefCell<BTreeSet<PathBuf>>,
+    indexes: RefCell<BTreeMap<PathBuf, Rc<MemoryIndex>>>,
     total: Cell<u64>,
     latency: Cell<Duration>,
     fail_after: Cell<Option<u64>>,
@@ -112,6 +144,7 @@ impl MemoryFs {
         Self(Rc::new(State {
             files: RefCell::default(),
             dirs: RefCell::default(),
+            indexes: RefCell::default(),
             total: Cell::new(total),
             latency: Cell::new(Duration::ZERO),
             fail_after: Cell::new(None),
@@ -162,6 +195,13 @@ impl MemoryFs {
             files.remove(&path);
         }
         // Handles from before the crash must not reach the files of after it.
+        for index in self.0.indexes.borrow_mut().values_mut() {
+            *index = Rc::new(MemoryIndex {
+                disk: index.disk.clone(),
+                complete: index.complete.clone(),
+                rows: index.rows.clone(),
+            });
+        }
         for file in files.values_mut() {
             let old = file.borrow();
             let new = MemoryFile {
@@ -173,6 +213,11 @@ impl MemoryFs {
             drop(old);
             *file = Rc::new(RefCell::new(new));
         }
+    }
+    /// Forget everything: what is left behind of a finished simulation shall not take memory.
+    pub fn wipe(&self) {
+        self.0.files.borrow_mut().clear();
+        self.0.indexes.borrow_mut().clear();
     }
     /// Flip one bit of a file, also of its durable state. False when there is nothing.
     pub fn flip(&self, path: &Path, offset: u64, bit: u8) -> bool {
@@ -288,6 +333,7 @@ impl Fs for MemoryFs {
     }
     fn unlink(&self, path: &Path) -> io::Result<()> {
         self.0.files.borrow_mut().remove(path);
+        self.0.indexes.borrow_mut().remove(path);
         Ok(())
     }
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -322,5 +368,19 @@ impl Fs for MemoryFs {
     fn space(&self, _: &Path) -> io::Result<Space> {
         let total = self.0.total.get();
         Ok(Space { total, free: total.saturating_sub(self.used()) })
+    }
+    fn file_id(&self, path: &Path) -> io::Result<u64> {
+        self.0.files.borrow().contains_key(path).then_some(1).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+    fn index(&self, path: &Path, disk: DiskId) -> LocalFut<'static, io::Result<Rc<dyn Index>>> {
+        let index = self.0.indexes.borrow_mut().entry(path.to_owned()).or_default().clone();
+        if index.rows.borrow().is_empty() {
+            index.disk.set(disk);
+        }
+        let result = match index.disk.get() == disk {
+            true => Ok(Rc::new(MemoryIndexHandle(index)) as Rc<dyn Index>),
+            false => Err(io::ErrorKind::InvalidData.into()),
+        };
+        Box::pin(std::future::ready(result))
     }
 }

@@ -8,9 +8,11 @@ pub mod memory;
 pub mod threads;
 pub mod uring;
 
+use super::index::Index;
 use crate::buf::AlignedBuf;
 use crate::volume::LocalFut;
 use bytes::Bytes;
+use sheepdog_proto::DiskId;
 use std::io;
 use std::path::Path;
 use std::rc::Rc;
@@ -71,4 +73,8 @@ pub trait Fs {
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
     /// Space.
     fn space(&self, path: &Path) -> io::Result<Space>;
+    /// Which file has this name now: changes when it is replaced. An error when there is none.
+    fn file_id(&self, path: &Path) -> io::Result<u64>;
+    /// Open or make the index of a disk.
+    fn index(&self, path: &Path, disk: DiskId) -> LocalFut<'static, io::Result<Rc<dyn Index>>>;
 }

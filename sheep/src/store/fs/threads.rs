@@ -2,8 +2,10 @@
 
 use super::{File, Fs, OpenHow, Space, kernel};
 use crate::buf::AlignedBuf;
+use crate::store::index::{FileIndex, Index};
 use crate::volume::LocalFut;
 use bytes::Bytes;
+use sheepdog_proto::DiskId;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
@@ -93,5 +95,11 @@ impl Fs for ThreadsFs {
     }
     fn space(&self, path: &Path) -> io::Result<Space> {
         kernel::space(path)
+    }
+    fn file_id(&self, path: &Path) -> io::Result<u64> {
+        kernel::file_id(path)
+    }
+    fn index(&self, path: &Path, disk: DiskId) -> LocalFut<'static, io::Result<Rc<dyn Index>>> {
+        FileIndex::open(path, disk)
     }
 }

@@ -5,9 +5,11 @@
 
 use super::{File, Fs, OpenHow, Space, kernel};
 use crate::buf::AlignedBuf;
+use crate::store::index::{FileIndex, Index};
 use crate::volume::LocalFut;
 use bytes::Bytes;
 use io_uring::{IoUring, opcode, squeue, types};
+use sheepdog_proto::DiskId;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
@@ -324,5 +326,11 @@ impl Fs for UringFs {
     }
     fn space(&self, path: &Path) -> io::Result<Space> {
         kernel::space(path)
+    }
+    fn file_id(&self, path: &Path) -> io::Result<u64> {
+        kernel::file_id(path)
+    }
+    fn index(&self, path: &Path, disk: DiskId) -> LocalFut<'static, io::Result<Rc<dyn Index>>> {
+        FileIndex::open(path, disk)
     }
 }
