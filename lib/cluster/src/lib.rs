@@ -10,6 +10,7 @@
 //! its last entry is the ring of the current membership.
 
 mod apply;
+pub mod check;
 pub mod command;
 pub mod map;
 pub mod state;

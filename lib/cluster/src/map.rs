@@ -1,7 +1,7 @@
 //! The data plane's view of membership, built once per epoch.
 
-use crate::state::{NodeAddr, NodeState, Redundancy};
-use sheepdog_placement::Ring;
+use crate::state::{NodeAddr, NodeState, Redundancy, RingVersion};
+use sheepdog_placement::{Member, Ring};
 use sheepdog_proto::{Epoch, NodeId, PlacementKey};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -146,9 +146,31 @@ impl NodeMap {
     }
 }
 
+impl RingVersion {
+    fn build(&self) -> Ring {
+        let member = |(node, zone, weight): &(NodeId, String, u32)| Member {
+            node: *node,
+            zone: zone.clone(),
+            weight: *weight,
+        };
+        Ring::new(self.members.iter().map(member).collect())
+    }
+    fn is_of(&self, ring: &Ring) -> bool {
+        let same = |(m, (node, zone, weight)): (&Member, &(NodeId, String, u32))| {
+            (m.node, &m.zone, m.weight) == (*node, zone, *weight)
+        };
+        self.members.len() == ring.members().len() && ring.members().iter().zip(&self.members).all(same)
+    }
+}
+
 impl crate::ClusterState {
     /// The data plane's view of membership.
     pub fn node_map(&self) -> NodeMap {
+        self.node_map_after(None)
+    }
+
+    /// The same; rings that are in an earlier map are taken from there, because building one is most of the work.
+    pub fn node_map_after(&self, before: Option<&NodeMap>) -> NodeMap {
         let nodes = self
             .nodes
             .values()
@@ -177,12 +199,11 @@ impl crate::ClusterState {
             .rings
             .iter()
             .map(|r| {
-                let member = |(node, zone, vnodes): &(NodeId, String, u32)| sheepdog_placement::Member {
-                    node: *node,
-                    zone: zone.clone(),
-                    vnodes: *vnodes,
-                };
-                (r.epoch, Ring::new(r.members.iter().map(member).collect()))
+                let same = |(e, ring): &&(Epoch, Ring)| *e == r.epoch && r.is_of(ring);
+                match before.and_then(|b| b.rings.iter().find(same)) {
+                    Some(known) => known.clone(),
+                    None => (r.epoch, r.build()),
+                }
             })
             .collect();
         let members = rings.last().map_or(0, |(_, r): &(Epoch, Ring)| r.members().len());
@@ -199,5 +220,14 @@ impl crate::ClusterState {
             at = parent;
         }
         Some(chain)
+    }
+
+    /// The oldest layer of a chain: the one that may stand on a layer of another family.
+    pub fn bottom(&self, mut layer: sheepdog_proto::LayerId) -> Option<&crate::Layer> {
+        loop {
+            let l = self.layers.get(&layer)?;
+            let Some(parent) = l.parent else { return Some(l) };
+            layer = parent;
+        }
     }
 }

@@ -120,7 +120,7 @@ pub struct Node {
     pub zone: Option<String>,
     /// Relative weight, 1,000 = one unit (capacity in TiB, at least a little, unless set). Gateways have 0.
     pub weight: u32,
-    /// Fixed number of virtual nodes instead of weight x 128.
+    /// Fixed number of virtual nodes instead of weight x 128. A node's part of the data is in proportion to them.
     pub vnodes: Option<u32>,
     /// Keeps no data.
     pub gateway: bool,
@@ -149,7 +149,7 @@ pub struct Node {
 pub struct RingVersion {
     /// Epoch from which it was current.
     pub epoch: Epoch,
-    /// Members in id order: (node, zone label, virtual nodes).
+    /// Members in id order: (node, zone label, weight in 125ths of a virtual node).
     pub members: Vec<(NodeId, String, u32)>,
 }
 
@@ -162,8 +162,10 @@ pub struct EpochRecord {
     pub at: Millis,
     /// What changed, in words.
     pub what: String,
-    /// Nodes up (or draining) in this epoch.
-    pub up: Vec<NodeId>,
+    /// Nodes that came up with it.
+    pub came: Vec<NodeId>,
+    /// Nodes that are no longer up.
+    pub went: Vec<NodeId>,
 }
 
 /// Objects of one chain share this.
@@ -173,6 +175,8 @@ pub struct Family {
     pub redundancy: Redundancy,
     /// Bytes.
     pub object_size: u32,
+    /// How many layers it has: it goes with the last.
+    pub layers: u32,
 }
 
 /// Where a layer is in its life.
@@ -202,12 +206,16 @@ pub struct Layer {
     pub family: LayerId,
     /// Next older layer, same family.
     pub parent: Option<LayerId>,
-    /// Only on a root: the layer of another family that a clone stands on.
+    /// Only at the bottom of a chain: the layer of another family that a clone stands on.
     pub base: Option<LayerId>,
     /// VDI it was made for.
     pub vdi: VdiId,
     /// State.
     pub state: LayerState,
+    /// Layers whose parent this is.
+    pub children: BTreeSet<LayerId>,
+    /// Roots of other families whose base this is.
+    pub clones: BTreeSet<LayerId>,
 }
 
 /// A snapshot of a VDI.
@@ -349,6 +357,8 @@ pub struct ClusterState {
     pub rings: Vec<RingVersion>,
     /// History, bounded, always reaching back to the oldest epoch a member is synced to.
     pub history: VecDeque<EpochRecord>,
+    /// Nodes up (or draining) at the end of it.
+    pub up: BTreeSet<NodeId>,
     /// Volumes.
     pub vdis: BTreeMap<VdiId, Vdi>,
     /// By name.
@@ -380,5 +390,21 @@ pub struct ClusterState {
 impl Default for RecoveryConfig {
     fn default() -> Self {
         Self { enabled: true, max_bytes_per_s: 0, concurrency: 4 }
+    }
+}
+
+impl ClusterState {
+    /// The latest epochs, latest first, each with the nodes that were up (or draining) in it.
+    pub fn latest_epochs(&self, count: usize) -> Vec<(&EpochRecord, Vec<NodeId>)> {
+        let mut up = self.up.clone();
+        let mut latest = Vec::new();
+        for r in self.history.iter().rev().take(count) {
+            latest.push((r, up.iter().copied().collect()));
+            up.extend(&r.went);
+            for n in &r.came {
+                up.remove(n);
+            }
+        }
+        latest
     }
 }

@@ -211,7 +211,10 @@ impl Publisher {
             let r = f(&mut state);
             self.shared.see_shutdown(&state);
             let after = (state.epoch, state.nodes.values().map(|n| n.synced.0).sum::<u64>());
-            let map = (before != after).then(|| Arc::new(state.node_map()));
+            let map = (before != after).then(|| {
+                let last = self.shared.map.read().expect("no panic under this lock").clone();
+                Arc::new(state.node_map_after(Some(&last)))
+            });
             let applied = Applied {
                 index: state.index,
                 epoch: state.epoch,

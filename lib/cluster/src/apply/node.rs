@@ -10,7 +10,11 @@ use crate::{
     Reply, RingVersion, Session,
 };
 use sheepdog_proto::{DEFAULT_VNODES, DiskId, Epoch, MAX_NODES, NodeId};
+use std::collections::BTreeSet;
 
+/// A ring's weights count 125ths of a virtual node: then 128 of them for a weight of 1,000 is a whole number.
+const RING_UNITS_PER_VNODE: u32 = 125;
+const _: () = assert!((RING_UNITS_PER_VNODE * DEFAULT_VNODES).is_multiple_of(1000));
 /// Epochs kept for people even when nothing needs them.
 const HISTORY: usize = 512;
 /// Most virtual nodes of one node.
@@ -25,18 +29,23 @@ impl Node {
         if self.gateway || !matches!(self.state, NodeState::Up | NodeState::Down) {
             return None;
         }
-        let from_weight =
-            || (self.weight as u64 * DEFAULT_VNODES as u64 / 1000).clamp(1, MAX_VNODES.into()) as u32;
-        // Clamped here, because a node tells its own number, and every ring has room for all of them.
-        let vnodes = self.vnodes.map_or_else(from_weight, |v| v.clamp(1, MAX_VNODES));
-        Some((self.id, self.zone.clone().unwrap_or_else(|| self.id.to_string()), vnodes))
+        // Clamped here, because a node tells its own number. A weight is not: rings know proportions only.
+        let weight = match self.vnodes {
+            Some(v) => u64::from(v.min(MAX_VNODES)) * u64::from(RING_UNITS_PER_VNODE),
+            None => u64::from(self.weight) * u64::from(RING_UNITS_PER_VNODE * DEFAULT_VNODES / 1000),
+        };
+        let weight = weight.clamp(1, u64::from(u32::MAX)) as u32;
+        Some((self.id, self.zone.clone().unwrap_or_else(|| self.id.to_string()), weight))
     }
 }
 
 impl ClusterState {
     fn record(&mut self, at: Millis, what: String) {
-        let up = self.nodes.values().filter(|n| n.is_up()).map(|n| n.id).collect();
-        self.history.push_back(EpochRecord { epoch: self.epoch, at, what, up });
+        let up: BTreeSet<NodeId> = self.nodes.values().filter(|n| n.is_up()).map(|n| n.id).collect();
+        let before = std::mem::replace(&mut self.up, up);
+        let came = self.up.difference(&before).copied().collect();
+        let went = before.difference(&self.up).copied().collect();
+        self.history.push_back(EpochRecord { epoch: self.epoch, at, what, came, went });
         let oldest = self
             .nodes
             .values()
@@ -122,7 +131,7 @@ impl ClusterState {
             addr: hello.addr.clone(),
             zone: hello.zone.clone(),
             weight: if hello.gateway { 0 } else { hello.weight.max(1) },
-            vnodes: hello.vnodes,
+            vnodes: hello.vnodes.filter(|v| *v > 0),
             gateway: hello.gateway,
             state: NodeState::Up,
             incarnation: hello.incarnation,
@@ -169,7 +178,7 @@ impl ClusterState {
         if !drift && !hello.gateway {
             node.weight = old.weight;
         }
-        node.vnodes = hello.vnodes.or(old.vnodes);
+        node.vnodes = node.vnodes.or(old.vnodes);
         node.disks.extend(
             old.disks.iter().filter(|d| d.retired && hello.disks.iter().all(|h| h.id != d.id)).cloned(),
         );

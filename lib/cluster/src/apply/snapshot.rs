@@ -34,11 +34,40 @@ fn find<'a>(v: &'a Vdi, which: &SnapshotRef) -> Result<&'a Snapshot, CommandErro
 }
 
 impl ClusterState {
-    fn children(&self, layer: LayerId) -> Vec<LayerId> {
-        self.layers.values().filter(|l| l.parent == Some(layer)).map(|l| l.id).collect()
+    /// A new live layer.
+    pub(super) fn add_layer(
+        &mut self,
+        id: LayerId,
+        family: LayerId,
+        parent: Option<LayerId>,
+        base: Option<LayerId>,
+        vdi: VdiId,
+    ) {
+        let layer = Layer {
+            id,
+            family,
+            parent,
+            base,
+            vdi,
+            state: LayerState::Live,
+            children: BTreeSet::new(),
+            clones: BTreeSet::new(),
+        };
+        self.layers.insert(id, layer);
+        if let Some(f) = self.families.get_mut(&family) {
+            f.layers += 1;
+        }
+        if let Some(p) = parent.and_then(|p| self.layers.get_mut(&p)) {
+            p.children.insert(id);
+        }
+        if let Some(b) = base.and_then(|b| self.layers.get_mut(&b)) {
+            b.clones.insert(id);
+        }
+        self.layers_revision += 1;
     }
+
     fn is_base(&self, layer: LayerId) -> bool {
-        self.layers.values().any(|l| l.base == Some(layer))
+        self.layers.get(&layer).is_some_and(|l| !l.clones.is_empty())
     }
 
     pub(super) fn snapshot(
@@ -95,10 +124,7 @@ impl ClusterState {
             if let Some(l) = self.layers.get_mut(&old) {
                 l.state = LayerState::Frozen;
             }
-            self.layers.insert(
-                new,
-                Layer { id: new, family, parent: Some(old), base: None, vdi: *id, state: LayerState::Live },
-            );
+            self.add_layer(new, family, Some(old), None, *id);
             made.push((*id, number, new));
         }
         self.layers_revision += 1;
@@ -146,11 +172,8 @@ impl ClusterState {
         let Some(top) = v.top else {
             return Err(CommandError::NotFound(format!("VDI {} has only snapshots left", v.name)));
         };
-        let family = v.family;
-        if self.layers.get(&family).is_none_or(|l| l.base.is_none()) {
-            return Ok(Reply::Done);
-        }
-        if top != family {
+        let Some(root) = self.bottom(top).filter(|l| l.base.is_some()) else { return Ok(Reply::Done) };
+        if top != root.id {
             return Err(CommandError::Busy(
                 "the clone has snapshots of its own that need its base: delete them first".into(),
             ));
@@ -162,14 +185,16 @@ impl ClusterState {
     pub(super) fn flatten_done(&mut self, vdi: VdiId, generation: Generation) -> Outcome {
         self.check_generation(vdi, Some(generation))?;
         let v = self.vdi_mut(vdi)?;
-        if !v.flattening || v.top != Some(v.family) {
+        let Some(top) = v.top.filter(|_| v.flattening) else {
             return Err(CommandError::Busy("the VDI is not being flattened".into()));
-        }
+        };
         v.flattening = false;
-        let family = v.family;
-        let base = self.layers.get_mut(&family).and_then(|l| l.base.take());
+        let base = self.layers.get_mut(&top).and_then(|l| l.base.take());
         self.layers_revision += 1;
         if let Some(base) = base {
+            if let Some(b) = self.layers.get_mut(&base) {
+                b.clones.remove(&top);
+            }
             self.reconsider(base);
         }
         Ok(Reply::Done)
@@ -190,10 +215,7 @@ impl ClusterState {
         let family = v.family;
         let old = v.top.replace(new);
         v.size = s.size;
-        self.layers.insert(
-            new,
-            Layer { id: new, family, parent: Some(s.layer), base: None, vdi, state: LayerState::Live },
-        );
+        self.add_layer(new, family, Some(s.layer), None, vdi);
         if let Some(old) = old {
             self.drop_layer(old);
         }
@@ -248,8 +270,17 @@ impl ClusterState {
 
     fn remove_layer(&mut self, layer: LayerId) -> Vec<LayerId> {
         let Some(l) = self.layers.remove(&layer) else { return Vec::new() };
-        if !self.layers.values().any(|x| x.family == l.family) {
-            self.families.remove(&l.family);
+        if let Some(p) = l.parent.and_then(|p| self.layers.get_mut(&p)) {
+            p.children.remove(&layer);
+        }
+        if let Some(b) = l.base.and_then(|b| self.layers.get_mut(&b)) {
+            b.clones.remove(&layer);
+        }
+        if let Some(f) = self.families.get_mut(&l.family) {
+            f.layers = f.layers.saturating_sub(1);
+            if f.layers == 0 {
+                self.families.remove(&l.family);
+            }
         }
         self.layers_revision += 1;
         l.parent.into_iter().chain(l.base).collect()
@@ -260,18 +291,22 @@ impl ClusterState {
         let mut todo = vec![layer];
         while let Some(layer) = todo.pop() {
             let Some(l) = self.layers.get(&layer) else { continue };
-            let parent = l.parent;
-            if l.state != LayerState::Hidden || self.is_base(layer) {
+            let (parent, children) = (l.parent, l.children.clone());
+            let hidden = l.state == LayerState::Hidden;
+            let unused = hidden || matches!(l.state, LayerState::Merging { .. });
+            if !unused || self.is_base(layer) {
                 continue;
             }
-            match self.children(layer).as_slice() {
-                [] => todo.extend(self.remove_layer(layer)),
-                [child] => {
+            match (children.first(), children.len()) {
+                // Also when it is being merged: what it was merged into was deleted.
+                (None, _) => todo.extend(self.remove_layer(layer)),
+                _ if !hidden => {}
+                (Some(child), 1) => {
                     // One merge at a time along a chain: neither neighbour may be changing.
                     let merging = |id: LayerId| {
                         matches!(self.layers.get(&id).map(|l| &l.state), Some(LayerState::Merging { .. }))
                     };
-                    if !merging(*child) && !parent.is_some_and(merging) && !self.is_base(*child) {
+                    if !merging(*child) && !parent.is_some_and(merging) {
                         let state = LayerState::Merging { into: *child, done: BTreeSet::new() };
                         if let Some(l) = self.layers.get_mut(&layer) {
                             l.state = state;
@@ -285,14 +320,21 @@ impl ClusterState {
     }
 
     pub(super) fn layer_merged(&mut self, layer: LayerId, node: NodeId) -> Outcome {
-        match self.layers.get_mut(&layer).map(|l| &mut l.state) {
-            Some(LayerState::Merging { done, .. }) => {
-                done.insert(node);
-            }
-            _ => return Ok(Reply::Done),
+        let Some(LayerState::Merging { done, .. }) = self.layers.get_mut(&layer).map(|l| &mut l.state) else {
+            return Ok(Reply::Done);
+        };
+        done.insert(node);
+        // Cheap when most are still missing: every node reports every merge.
+        let reported = done.len();
+        let holders = self.merge_holders();
+        if reported >= holders.len() {
+            self.finish_merge(layer, &holders);
         }
-        self.finish_merges();
         Ok(Reply::Done)
+    }
+
+    fn merge_holders(&self) -> Vec<NodeId> {
+        self.nodes.values().filter(|n| !n.gateway && n.state != NodeState::Out).map(|n| n.id).collect()
     }
 
     /// A node that has lost data may have lost merged layers with it: it has to merge again.
@@ -304,33 +346,38 @@ impl ClusterState {
         }
     }
 
-    /// Layers that every holder has merged leave the chain.
+    /// After the holders have become fewer.
     pub(crate) fn finish_merges(&mut self) {
-        let holders: Vec<NodeId> =
-            self.nodes.values().filter(|n| !n.gateway && n.state != NodeState::Out).map(|n| n.id).collect();
-        let ready: Vec<(LayerId, LayerId)> = self
-            .layers
-            .values()
-            .filter_map(|l| match &l.state {
-                LayerState::Merging { into, done } if holders.iter().all(|h| done.contains(h)) => {
-                    Some((l.id, *into))
-                }
-                _ => None,
-            })
-            .collect();
-        for (layer, into) in ready {
-            let Some(l) = self.layers.get(&layer) else { continue };
-            let (parent, base) = (l.parent, l.base);
-            if let Some(child) = self.layers.get_mut(&into) {
-                child.parent = parent;
-                child.base = base;
-            }
-            self.layers.remove(&layer);
-            self.layers_revision += 1;
-            self.reconsider(into);
-            if let Some(p) = parent {
-                self.reconsider(p);
-            }
+        let holders = self.merge_holders();
+        let merging = |l: &&Layer| matches!(l.state, LayerState::Merging { .. });
+        let all: Vec<LayerId> = self.layers.values().filter(merging).map(|l| l.id).collect();
+        for layer in all {
+            self.finish_merge(layer, &holders);
+        }
+    }
+
+    /// A layer that every holder has merged leaves the chain: its child stands where it stood.
+    fn finish_merge(&mut self, layer: LayerId, holders: &[NodeId]) {
+        let Some(l) = self.layers.get(&layer) else { return };
+        let (parent, base) = (l.parent, l.base);
+        let into = match &l.state {
+            LayerState::Merging { into, done } if holders.iter().all(|h| done.contains(h)) => *into,
+            _ => return,
+        };
+        self.remove_layer(layer);
+        if let Some(child) = self.layers.get_mut(&into) {
+            child.parent = parent;
+            child.base = base;
+        }
+        if let Some(p) = parent.and_then(|p| self.layers.get_mut(&p)) {
+            p.children.insert(into);
+        }
+        if let Some(b) = base.and_then(|b| self.layers.get_mut(&b)) {
+            b.clones.insert(into);
+        }
+        self.reconsider(into);
+        if let Some(p) = parent {
+            self.reconsider(p);
         }
     }
 }

@@ -3,8 +3,7 @@
 use super::Outcome;
 use super::lifecycle::{check_object_size, check_redundancy};
 use crate::{
-    ClusterState, CommandError, EventLevel, Family, Layer, LayerState, Lock, Millis, NodeState, Redundancy,
-    Reply, Session, Vdi,
+    ClusterState, CommandError, EventLevel, Family, Lock, Millis, NodeState, Redundancy, Reply, Session, Vdi,
 };
 use sheepdog_proto::{Generation, VdiId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -41,26 +40,27 @@ impl ClusterState {
     /// Enough nodes (and, when strict, zones) for this redundancy.
     pub(super) fn check_width(&self, r: Redundancy) -> Result<(), CommandError> {
         check_redundancy(r)?;
+        let width = r.width();
         let holders = || self.nodes.values().filter(|n| !n.gateway && n.state != NodeState::Out);
-        let nodes = holders().count();
-        if nodes < r.width() {
+        if holders().take(width).count() < width {
             return Err(CommandError::NotEnough(format!(
-                "{} copies need {} sheep that store data, there are {nodes}: add sheep or ask for fewer copies (--copies)",
-                r.width(),
-                r.width()
+                "{width} copies need {width} sheep that store data, there are {}: add sheep or ask for fewer copies (--copies)",
+                holders().count()
             )));
         }
         if self.format.as_ref().is_some_and(|f| f.strict) {
-            let zones: BTreeSet<_> =
-                holders().map(|n| n.zone.clone().unwrap_or_else(|| n.id.to_string())).collect();
-            if zones.len() < r.width() {
-                return Err(CommandError::NotEnough(format!(
-                    "{} copies need {} zones in a strict cluster, there are {}",
-                    r.width(),
-                    r.width(),
-                    zones.len()
-                )));
+            let mut zones = BTreeSet::new();
+            // A node without a zone is its own.
+            for n in holders() {
+                zones.insert((n.zone.as_deref(), n.zone.is_none().then_some(n.id)));
+                if zones.len() >= width {
+                    return Ok(());
+                }
             }
+            return Err(CommandError::NotEnough(format!(
+                "{width} copies need {width} zones in a strict cluster, there are {}",
+                zones.len()
+            )));
         }
         Ok(())
     }
@@ -89,11 +89,8 @@ impl ClusterState {
     ) -> Result<VdiId, CommandError> {
         let root = self.take_id()?;
         let id = VdiId(root.0);
-        self.families.insert(root, Family { redundancy, object_size });
-        self.layers.insert(
-            root,
-            Layer { id: root, family: root, parent: None, base, vdi: id, state: LayerState::Live },
-        );
+        self.families.insert(root, Family { redundancy, object_size, layers: 0 });
+        self.add_layer(root, root, None, base, id);
         self.vdis.insert(
             id,
             Vdi {
@@ -114,7 +111,6 @@ impl ClusterState {
             },
         );
         self.names.insert(name.to_owned(), id);
-        self.layers_revision += 1;
         Ok(id)
     }
 

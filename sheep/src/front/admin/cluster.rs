@@ -79,15 +79,13 @@ impl Admin {
                 waiting: standing.waiting.clone(),
                 answered_by,
                 history: s
-                    .history
-                    .iter()
-                    .rev()
-                    .take(history.min(MAX_HISTORY))
-                    .map(|r| EpochRecord {
+                    .latest_epochs(history.min(MAX_HISTORY))
+                    .into_iter()
+                    .map(|(r, up)| EpochRecord {
                         epoch: r.epoch.0,
                         at_ms: r.at,
                         what: r.what.clone(),
-                        up: r.up.iter().map(|n| n.to_string()).collect(),
+                        up: up.iter().map(|n| n.to_string()).collect(),
                     })
                     .collect(),
                 ..Default::default()

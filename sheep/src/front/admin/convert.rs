@@ -91,7 +91,8 @@ fn session(s: &Session) -> pb::Session {
 
 /// The snapshot that a clone still reads from.
 fn parent(state: &ClusterState, v: &Vdi) -> Option<pb::Parent> {
-    let base = state.layers.get(&v.family)?.base?;
+    let newest = v.top.or_else(|| v.snapshots.last().map(|s| s.layer))?;
+    let base = state.bottom(newest)?.base?;
     let source = state.vdis.get(&state.layers.get(&base)?.vdi);
     let snapshot = source.and_then(|s| s.snapshots.iter().find(|x| x.layer == base));
     Some(pb::Parent {
