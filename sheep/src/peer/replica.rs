@@ -331,10 +331,12 @@ impl Replica {
                 // Of this object only: what is missing at other layers does not matter here.
                 let whole = info.as_ref().is_none_or(|i| !i.filling) && !self.sync.lacks(oid);
                 let clean = whole && self.knows(&map, key);
-                if info.as_ref().is_some_and(|i| i.filling) {
-                    return fail(Status::Behind);
-                }
-                ObjectStat { status: if clean { Status::Ok } else { Status::NotHere }, version, epoch }
+                let status = match clean {
+                    _ if info.as_ref().is_some_and(|i| i.filling) => Status::Behind,
+                    true => Status::Ok,
+                    false => Status::NotHere,
+                };
+                ObjectStat { status, version, epoch }
             }
         }
     }
