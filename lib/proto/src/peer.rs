@@ -791,6 +791,16 @@ pub enum Request {
         /// As in `WriteRequest::degraded`.
         floor: Epoch,
     },
+    /// Copies of this object were made equal without the receiver's, which was not complete: whatever it was filled from before, it is missing there again.
+    /// Refused by a node that is complete by now: then it takes part.
+    Missed {
+        /// Object.
+        oid: ObjectId,
+        /// Its family.
+        family: LayerId,
+        /// Position the receiver must have reached.
+        control_index: ControlIndex,
+    },
 }
 
 /// One extent of a `BlockState` answer.

@@ -265,6 +265,9 @@ impl Replica {
             Request::Stamp { oid, epoch, blocks, floor } => {
                 (self.stamp(oid, epoch, blocks, floor).await, none)
             }
+            Request::Missed { oid, family, control_index } => {
+                (self.was_missed(oid, family, control_index).await, none)
+            }
             Request::Digests { objects, deep, control_index } => {
                 (self.digests(&objects, deep, control_index).await, none)
             }
@@ -315,6 +318,17 @@ impl Replica {
             Ok(()) => Response::Done,
             Err(e) => Response::Failed(self.status_of(&e), e.to_string()),
         }
+    }
+
+    async fn was_missed(&self, oid: ObjectId, family: LayerId, index: ControlIndex) -> Response {
+        if !self.catch_up(index).await {
+            return Response::Failed(Status::NoLease, "behind the control plane".into());
+        }
+        if self.is_synced() {
+            return Response::Failed(Status::Invalid, "complete by now".into());
+        }
+        self.sync.missed(oid, family);
+        Response::Done
     }
 
     /// Version and standing of one object here.

@@ -122,12 +122,12 @@ impl Session {
         let map = self.control.map();
         let acting = map.acting(self.key(oid.index()), self.redundancy);
         let mut clean: Vec<(NodeId, Version)> = Vec::new();
+        let mut incomplete = Vec::new();
         for n in acting.all().filter(|n| map.nodes.get(n).is_some_and(|v| v.is_up())) {
             let stat = crate::work::sync::stat(&self.replica, n, oid, self.family).await?;
             match stat.status {
                 Status::Ok => clean.push((n, stat.version)),
-                // Not complete: it fills this object itself later.
-                Status::NotHere | Status::Behind => {}
+                Status::NotHere | Status::Behind => incomplete.push(n),
                 other => return Err(format!("node {} answers {other:?}", n.short())),
             }
         }
@@ -158,13 +158,7 @@ impl Session {
             let floor = floor.unwrap_or_default();
             for node in present {
                 let stamp = Request::Stamp { oid, epoch: map.epoch, blocks: blocks.to_vec(), floor };
-                let answer = match node == self.control.me() {
-                    true => self.replica.handle(stamp).await.0,
-                    false => {
-                        let sent = self.replica.links.to(node).request(&stamp, Vec::new()).await;
-                        sent.map_err(|e| e.to_string())?.0
-                    }
-                };
+                let answer = self.tell(node, stamp).await?;
                 match answer {
                     Response::Done => {}
                     Response::Failed(_, why) => return Err(why),
@@ -172,8 +166,29 @@ impl Session {
                 }
             }
         }
+        // They fill this object themselves, and may have done so from a copy that was another then.
+        for node in incomplete {
+            let control_index = self.control.applied().index;
+            let told = self.tell(node, Request::Missed { oid, family: self.family, control_index }).await?;
+            if told != Response::Done {
+                return Err(format!("node {} answers {told:?}", node.short()));
+            }
+        }
         // A node may have come or gone meanwhile; then look again.
         if self.control.map().epoch == map.epoch { Ok(()) } else { Err("the map changed".into()) }
+    }
+
+    async fn tell(&self, node: NodeId, what: Request) -> Result<Response, String> {
+        if node == self.control.me() {
+            return Ok(self.replica.handle(what).await.0);
+        }
+        self.replica
+            .links
+            .to(node)
+            .request(&what, Vec::new())
+            .await
+            .map(|(r, _)| r)
+            .map_err(|e| e.to_string())
     }
 
     async fn drop_old_tails(&self) {
