@@ -393,6 +393,14 @@ impl Default for RecoveryConfig {
     }
 }
 
+impl Session {
+    /// This session is the VDI's, or is about to be. One whose owner was declared dead is not, also when the owner comes back before anybody else has asked for the
+    /// VDI: fills did not wait for it meanwhile.
+    pub fn is_of(&self, mine: Generation) -> bool {
+        matches!(self, Self::Open { generation, .. } if *generation == mine)
+    }
+}
+
 impl ClusterState {
     /// The latest epochs, latest first, each with the nodes that were up (or draining) in it.
     pub fn latest_epochs(&self, count: usize) -> Vec<(&EpochRecord, Vec<NodeId>)> {

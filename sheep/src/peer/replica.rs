@@ -78,7 +78,8 @@ impl Replica {
         let map = self.admit(req.epoch)?;
         let status = self.control.read(|s| {
             let Some(vdi) = s.vdis.get(&req.vdi) else { return Status::Fenced };
-            let fenced = vdi.generation.0 != req.version.generation && !planted::is(Bug::SkippedFence);
+            let current = vdi.session.is_of(Generation(req.version.generation));
+            let fenced = !current && !planted::is(Bug::SkippedFence);
             if fenced || vdi.top != Some(req.oid.layer()) {
                 return Status::Fenced;
             }
