@@ -745,6 +745,8 @@ pub enum Request {
         vdi: VdiId,
         /// The gateway's open number: requests of one open are accounted together.
         open: u64,
+        /// The registration under which the VDI was opened (`Vdi::gateways`); of `Attach` the position of the control plane that the owner must know.
+        since: ControlIndex,
         /// Number of this request among those of this sender to this owner, from 1: it is carried out once however often it arrives. 0 for what
         /// changes nothing.
         seq: u64,
@@ -801,6 +803,11 @@ pub enum Request {
         /// Position the receiver must have reached.
         control_index: ControlIndex,
     },
+    /// Somebody opens this VDI elsewhere. Answered when no request of a dead connection to it is under way here.
+    Settled {
+        /// VDI.
+        vdi: VdiId,
+    },
 }
 
 /// One extent of a `BlockState` answer.
@@ -829,6 +836,8 @@ pub enum ForwardError {
     Io(String),
     /// Stopping: look again.
     ShuttingDown,
+    /// The gateway's registration is not in force any more: what it had open is void.
+    Fenced,
 }
 
 /// Digest of one copy.
