@@ -800,6 +800,8 @@ pub enum Request {
         oid: ObjectId,
         /// Its family.
         family: LayerId,
+        /// Epoch of the asker; the receiver must be in the same. It may be complete for a later one than the others were told of.
+        epoch: Epoch,
         /// Position the receiver must have reached.
         control_index: ControlIndex,
     },

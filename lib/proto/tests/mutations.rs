@@ -107,7 +107,7 @@ fn requests() -> Vec<Vec<u8>> {
         Request::Presence { layer: family, after: Some(9) },
         Request::Digests { objects: vec![(oid, family); 2], deep: true, control_index },
         Request::Stamp { oid, epoch: Epoch(8), blocks: vec![1..2], floor: Epoch(3) },
-        Request::Missed { oid, family, control_index },
+        Request::Missed { oid, family, epoch: Epoch(8), control_index },
         Request::Settled { vdi },
     ];
     all.iter().map(encode).collect()

@@ -266,8 +266,8 @@ impl Replica {
             Request::Stamp { oid, epoch, blocks, floor } => {
                 (self.stamp(oid, epoch, blocks, floor).await, none)
             }
-            Request::Missed { oid, family, control_index } => {
-                (self.was_missed(oid, family, control_index).await, none)
+            Request::Missed { oid, family, epoch, control_index } => {
+                (self.was_missed(oid, family, epoch, control_index).await, none)
             }
             Request::Digests { objects, deep, control_index } => {
                 (self.digests(&objects, deep, control_index).await, none)
@@ -321,9 +321,18 @@ impl Replica {
         }
     }
 
-    async fn was_missed(&self, oid: ObjectId, family: LayerId, index: ControlIndex) -> Response {
+    async fn was_missed(
+        &self,
+        oid: ObjectId,
+        family: LayerId,
+        epoch: sheepdog_proto::Epoch,
+        index: ControlIndex,
+    ) -> Response {
         if !self.catch_up(index).await {
             return Response::Failed(Status::NoLease, "behind the control plane".into());
+        }
+        if let Err((status, _)) = self.admit(epoch) {
+            return Response::Failed(status, "another epoch".into());
         }
         if self.is_synced() {
             return Response::Failed(Status::Invalid, "complete by now".into());

@@ -134,6 +134,7 @@ impl Session {
         let Some((winner, version)) = clean.iter().max_by_key(|(_, v)| *v).copied() else {
             return Err("no clean copy is up".into());
         };
+        tracing::trace!(%oid, winner = %winner.short(), %version, ?incomplete, epoch = %map.epoch, generation = %self.generation, "reconcile");
         let up_to_date = clean.clone();
         for (node, _) in clean.into_iter().filter(|(_, v)| *v != version) {
             let hint = Some(blocks.to_vec());
@@ -169,7 +170,8 @@ impl Session {
         // They fill this object themselves, and may have done so from a copy that was another then.
         for node in incomplete {
             let control_index = self.control.applied().index;
-            let told = self.tell(node, Request::Missed { oid, family: self.family, control_index }).await?;
+            let missed = Request::Missed { oid, family: self.family, epoch: map.epoch, control_index };
+            let told = self.tell(node, missed).await?;
             if told != Response::Done {
                 return Err(format!("node {} answers {told:?}", node.short()));
             }
