@@ -63,6 +63,7 @@ pub enum Probe {
 #[derive(Default)]
 pub struct Detector {
     leading_since: Option<u64>,
+    looked: Option<u64>,
     /// End of the latest lease of each node, whichever process has it: a predecessor may still be serving.
     granted: BTreeMap<NodeId, u64>,
 }
@@ -81,8 +82,17 @@ impl Detector {
         self.leading_since = Some(now.saturating_sub(quiet.min(timing.lease / 8)));
         self.granted.clear();
     }
+    /// The leader looks around, as it does several times per lease. One that stood still itself for half a lease or longer has heard nobody meanwhile, and begins
+    /// anew.
+    pub fn look(&mut self, now: u64, timing: &Timing) {
+        let last = self.looked.replace(now).unwrap_or(now);
+        if self.leads() && now.saturating_sub(last) > timing.lease / 2 {
+            self.leading_since = Some(now);
+        }
+    }
     /// Leadership ends.
     pub fn follow(&mut self) {
+        self.looked = None;
         self.leading_since = None;
         self.granted.clear();
     }
@@ -217,6 +227,25 @@ mod tests {
         d.follow();
         d.lead(30_000, 0, &T);
         assert_eq!(d.tick(30_001, 1 << 40, &T, &[up(1)], false).0, vec![]);
+    }
+
+    #[test]
+    fn a_leader_that_stood_still_calls_nobody_silent() {
+        let mut d = Detector::default();
+        d.lead(0, 0, &T);
+        d.look(0, &T);
+        d.grant(A, 4_500);
+        d.look(500, &T);
+        assert_eq!(d.tick(500, 1 << 40, &T, &[up(1)], false).0, vec![]);
+        d.look(8_500, &T);
+        assert_eq!(d.tick(8_500, 1 << 40, &T, &[up(1)], false), (vec![], Some(13_500)));
+        // It looks again as often as it should, and A is silent indeed.
+        for now in (9_000..13_500).step_by(500) {
+            d.look(now, &T);
+            assert_eq!(d.tick(now, 1 << 40, &T, &[up(1)], false).0, vec![]);
+        }
+        d.look(13_500, &T);
+        assert_eq!(d.tick(13_500, 1 << 40, &T, &[up(1)], false).0, down_a(1));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use super::core::{Core, wall_millis};
 use super::detector::{Decision, Detector, Probe, Watched};
 use super::link::{CallError, host_port};
 use super::raft_types::RaftId;
-use super::rpc::Request;
+use super::rpc::{Request, Response};
 use super::voters::choose_voters;
 use openraft::async_runtime::WatchReceiver;
 use openraft::{ChangeMembers, EmptyNode};
@@ -29,6 +29,7 @@ const INVITE_PAUSE: Duration = Duration::from_millis(500);
 /// When a suspect is probed, counted from the suspicion.
 const PROBES: [u64; 7] = [0, 20, 60, 120, 250, 500, 1_000];
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+const DECLARE_TIMEOUT: Duration = Duration::from_secs(2);
 
 fn watched(state: &ClusterState) -> Vec<Watched> {
     state.nodes.values().map(|n| watch_node(state, n)).collect()
@@ -116,6 +117,7 @@ async fn declare(core: &Arc<Core>) -> Duration {
     let now = boottime_millis();
     let (due, next) = {
         let mut d = core.detector.lock().expect("no panic under this lock");
+        d.look(now, &timing);
         d.tick(now, wall_millis(), &timing, &nodes, core.quiet() || core.local)
     };
     for decision in due {
@@ -131,17 +133,20 @@ async fn declare(core: &Arc<Core>) -> Duration {
 async fn carry_out(core: &Arc<Core>, decision: Decision) {
     let command = match decision {
         Decision::Down { node, incarnation } => {
-            tracing::warn!(node = %node.short(), "declared down");
+            tracing::warn!(node = %node.short(), "to be declared down");
             Command::NodeDown { node, incarnation }
         }
         Decision::Out { node } => {
-            tracing::warn!(node = %node.short(), "declared out: its data will be rebuilt elsewhere");
+            tracing::warn!(node = %node.short(), "to be declared out: its data will be rebuilt elsewhere");
             Command::NodeOut { node }
         }
     };
     let entry = Entry { now: wall_millis(), request: uuid::Uuid::new_v4().as_u128(), command };
-    if let Err(error) = core.propose(entry, Duration::from_secs(2)).await {
-        tracing::debug!(%error, "declaration not committed");
+    // Here or nowhere: one that is no longer the leader, and does not know it yet, has heard from nobody. Its successor must not take its word.
+    match tokio::time::timeout(DECLARE_TIMEOUT, core.propose_here(entry)).await {
+        Ok(Response::Proposed(..)) => {}
+        Ok(answer) => tracing::info!(?answer, "declaration not committed"),
+        Err(_) => tracing::info!("declaration not committed in time"),
     }
 }
 

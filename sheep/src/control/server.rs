@@ -23,7 +23,8 @@ const IN_FLIGHT: usize = 256;
 /// Snapshots being received at a time: one leader's, and perhaps its predecessor's.
 const MAX_INCOMING: usize = 2;
 /// An idle watcher is answered with nothing after this long, so that a dead one is noticed.
-const WATCH_HOLD: Duration = Duration::from_secs(5);
+/// A watcher whose voter stands still has to notice, and ask another one, well before that voter is declared down.
+const WATCH_HOLD: Duration = Duration::from_secs(1);
 /// Bytes of entries per answer to a watcher.
 const WATCH_BYTES: usize = 1 << 20;
 /// A state made for watchers is kept this long for the next one.
@@ -236,6 +237,9 @@ async fn watch(core: &Core, after: ControlIndex) -> io::Result<WatchReply> {
     }
     match upto {
         Some(upto) => entries_after(core, after.0, upto),
+        None if core.raft_view().leader.is_none() => {
+            Err(io::Error::other("this voter has no leader: watch another one"))
+        }
         None => Ok(WatchReply::Entries(Vec::new())),
     }
 }

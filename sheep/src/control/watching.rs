@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Longer than a voter holds a request.
-const PATIENCE: Duration = Duration::from_secs(8);
+const PATIENCE: Duration = Duration::from_millis(2_500);
 /// At most this often a voter is asked who votes.
 const LOOK: Duration = Duration::from_secs(2);
 

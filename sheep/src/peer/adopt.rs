@@ -8,9 +8,11 @@ use super::link::LinkError;
 use super::replica::Replica;
 use crate::store::{FillOp, Store, StoreError, WriteKind};
 use bytes::Bytes;
-use sheepdog_cluster::LayerState;
+use sheepdog_cluster::{LayerState, Session};
 use sheepdog_proto::peer::{PullHead, Request, Response, Status};
-use sheepdog_proto::{BLOCK_SHIFT, BlockMap, ControlIndex, LayerId, NodeId, ObjectId, PlacementKey, Version};
+use sheepdog_proto::{
+    BLOCK_SHIFT, BlockMap, ControlIndex, Generation, LayerId, NodeId, ObjectId, PlacementKey, Version,
+};
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -78,7 +80,9 @@ impl Replica {
         let store = self.store.clone().ok_or(StoreError::NoDisk)?;
         let _guard = self.sync.begin_fill(oid, family).await;
         let mark = self.sync.mark();
-        let resolved = || match held {
+        // The owner who asked may be gone before this ends: steps that a later session's owner sent and that were refused here, it does not know of.
+        let owned = if held { self.session_over(oid) } else { None };
+        let resolved = || match owned.is_some() && owned == self.session_over(oid) {
             true => self.sync.resolved(oid),
             false => self.sync.resolved_as_of(oid, mark),
         };
@@ -105,6 +109,14 @@ impl Replica {
             }
         }
         Err(AdoptError::Moving)
+    }
+
+    /// The session that writes the object's volume.
+    fn session_over(&self, oid: ObjectId) -> Option<Generation> {
+        self.control.read(|s| match s.vdis.get(&s.layers.get(&oid.layer())?.vdi)?.session {
+            Session::Open { generation, .. } => Some(generation),
+            _ => None,
+        })
     }
 
     /// The layer that this node has reported as merged into this object's layer while others have not yet.

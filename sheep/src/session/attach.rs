@@ -733,11 +733,17 @@ async fn run(session: &Rc<Session>, io: &Io) -> Result<IoDone, SessionError> {
             session.zero(*offset, *len, *discard).await.map(|()| IoDone::Done)
         }
         Io::Status { layer, offset, len, max } => {
-            let layer = layer.unwrap_or(session.top());
+            let of = layer.unwrap_or(session.top());
             let r = &session.replica;
-            Ok(extents(r, layer, session.family, session.object_size, *offset, *len, *max)
-                .await
-                .map(IoDone::Extents)?)
+            let found = extents(r, of, session.family, session.object_size, *offset, *len, *max).await?;
+            if layer.is_none() {
+                // As for reads: was it the session's volume, and its layer?
+                session.refresh();
+                if session.is_dead() || session.top() != of {
+                    return Err(SessionError::NotOwner);
+                }
+            }
+            Ok(IoDone::Extents(found))
         }
     }
 }

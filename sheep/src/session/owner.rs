@@ -484,8 +484,14 @@ impl Session {
         index: u32,
         blocks: Range<u32>,
     ) -> Result<Bytes, SessionError> {
-        let Some(layer) = layer else {
+        let Some(layer) = layer else { return self.read_latest(index, blocks).await };
+        self.read_blocks(layer, index, blocks).await
+    }
+
+    async fn read_latest(&self, index: u32, blocks: Range<u32>) -> Result<Bytes, SessionError> {
+        loop {
             let object = self.object(index);
+            let top = self.top.get();
             loop {
                 let waiting = object.changed.notified();
                 tokio::pin!(waiting);
@@ -495,7 +501,7 @@ impl Session {
                 }
                 waiting.await;
             }
-            let data = self.read_blocks(self.top.get(), index, blocks.clone()).await?;
+            let data = self.read_blocks(top, index, blocks.clone()).await?;
             // A write that came meanwhile may be in the data, and might still be lost with this session: nobody may have seen it then.
             let seen = object.locks.borrow().overlapping(&blocks);
             while object.locks.borrow().any_in_flight(&seen) {
@@ -507,9 +513,16 @@ impl Session {
                 }
                 waiting.await;
             }
-            return Ok(data);
-        };
-        self.read_blocks(layer, index, blocks).await
+            // The copy was read under a lease, so what this node knows by now includes whoever took the volume over before, and his layers: a process that stood
+            // still may not have looked yet.
+            self.refresh();
+            if self.is_dead() {
+                return Err(SessionError::NotOwner);
+            }
+            if self.top.get() == top {
+                return Ok(data);
+            }
+        }
     }
 
     /// Zero a byte range. `discard`: the space may be given back (it always is when nothing older has to be hidden).
