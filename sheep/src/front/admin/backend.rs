@@ -55,7 +55,7 @@ impl From<DataError> for Error {
                 VolumeError::NotFound(_) => K::Missing,
                 VolumeError::OutOfRange => K::Usage,
                 VolumeError::ReadOnly | VolumeError::Busy(_) | VolumeError::Gone(_) => K::Busy,
-                VolumeError::NoSpace => K::Full,
+                VolumeError::NotFast => K::Unsupported,
                 VolumeError::Io(_) => K::Internal,
                 VolumeError::ShuttingDown => K::Cluster,
             },
