@@ -35,6 +35,9 @@ pub enum VolumeError {
     /// Data that no copy can supply.
     #[error("{0}")]
     Io(String),
+    /// The volume was opened at another gateway while this one was away: reconnect.
+    #[error("opened elsewhere while this gateway was away: reconnect")]
+    Fenced,
     /// The daemon is stopping.
     #[error("shutting down")]
     ShuttingDown,
@@ -83,6 +86,8 @@ pub trait Volume {
         len: u64,
         max: usize,
     ) -> LocalFut<'_, Result<Vec<Extent>, VolumeError>>;
+    /// How to learn that the client has hung up before what it sent has been read up to the end: asked when the volume is opened again.
+    fn watch(&self, _hung_up: Rc<dyn Fn() -> bool>) {}
     /// The client is gone but its requests still run: the next open of this volume waits for them (rule 6 of the design).
     fn abandon(&self) {}
     /// Orderly end: completes when nothing of this open is in flight any more.

@@ -9,6 +9,69 @@ use std::time::{Duration, Instant};
 /// How long anything here may take before the test is called failed. Not a measure of speed.
 const PATIENCE: Duration = Duration::from_secs(90);
 
+/// A client that does what no good client does.
+mod nbd {
+    use bytes::BytesMut;
+    use sheepdog_nbd::client::{Handshake, Replies, Step, Wishes};
+    use sheepdog_nbd::wire::cmd;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    pub struct Client {
+        stream: TcpStream,
+        input: BytesMut,
+        replies: Replies,
+    }
+
+    pub async fn attach(port: u16, name: &str) -> Client {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).await.expect("connects");
+        let mut machine = Handshake::new(Wishes::attach(name));
+        let mut input = BytesMut::new();
+        loop {
+            let step = machine.step(&mut input).expect("handshake");
+            stream.write_all(&machine.take_output()).await.expect("sends");
+            match step {
+                Step::Ready(export) => {
+                    return Client { stream, input, replies: Replies::new(export.structured) };
+                }
+                Step::NeedInput => {
+                    assert!(stream.read_buf(&mut input).await.expect("reads") > 0, "hung up");
+                }
+                Step::Progress => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    impl Client {
+        pub async fn send_write(&mut self, offset: u64, data: &[u8]) {
+            let mut out = BytesMut::new();
+            self.replies.submit(cmd::WRITE, 0, offset, data.len() as u32, &mut out);
+            out.extend_from_slice(data);
+            // The other side may have gone.
+            let _ = self.stream.write_all(&out).await;
+        }
+
+        /// `false`: the connection ended instead.
+        pub async fn is_answered(&mut self) -> bool {
+            loop {
+                if let Some(c) = self.replies.receive(&mut self.input).expect("a sane reply") {
+                    return c.result.is_ok();
+                }
+                match self.stream.read_buf(&mut self.input).await {
+                    Ok(0) | Err(_) => return false,
+                    Ok(_) => {}
+                }
+            }
+        }
+
+        pub async fn write(&mut self, offset: u64, data: &[u8]) {
+            self.send_write(offset, data).await;
+            assert!(self.is_answered().await, "written");
+        }
+    }
+}
+
 struct Sheep {
     child: Option<Child>,
     port: u16,
@@ -92,6 +155,11 @@ impl Cluster {
             child.kill().expect("SIGKILL");
             child.wait().expect("reaped");
         }
+    }
+
+    fn signal(&self, i: usize, name: &str) {
+        let pid = self.sheep[i].child.as_ref().expect("it runs").id().to_string();
+        ok("kill", &[&format!("-{name}"), &pid]);
     }
 
     fn uri(&self, i: usize, name: &str) -> String {
@@ -276,6 +344,34 @@ async fn writes_go_on_while_sheep_die_and_return() {
     assert!(out.status.success(), "fio saw an error: {text}");
     c.whole().await;
     c.check("disk").await;
+}
+
+#[tokio::test]
+async fn what_a_frozen_gateway_still_had_to_do_does_not_come_after_an_open_elsewhere() {
+    let mut c = Cluster::new(3, false);
+    c.format(3).await;
+    c.create("disk", 64 << 20).await;
+    c.whole().await;
+    // A client writes, its gateway stands still, and the next write is on its way when the client gives up.
+    let mut client = nbd::attach(c.sheep[1].nbd, "disk").await;
+    client.write(0, &[1; 4096]).await;
+    let other = nbd::attach(c.sheep[1].nbd, "disk").await;
+    c.signal(1, "STOP");
+    client.send_write(0, &[2; 4096]).await;
+    drop(client);
+    // It goes on through another one.
+    ok("qemu-io", &["-f", "raw", "-c", "write -P 3 0 4096", &c.uri(0, "disk")]);
+    c.signal(1, "CONT");
+    c.whole().await;
+    // Opening there again waits for what is left of the old connection.
+    ok("qemu-io", &["-f", "raw", "-c", "read -P 3 0 4096", &c.uri(1, "disk")]);
+    ok("qemu-io", &["-f", "raw", "-c", "read -P 3 0 4096", &c.uri(2, "disk")]);
+    // A client that had it open there all along was cut off when it wrote again, or reads what is true.
+    let mut other = other;
+    other.send_write(4096, &[4; 4096]).await;
+    assert!(!other.is_answered().await, "a write under the old registration was carried out");
+    c.check("disk").await;
+    c.kill(0);
 }
 
 #[tokio::test]

@@ -31,8 +31,6 @@ pub struct Options {
     pub bug: Option<Bug>,
     /// Simulated seconds with faults.
     pub seconds: u64,
-    /// A lost request must have taken effect before its client's next open completes, or never.
-    pub strict: bool,
 }
 
 /// What a run found.
@@ -106,7 +104,7 @@ pub fn run(options: Options) -> Report {
 }
 
 async fn scenario(options: Options, report: Rc<RefCell<Report>>) {
-    let world = world::World::new(options.seed, options.strict).await;
+    let world = world::World::new(options.seed).await;
     let clients = actors::client::start(&world);
     let operator = actors::operator::start(&world);
     actors::chaos::run(&world, options.seconds).await;

@@ -22,9 +22,6 @@ struct Args {
     /// Plant a bug that must be found: skipped-fence, stale-read, ack-before-journal
     #[arg(long, value_parser = bug)]
     plant: Option<Bug>,
-    /// Rule 6 to the letter, also when a client moves to another gateway (does not hold yet)
-    #[arg(long)]
-    strict: bool,
     /// Threads
     #[arg(long, default_value_t = std::thread::available_parallelism().map_or(1, |n| n.get()))]
     jobs: usize,
@@ -81,8 +78,7 @@ fn main() -> ExitCode {
                     if seed >= end || failed.load(Ordering::Relaxed) >= args.failures {
                         return;
                     }
-                    let report =
-                        run(Options { seed, bug: args.plant, seconds: args.seconds, strict: args.strict });
+                    let report = run(Options { seed, bug: args.plant, seconds: args.seconds });
                     ran.fetch_add(1, Ordering::Relaxed);
                     operations.fetch_add(report.operations, Ordering::Relaxed);
                     faults.fetch_add(report.faults, Ordering::Relaxed);

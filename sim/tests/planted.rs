@@ -4,8 +4,7 @@ use sheep::planted::Bug;
 use sheepdog_sim::{Options, Report, run};
 
 fn first_finding(bug: Bug) -> (u64, Report) {
-    let mut found =
-        (1..=60).map(|seed| (seed, run(Options { seed, bug: Some(bug), seconds: 60, strict: false })));
+    let mut found = (1..=60).map(|seed| (seed, run(Options { seed, bug: Some(bug), seconds: 60 })));
     found
         .find(|(_, r)| !r.violations.is_empty())
         .unwrap_or_else(|| panic!("{bug:?} was not found in 60 seeds"))
@@ -28,7 +27,7 @@ fn an_acknowledgement_before_the_journal_is_found() {
 
 #[test]
 fn the_same_seed_is_the_same_run() {
-    let once = |seed| run(Options { seed, bug: None, seconds: 20, strict: false });
+    let once = |seed| run(Options { seed, bug: None, seconds: 20 });
     for seed in [3, 5, 7] {
         let (a, b) = (once(seed), once(seed));
         assert_eq!((a.fingerprint, a.operations), (b.fingerprint, b.operations), "seed {seed}");

@@ -3,7 +3,7 @@
 use crate::state::{DiskEntry, Format, Millis, NodeAddr, Timing};
 use crate::{EventLevel, Redundancy};
 use serde::{Deserialize, Serialize};
-use sheepdog_proto::{ClusterId, DiskId, Epoch, Generation, LayerId, NodeId, VdiId};
+use sheepdog_proto::{ClusterId, ControlIndex, DiskId, Epoch, Generation, LayerId, NodeId, VdiId};
 
 /// One entry of the control plane's log.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
@@ -279,6 +279,27 @@ pub enum Command {
         /// Text.
         text: String,
     },
+    /// A gateway opens a VDI for writing. The answer names the registration; the same process gets the same again.
+    GatewayOpen {
+        /// VDI.
+        vdi: VdiId,
+        /// Node.
+        node: NodeId,
+        /// Process.
+        incarnation: u64,
+    },
+    /// A registration ends: the gateway has no open of the VDI any more, or (`fence`) it is not up as the process that has them, and nothing of what it had open
+    /// is to happen any more.
+    GatewayClose {
+        /// VDI.
+        vdi: VdiId,
+        /// Node.
+        node: NodeId,
+        /// Registration.
+        since: ControlIndex,
+        /// Asked for by another node; refused with `Busy` while the gateway is up.
+        fence: bool,
+    },
 }
 
 /// Answer to a command.
@@ -310,6 +331,8 @@ pub enum Reply {
     },
     /// Refused.
     Error(CommandError),
+    /// `GatewayOpen`: the registration.
+    Registered(ControlIndex),
 }
 
 /// Why a command was refused. The text says what to do.

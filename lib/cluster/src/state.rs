@@ -285,6 +285,15 @@ pub enum Session {
     },
 }
 
+/// A node at which a VDI is open.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct GatewayOpen {
+    /// Process.
+    pub incarnation: u64,
+    /// Names this registration: what was opened under an earlier one is void.
+    pub since: ControlIndex,
+}
+
 /// A VDI.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
 pub struct Vdi {
@@ -316,6 +325,8 @@ pub struct Vdi {
     pub generation: Generation,
     /// The base of a clone is being copied in.
     pub flattening: bool,
+    /// Where it is open for writing: whose requests an owner takes, and who is asked before another open completes.
+    pub gateways: BTreeMap<NodeId, GatewayOpen>,
 }
 
 /// Something worth telling people.
@@ -401,6 +412,21 @@ pub struct ClusterState {
 impl Default for RecoveryConfig {
     fn default() -> Self {
         Self { enabled: true, max_bytes_per_s: 0, concurrency: 4 }
+    }
+}
+
+impl Session {
+    /// This session is the VDI's, or is about to be. One whose owner was declared dead is not, also when the owner comes back before anybody else has asked for the
+    /// VDI: fills did not wait for it meanwhile.
+    pub fn is_of(&self, mine: Generation) -> bool {
+        matches!(self, Self::Open { generation, .. } if *generation == mine)
+    }
+}
+
+impl Vdi {
+    /// Is this registration of a gateway in force?
+    pub fn is_open_at(&self, node: NodeId, since: ControlIndex) -> bool {
+        self.gateways.get(&node).is_some_and(|g| g.since == since)
     }
 }
 

@@ -268,8 +268,13 @@ fn disks_come_and_go() {
     let n = of(&c, 0);
     assert_eq!((n.synced, n.up_since, n.lost_at), (Epoch(0), Epoch(6), Epoch(6)));
     assert_eq!(c.run(retire(77)), epoch(6), "once");
-    c.ok(Command::DiskAdded { node: node(0), disk });
-    assert_eq!(of(&c, 0).disks.iter().filter(|d| d.retired).count(), 0);
+    // The cluster went on without what is on it; an emptied directory gets another id.
+    assert!(matches!(
+        c.refused(Command::DiskAdded { node: node(0), disk: disk.clone() }),
+        CommandError::Invalid(_)
+    ));
+    c.ok(Command::DiskAdded { node: node(0), disk: DiskEntry { id: DiskId(78), ..disk } });
+    assert_eq!(of(&c, 0).disks.iter().filter(|d| !d.retired).count(), 2);
     assert!(matches!(
         c.refused(Command::DiskRetired { node: node(9), disk: DiskId(1) }),
         CommandError::NotFound(_)

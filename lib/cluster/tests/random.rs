@@ -109,7 +109,13 @@ fn volumes(d: &mut Dice, s: &ClusterState) -> Command {
     let name = format!("v{}", d.below(14));
     let uuid = u128::from(s.index.0) + 1;
     let (n, incarnation) = member(d, s);
-    match d.below(30) {
+    match d.below(34) {
+        30..=31 => Command::GatewayOpen { vdi: v, node: node(n), incarnation },
+        32..=33 => {
+            let open = s.vdis.get(&v).and_then(|v| v.gateways.get(&node(n)));
+            let since = open.map_or(s.index, |g| g.since);
+            Command::GatewayClose { vdi: v, node: node(n), since, fence: d.chance(2) }
+        }
         0..=3 => Command::VdiCreate {
             name,
             uuid: if d.chance(10) { 5 } else { uuid },

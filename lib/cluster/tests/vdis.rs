@@ -271,3 +271,43 @@ fn altering_copies() {
     assert!(matches!(c.refused(alter(Some(v), 2)), CommandError::Busy(_)));
     assert!(matches!(c.refused(alter(Some(GONE), 2)), CommandError::NotFound(_)));
 }
+
+#[test]
+fn a_gateway_keeps_its_registration_until_it_closes_or_is_fenced() {
+    let mut c = Cluster::new(3, 3);
+    c.ok(create("a", 1));
+    let v = VdiId(1);
+    let register = |by: u64, incarnation| Command::GatewayOpen { vdi: v, node: node(by), incarnation };
+    let end = |by: u64, since, fence| Command::GatewayClose { vdi: v, node: node(by), since, fence };
+    let registered = |r| match r {
+        Reply::Registered(since) => since,
+        other => panic!("{other:?}"),
+    };
+    let first = registered(c.run(register(1, 1)));
+    assert_eq!(registered(c.run(register(1, 1))), first, "the same process, the same registration");
+    assert!(c.s.vdis[&v].is_open_at(node(1), first));
+    assert_eq!(c.refused(register(1, 9)), CommandError::Fenced, "no such process");
+    assert!(matches!(c.refused(end(1, first, true)), CommandError::Busy(_)), "it is up: it can be asked");
+    // Away: anybody may void what it had open. It comes back as the same process and is somebody new.
+    c.ok(Command::NodeDown { node: node(1), incarnation: 1 });
+    assert_eq!(c.refused(register(1, 1)), CommandError::Fenced);
+    c.ok(end(1, first, true));
+    assert!(!c.s.vdis[&v].is_open_at(node(1), first));
+    c.ok(Command::NodeUp(hello(1, 1)));
+    let second = registered(c.run(register(1, 1)));
+    assert!(second > first);
+    // What was said of the first registration does not end the second.
+    c.ok(end(1, first, false));
+    assert!(c.s.vdis[&v].is_open_at(node(1), second));
+    // Another process of the node: what the one before had open is void at once.
+    c.ok(Command::NodeUp(hello(1, 2)));
+    c.ok(end(1, second, true));
+    let third = registered(c.run(register(1, 2)));
+    assert!(third > second);
+    c.ok(end(1, third, false));
+    assert!(c.s.vdis[&v].gateways.is_empty());
+    assert!(matches!(
+        c.refused(Command::GatewayOpen { vdi: GONE, node: node(1), incarnation: 2 }),
+        CommandError::NotFound(_)
+    ));
+}

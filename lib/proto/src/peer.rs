@@ -745,6 +745,8 @@ pub enum Request {
         vdi: VdiId,
         /// The gateway's open number: requests of one open are accounted together.
         open: u64,
+        /// The registration under which the VDI was opened (`Vdi::gateways`); of `Attach` the position of the control plane that the owner must know.
+        since: ControlIndex,
         /// Number of this request among those of this sender to this owner, from 1: it is carried out once however often it arrives. 0 for what
         /// changes nothing.
         seq: u64,
@@ -791,6 +793,23 @@ pub enum Request {
         /// As in `WriteRequest::degraded`.
         floor: Epoch,
     },
+    /// Copies of this object were made equal without the receiver's, which was not complete: whatever it was filled from before, it is missing there again.
+    /// Refused by a node that is complete by now: then it takes part.
+    Missed {
+        /// Object.
+        oid: ObjectId,
+        /// Its family.
+        family: LayerId,
+        /// Epoch of the asker; the receiver must be in the same. It may be complete for a later one than the others were told of.
+        epoch: Epoch,
+        /// Position the receiver must have reached.
+        control_index: ControlIndex,
+    },
+    /// Somebody opens this VDI elsewhere. Answered when no request of a dead connection to it is under way here.
+    Settled {
+        /// VDI.
+        vdi: VdiId,
+    },
 }
 
 /// One extent of a `BlockState` answer.
@@ -819,6 +838,8 @@ pub enum ForwardError {
     Io(String),
     /// Stopping: look again.
     ShuttingDown,
+    /// The gateway's registration is not in force any more: what it had open is void.
+    Fenced,
 }
 
 /// Digest of one copy.

@@ -74,15 +74,31 @@ fn requests() -> Vec<Vec<u8>> {
         Request::Forward {
             vdi,
             open: 1,
+            since: control_index,
             seq: 7,
             floor: 3,
             io: Forward::Read { layer: Some(family), offset: 4096, len: 512 },
         },
-        Request::Forward { vdi, open: 1, seq: 7, floor: 3, io: Forward::Write { offset: 1 << 40 } },
-        Request::Forward { vdi, open: 1, seq: 7, floor: 3, io: Forward::Zero { offset: 0, len: 1 << 30 } },
         Request::Forward {
             vdi,
             open: 1,
+            since: control_index,
+            seq: 7,
+            floor: 3,
+            io: Forward::Write { offset: 1 << 40 },
+        },
+        Request::Forward {
+            vdi,
+            open: 1,
+            since: control_index,
+            seq: 7,
+            floor: 3,
+            io: Forward::Zero { offset: 0, len: 1 << 30 },
+        },
+        Request::Forward {
+            vdi,
+            open: 1,
+            since: control_index,
             seq: 0,
             floor: 0,
             io: Forward::BlockStatus { layer: None, offset: 0, len: 1 << 30, max: 100 },
@@ -91,6 +107,8 @@ fn requests() -> Vec<Vec<u8>> {
         Request::Presence { layer: family, after: Some(9) },
         Request::Digests { objects: vec![(oid, family); 2], deep: true, control_index },
         Request::Stamp { oid, epoch: Epoch(8), blocks: vec![1..2], floor: Epoch(3) },
+        Request::Missed { oid, family, epoch: Epoch(8), control_index },
+        Request::Settled { vdi },
     ];
     all.iter().map(encode).collect()
 }

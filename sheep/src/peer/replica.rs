@@ -78,7 +78,8 @@ impl Replica {
         let map = self.admit(req.epoch)?;
         let status = self.control.read(|s| {
             let Some(vdi) = s.vdis.get(&req.vdi) else { return Status::Fenced };
-            let fenced = vdi.generation.0 != req.version.generation && !planted::is(Bug::SkippedFence);
+            let current = vdi.session.is_of(Generation(req.version.generation));
+            let fenced = !current && !planted::is(Bug::SkippedFence);
             if fenced || vdi.top != Some(req.oid.layer()) {
                 return Status::Fenced;
             }
@@ -265,11 +266,14 @@ impl Replica {
             Request::Stamp { oid, epoch, blocks, floor } => {
                 (self.stamp(oid, epoch, blocks, floor).await, none)
             }
+            Request::Missed { oid, family, epoch, control_index } => {
+                (self.was_missed(oid, family, epoch, control_index).await, none)
+            }
             Request::Digests { objects, deep, control_index } => {
                 (self.digests(&objects, deep, control_index).await, none)
             }
             Request::Presence { layer, after } => (self.presence(layer, after).await, none),
-            Request::Join { .. } | Request::Forward { .. } => {
+            Request::Join { .. } | Request::Forward { .. } | Request::Settled { .. } => {
                 (Response::Failed(Status::Invalid, "not a replica's request".into()), none)
             }
         }
@@ -317,6 +321,26 @@ impl Replica {
         }
     }
 
+    async fn was_missed(
+        &self,
+        oid: ObjectId,
+        family: LayerId,
+        epoch: sheepdog_proto::Epoch,
+        index: ControlIndex,
+    ) -> Response {
+        if !self.catch_up(index).await {
+            return Response::Failed(Status::NoLease, "behind the control plane".into());
+        }
+        if let Err((status, _)) = self.admit(epoch) {
+            return Response::Failed(status, "another epoch".into());
+        }
+        if self.is_synced() {
+            return Response::Failed(Status::Invalid, "complete by now".into());
+        }
+        self.sync.missed(oid, family);
+        Response::Done
+    }
+
     /// Version and standing of one object here.
     pub async fn stat_one(&self, oid: ObjectId, family: LayerId) -> ObjectStat {
         let map = self.control.map();
@@ -331,10 +355,12 @@ impl Replica {
                 // Of this object only: what is missing at other layers does not matter here.
                 let whole = info.as_ref().is_none_or(|i| !i.filling) && !self.sync.lacks(oid);
                 let clean = whole && self.knows(&map, key);
-                if info.as_ref().is_some_and(|i| i.filling) {
-                    return fail(Status::Behind);
-                }
-                ObjectStat { status: if clean { Status::Ok } else { Status::NotHere }, version, epoch }
+                let status = match clean {
+                    _ if info.as_ref().is_some_and(|i| i.filling) => Status::Behind,
+                    true => Status::Ok,
+                    false => Status::NotHere,
+                };
+                ObjectStat { status, version, epoch }
             }
         }
     }

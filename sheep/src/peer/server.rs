@@ -8,6 +8,7 @@ use super::link::LinkStream;
 use super::replica::Replica;
 use crate::observe::cells::OpStats;
 use crate::session::Gateway;
+use crate::session::opens::Open;
 use bytes::Bytes;
 use sheepdog_proto::peer::{
     self, Frame, Hello, Kind, ReadRequest, Request, Response, Status, WireError, WriteReply, WriteRequest,
@@ -305,13 +306,18 @@ impl Server {
 
     async fn request(self: &Rc<Self>, from: (NodeId, u64), request: Request, payload: Bytes) -> Answer {
         match request {
-            Request::Forward { vdi, open, seq: 0, io, .. } => {
+            Request::Forward { vdi, open, since, seq: 0, io, .. } => {
                 if io == peer::Forward::Attach {
                     self.earlier_ended(from).await;
                 }
-                self.gateway.serve_forward(from.0, vdi, open, io, payload).await
+                self.gateway.serve_forward(from.0, vdi, Open { id: open, since }, io, payload).await
             }
-            Request::Forward { vdi, open, seq, floor, io } => {
+            Request::Settled { vdi } => {
+                self.gateway.settled(vdi).await;
+                (Response::Done, Vec::new())
+            }
+            Request::Forward { vdi, open, since, seq, floor, io } => {
+                let open = Open { id: open, since };
                 let refused = || (Response::ForwardFailed(peer::ForwardError::NotOwner), Vec::new());
                 let (node, incarnation) = from;
                 let map = self.replica.control.map();

@@ -3,6 +3,7 @@
 //! Every request goes to whoever owns the session now; when that changes (a death, a hand-over, a restart) it is sent again to the next
 //! owner, so front-ends never see it. A session nobody uses here but others do is handed over; one that nobody uses is closed.
 
+use super::opens::{Foreign, Open, Opens};
 use super::owner::{Session, SessionError};
 use super::read::{read_through, status_through};
 use crate::peer::{LinkError, Replica};
@@ -68,6 +69,12 @@ pub enum Io {
     },
 }
 
+impl Io {
+    fn changes(&self) -> bool {
+        matches!(self, Self::Write { .. } | Self::Zero { .. })
+    }
+}
+
 /// Its outcome.
 #[derive(Debug, Clone)]
 pub enum IoDone {
@@ -88,13 +95,18 @@ pub struct Attached {
     turn: tokio::sync::Mutex<()>,
     opens: Cell<u32>,
     remote: RefCell<BTreeSet<(NodeId, u64)>>,
-    /// Requests of connections that are gone.
-    dying: Cell<u32>,
-    died: tokio::sync::Notify,
+    pub(super) rule: Opens,
     held: RefCell<Option<Held>>,
     /// Changes from here that are under way.
     turns: RefCell<Turns>,
     turned: tokio::sync::Notify,
+}
+
+impl Attached {
+    /// Somebody has it open here.
+    pub(super) fn is_open(&self) -> bool {
+        self.opens.get() > 0
+    }
 }
 
 /// A session whose requests are kept back. Ends by itself.
@@ -180,6 +192,11 @@ impl Gateway {
         self.closing.get() || self.stop.is_cancelled()
     }
 
+    /// The entry of a VDI that was open here.
+    pub(super) fn known(&self, vdi: VdiId) -> Option<Rc<Attached>> {
+        self.attached.borrow().get(&vdi).cloned()
+    }
+
     /// The entry of a VDI.
     pub fn entry(&self, vdi: VdiId) -> Rc<Attached> {
         self.attached
@@ -192,8 +209,7 @@ impl Gateway {
                     turn: tokio::sync::Mutex::default(),
                     opens: Cell::new(0),
                     remote: RefCell::default(),
-                    dying: Cell::new(0),
-                    died: tokio::sync::Notify::new(),
+                    rule: Opens::default(),
                     held: RefCell::default(),
                     turns: RefCell::default(),
                     turned: tokio::sync::Notify::new(),
@@ -220,76 +236,65 @@ impl Gateway {
         format!(
             "opens {}, dying {}, held {}, turn {}, session {session}",
             entry.opens.get(),
-            entry.dying.get(),
+            entry.rule.dying(),
             entry.held.borrow().is_some(),
             entry.turn.try_lock().is_ok(),
         )
     }
 
     /// Count an open; pairs with `detach`.
-    pub async fn attach(self: &Rc<Self>, vdi: VdiId) -> Result<(Rc<Attached>, u64), VolumeError> {
+    pub async fn attach(self: &Rc<Self>, vdi: VdiId) -> Result<(Rc<Attached>, Open), VolumeError> {
         let entry = self.entry(vdi);
-        let open = self.next_open.get();
-        self.next_open.set(open + 1);
+        let id = self.next_open.get();
+        self.next_open.set(id + 1);
         entry.opens.set(entry.opens.get() + 1);
-        let settled = async {
-            self.wait_for_the_dead(&entry).await;
-            loop {
-                match self.owner(&entry).await? {
-                    Owner::Here(_) => return Ok(()),
-                    Owner::There(node) => {
-                        let io = Forward::Attach;
-                        let request = Request::Forward { vdi, open, seq: 0, floor: 0, io };
-                        match self.replica.links.to(node).request(&request, Vec::new()).await {
-                            Ok((Response::Forwarded, _)) => return Ok(()),
-                            Ok((Response::ForwardFailed(ForwardError::Gone(why)), _)) => {
-                                return Err(VolumeError::Gone(why));
-                            }
-                            _ => tokio::time::sleep(RETRY).await,
-                        }
-                    }
-                }
-            }
-        };
-        match settled.await {
-            Ok(()) => Ok((entry, open)),
+        match self.settled_open(&entry, id).await {
+            Ok(open) => Ok((entry, open)),
             Err(e) => {
                 entry.opens.set(entry.opens.get() - 1);
+                self.settle(entry);
                 Err(e)
             }
         }
     }
 
-    /// Requests of connections that are gone must not come after those of a new one (rule 6).
-    async fn wait_for_the_dead(&self, entry: &Attached) {
-        while entry.dying.get() > 0 {
-            let died = entry.died.notified();
-            tokio::pin!(died);
-            died.as_mut().enable();
-            if entry.dying.get() == 0 {
-                return;
+    /// Rule 6: see `opens`.
+    async fn settled_open(self: &Rc<Self>, entry: &Rc<Attached>, id: u64) -> Result<Open, VolumeError> {
+        entry.rule.dead_are_buried().await;
+        let since = self.register(entry).await?;
+        self.others_settled(entry.vdi).await?;
+        loop {
+            match self.owner(entry).await? {
+                Owner::Here(_) => {
+                    self.strangers_ended(entry).await;
+                    return Ok(Open { id, since });
+                }
+                Owner::There(node) => {
+                    // The owner must know who has lost his registration until now.
+                    let known = self.replica.control.applied().index;
+                    let io = Forward::Attach;
+                    let request =
+                        Request::Forward { vdi: entry.vdi, open: id, since: known, seq: 0, floor: 0, io };
+                    match self.replica.links.to(node).request(&request, Vec::new()).await {
+                        Ok((Response::Forwarded, _)) => return Ok(Open { id, since }),
+                        Ok((Response::ForwardFailed(ForwardError::Gone(why)), _)) => {
+                            return Err(VolumeError::Gone(why));
+                        }
+                        _ => tokio::time::sleep(RETRY).await,
+                    }
+                }
             }
-            died.await;
         }
     }
 
-    /// A client is gone; its requests still run.
-    pub(crate) fn abandon(&self, entry: &Attached) {
-        entry.dying.set(entry.dying.get() + 1);
-    }
-
-    /// Its requests have ended.
-    pub(crate) fn buried(&self, entry: &Attached) {
-        entry.dying.set(entry.dying.get() - 1);
-        entry.died.notify_waiters();
-    }
-
     /// The open is over.
-    pub fn detach(self: &Rc<Self>, entry: Rc<Attached>, open: u64) {
+    pub fn detach(self: &Rc<Self>, entry: Rc<Attached>, open: Open) {
         entry.opens.set(entry.opens.get() - 1);
         if let Some(node) = self.remote_owner(entry.vdi) {
             let link = self.replica.links.to(node);
-            let request = Request::Forward { vdi: entry.vdi, open, seq: 0, floor: 0, io: Forward::Detach };
+            let Open { id, since } = open;
+            let io = Forward::Detach;
+            let request = Request::Forward { vdi: entry.vdi, open: id, since, seq: 0, floor: 0, io };
             tokio::task::spawn_local(async move {
                 let _ = link.request(&request, Vec::new()).await;
             });
@@ -304,9 +309,9 @@ impl Gateway {
         })
     }
 
-    /// Close or hand over a session this node no longer needs.
+    /// Close or hand over a session this node no longer needs, and its registration.
     fn settle(self: &Rc<Self>, entry: Rc<Attached>) {
-        if entry.opens.get() > 0 || entry.session.borrow().is_none() {
+        if entry.is_open() || (entry.session.borrow().is_none() && !entry.rule.is_registered()) {
             return;
         }
         let this = self.clone();
@@ -314,8 +319,9 @@ impl Gateway {
             if entry.remote.borrow().is_empty() {
                 tokio::select! { () = tokio::time::sleep(LINGER) => {} () = this.stop.cancelled() => {} }
             }
-            if entry.opens.get() == 0 {
+            if !entry.is_open() {
                 this.close(&entry).await;
+                this.unregister(&entry).await;
             }
         });
     }
@@ -418,7 +424,11 @@ impl Gateway {
     pub async fn close_all(&self) {
         self.closing.set(true);
         let all: Vec<_> = self.attached.borrow().values().cloned().collect();
-        futures::future::join_all(all.iter().map(|e| self.close(e))).await;
+        let end = |e| async move {
+            self.close(e).await;
+            self.unregister(e).await;
+        };
+        futures::future::join_all(all.iter().map(end)).await;
     }
 
     /// Who owns the session; opens it when nobody does. Waits while that is being decided.
@@ -510,7 +520,7 @@ impl Gateway {
     pub async fn submit_change(
         self: &Rc<Self>,
         entry: &Rc<Attached>,
-        open: u64,
+        open: Open,
         io: &Io,
     ) -> Result<IoDone, VolumeError> {
         let bytes = match io {
@@ -538,11 +548,17 @@ impl Gateway {
     pub async fn submit(
         self: &Rc<Self>,
         entry: &Rc<Attached>,
-        open: u64,
+        open: Open,
         io: &Io,
     ) -> Result<IoDone, VolumeError> {
         loop {
             let result = match self.owner(entry).await? {
+                // An owner looks for itself; see `serve_forward` for others.
+                Owner::Here(_)
+                    if io.changes() && !self.is_open_at(entry.vdi, self.replica.control.me(), open.since) =>
+                {
+                    return Err(VolumeError::Fenced);
+                }
                 Owner::Here(session) => run(&session, io).await,
                 Owner::There(node) => self.forward(node, entry.vdi, open, io).await,
             };
@@ -554,7 +570,7 @@ impl Gateway {
         }
     }
 
-    async fn forward(&self, node: NodeId, vdi: VdiId, open: u64, io: &Io) -> Result<IoDone, SessionError> {
+    async fn forward(&self, node: NodeId, vdi: VdiId, open: Open, io: &Io) -> Result<IoDone, SessionError> {
         let mut payload = Vec::new();
         let forward = match io {
             Io::Read { layer, offset, len } => Forward::Read { layer: *layer, offset: *offset, len: *len },
@@ -568,10 +584,9 @@ impl Gateway {
                 Forward::BlockStatus { layer: *layer, offset: *offset, len: *len, max: *max as u32 }
             }
         };
-        let changes = matches!(io, Io::Write { .. } | Io::Zero { .. });
-        let number = changes.then(|| Numbered::new(self, node));
+        let number = io.changes().then(|| Numbered::new(self, node));
         let (seq, floor) = number.as_ref().map_or((0, 0), |n| (n.seq, n.floor));
-        let request = Request::Forward { vdi, open, seq, floor, io: forward };
+        let request = Request::Forward { vdi, open: open.id, since: open.since, seq, floor, io: forward };
         match self.replica.links.to(node).request(&request, payload).await {
             Ok((Response::Forwarded, data)) => Ok(match io {
                 Io::Read { .. } => IoDone::Data(vec![data]),
@@ -585,6 +600,7 @@ impl Gateway {
                 ForwardError::OutOfRange => VolumeError::OutOfRange.into(),
                 ForwardError::ReadOnly => VolumeError::ReadOnly.into(),
                 ForwardError::Gone(why) => VolumeError::Gone(why).into(),
+                ForwardError::Fenced => VolumeError::Fenced.into(),
                 ForwardError::Io(why) => VolumeError::Io(why).into(),
             }),
             Ok(_) => Err(VolumeError::Io("the owner answered nonsense".into()).into()),
@@ -598,23 +614,28 @@ impl Gateway {
         self: &Rc<Self>,
         from: NodeId,
         vdi: VdiId,
-        open: u64,
+        open: Open,
         io: Forward,
         payload: Bytes,
     ) -> (Response, Vec<Bytes>) {
         let failed = |e| (Response::ForwardFailed(e), Vec::new());
+        // What the sender knows of registrations, we must know.
+        if self.replica.control.applied().index < open.since && !self.replica.catch_up(open.since).await {
+            return failed(ForwardError::NotOwner);
+        }
         let Some(session) = self.session(vdi) else { return failed(ForwardError::NotOwner) };
         let entry = self.entry(vdi);
         let io = match io {
             Forward::Attach => {
-                self.wait_for_the_dead(&entry).await;
-                entry.remote.borrow_mut().insert((from, open));
+                entry.rule.dead_are_buried().await;
+                self.strangers_ended(&entry).await;
+                entry.remote.borrow_mut().insert((from, open.id));
                 // Nobody here needs it: let it move to where it is used.
                 self.settle(entry);
                 return (Response::Forwarded, Vec::new());
             }
             Forward::Detach => {
-                entry.remote.borrow_mut().remove(&(from, open));
+                entry.remote.borrow_mut().remove(&(from, open.id));
                 self.settle(entry);
                 return (Response::Forwarded, Vec::new());
             }
@@ -629,6 +650,11 @@ impl Gateway {
                 Io::Status { layer, offset, len, max: (max as usize).min(4096) }
             }
         };
+        let _running = match io.changes() {
+            true if !self.is_open_at(vdi, from, open.since) => return failed(ForwardError::Fenced),
+            true => Some(Foreign::begin(&entry, from, open.since)),
+            false => None,
+        };
         match run(&session, &io).await {
             Ok(IoDone::Data(parts)) => (Response::Forwarded, parts),
             Ok(IoDone::Done) => (Response::Forwarded, Vec::new()),
@@ -641,6 +667,7 @@ impl Gateway {
                 VolumeError::ReadOnly => ForwardError::ReadOnly,
                 VolumeError::ShuttingDown => ForwardError::ShuttingDown,
                 VolumeError::Gone(why) => ForwardError::Gone(why),
+                VolumeError::Fenced => ForwardError::Fenced,
                 other => ForwardError::Io(other.to_string()),
             }),
         }

@@ -2,6 +2,7 @@
 //! volumes (`volume`).
 
 pub mod attach;
+pub(crate) mod opens;
 pub mod owner;
 pub mod read;
 pub mod replicate;

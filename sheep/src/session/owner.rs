@@ -196,8 +196,7 @@ impl Session {
     pub(crate) fn refresh(&self) {
         let now = self.control.read(|s| {
             let v = s.vdis.get(&self.vdi)?;
-            (v.generation == self.generation && !matches!(v.session, sheepdog_cluster::Session::Closed))
-                .then_some((v.top?, v.size))
+            v.session.is_of(self.generation).then_some((v.top?, v.size))
         });
         match now {
             Some((top, size)) => {

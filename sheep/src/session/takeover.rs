@@ -122,18 +122,19 @@ impl Session {
         let map = self.control.map();
         let acting = map.acting(self.key(oid.index()), self.redundancy);
         let mut clean: Vec<(NodeId, Version)> = Vec::new();
+        let mut incomplete = Vec::new();
         for n in acting.all().filter(|n| map.nodes.get(n).is_some_and(|v| v.is_up())) {
             let stat = crate::work::sync::stat(&self.replica, n, oid, self.family).await?;
             match stat.status {
                 Status::Ok => clean.push((n, stat.version)),
-                // Not complete: it fills this object itself later.
-                Status::NotHere | Status::Behind => {}
+                Status::NotHere | Status::Behind => incomplete.push(n),
                 other => return Err(format!("node {} answers {other:?}", n.short())),
             }
         }
         let Some((winner, version)) = clean.iter().max_by_key(|(_, v)| *v).copied() else {
             return Err("no clean copy is up".into());
         };
+        tracing::trace!(%oid, winner = %winner.short(), %version, ?incomplete, epoch = %map.epoch, generation = %self.generation, "reconcile");
         let up_to_date = clean.clone();
         for (node, _) in clean.into_iter().filter(|(_, v)| *v != version) {
             let hint = Some(blocks.to_vec());
@@ -158,13 +159,7 @@ impl Session {
             let floor = floor.unwrap_or_default();
             for node in present {
                 let stamp = Request::Stamp { oid, epoch: map.epoch, blocks: blocks.to_vec(), floor };
-                let answer = match node == self.control.me() {
-                    true => self.replica.handle(stamp).await.0,
-                    false => {
-                        let sent = self.replica.links.to(node).request(&stamp, Vec::new()).await;
-                        sent.map_err(|e| e.to_string())?.0
-                    }
-                };
+                let answer = self.tell(node, stamp).await?;
                 match answer {
                     Response::Done => {}
                     Response::Failed(_, why) => return Err(why),
@@ -172,8 +167,30 @@ impl Session {
                 }
             }
         }
+        // They fill this object themselves, and may have done so from a copy that was another then.
+        for node in incomplete {
+            let control_index = self.control.applied().index;
+            let missed = Request::Missed { oid, family: self.family, epoch: map.epoch, control_index };
+            let told = self.tell(node, missed).await?;
+            if told != Response::Done {
+                return Err(format!("node {} answers {told:?}", node.short()));
+            }
+        }
         // A node may have come or gone meanwhile; then look again.
         if self.control.map().epoch == map.epoch { Ok(()) } else { Err("the map changed".into()) }
+    }
+
+    async fn tell(&self, node: NodeId, what: Request) -> Result<Response, String> {
+        if node == self.control.me() {
+            return Ok(self.replica.handle(what).await.0);
+        }
+        self.replica
+            .links
+            .to(node)
+            .request(&what, Vec::new())
+            .await
+            .map(|(r, _)| r)
+            .map_err(|e| e.to_string())
     }
 
     async fn drop_old_tails(&self) {

@@ -1,6 +1,7 @@
 //! `Volume` and `VolumeSource` over sessions: what the front-ends get.
 
 use super::attach::{Attached, Gateway, Io, IoDone, MAX_FORWARD};
+use super::opens::{Ear, Gone, Open};
 use crate::buf::AlignedBuf;
 use crate::volume::{ExportInfo, Extent, LocalFut, Volume, VolumeError, VolumeSource, ZeroFlags};
 use bytes::Bytes;
@@ -87,13 +88,9 @@ pub async fn open_image(
         }
         None => {
             let (entry, open) = gateway.attach(vdi).await?;
-            Ok(Rc::new(Live {
-                gateway: gateway.clone(),
-                entry,
-                open,
-                flight: Rc::default(),
-                gone: Cell::new(Gone::No),
-            }))
+            let ear = Rc::new(Ear::default());
+            entry.rule.listen_to(&ear);
+            Ok(Rc::new(Live { gateway: gateway.clone(), entry, open, flight: Rc::default(), ear }))
         }
     }
 }
@@ -143,20 +140,13 @@ impl VolumeSource for Table {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Gone {
-    No,
-    Dying,
-    Closed,
-}
-
 /// A working volume.
 struct Live {
     gateway: Rc<Gateway>,
     entry: Rc<Attached>,
-    open: u64,
+    open: Open,
     flight: Rc<Flight>,
-    gone: Cell<Gone>,
+    ear: Rc<Ear>,
 }
 
 /// Requests of one open that have not ended.
@@ -191,7 +181,7 @@ impl Drop for InFlight {
 
 impl Live {
     fn enter(&self) -> Result<InFlight, VolumeError> {
-        if self.gone.get() == Gone::Closed {
+        if self.ear.gone.get() == Gone::Closed {
             return Err(VolumeError::Gone("closed".into()));
         }
         self.flight.count.set(self.flight.count.get() + 1);
@@ -319,18 +309,17 @@ impl Volume for Live {
             }
         })
     }
+    fn watch(&self, hung_up: Rc<dyn Fn() -> bool>) {
+        *self.ear.hung_up.borrow_mut() = Some(hung_up);
+    }
     fn abandon(&self) {
-        if self.gone.get() == Gone::No {
-            self.gone.set(Gone::Dying);
-            self.gateway.abandon(&self.entry);
-        }
+        self.entry.rule.abandon(&self.ear);
     }
     fn close(&self) -> LocalFut<'_, ()> {
         Box::pin(async move {
             self.abandon();
             self.flight.ended().await;
-            if self.gone.replace(Gone::Closed) == Gone::Dying {
-                self.gateway.buried(&self.entry);
+            if self.entry.rule.bury(&self.ear) {
                 self.gateway.detach(self.entry.clone(), self.open);
             }
         })
@@ -342,15 +331,16 @@ impl Drop for Live {
         // A front-end that ends without `close` (it was aborted) still gives its open back, once its requests have ended.
         self.abandon();
         // Nothing runs here any more when the daemon ends, and the session ends with it.
-        if self.gone.replace(Gone::Closed) != Gone::Dying || self.gateway.is_over() {
+        if self.ear.gone.get() != Gone::Dying || self.gateway.is_over() {
             return;
         }
-        let (gateway, entry, open, flight) =
-            (self.gateway.clone(), self.entry.clone(), self.open, self.flight.clone());
+        let (gateway, entry, open) = (self.gateway.clone(), self.entry.clone(), self.open);
+        let (flight, ear) = (self.flight.clone(), self.ear.clone());
         let bury = async move {
             flight.ended().await;
-            gateway.buried(&entry);
-            gateway.detach(entry, open);
+            if entry.rule.bury(&ear) {
+                gateway.detach(entry, open);
+            }
         };
         tokio::task::spawn_local(bury);
     }

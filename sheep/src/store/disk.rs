@@ -768,6 +768,7 @@ impl Disk {
     pub(super) fn watermark(self: &Rc<Self>, vdi: VdiId, generation: Generation, seq: u64) {
         let mark = Version { generation: generation.0, seq };
         let had = self.tails.borrow().get(&vdi).is_some_and(|t| mark > t.mark && !t.entries.is_empty());
+        tracing::trace!(%vdi, %mark, had, keep = self.keep_old_tails.get(), "watermark");
         self.set_mark(vdi, mark);
         // Without entries there is nothing a restart could wrongly remember.
         if had {

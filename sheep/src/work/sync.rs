@@ -617,25 +617,34 @@ pub async fn choose_source(
     // A copy is right as of the epoch at which its node last had everything here, or of its own last change: the latest of them, then the longest, is the truth.
     let key = PlacementKey { family, index: oid.index() };
     let mut best: Option<(Epoch, Version, bool, NodeId)> = None;
+    let mut behind: Vec<(Epoch, NodeId)> = Vec::new();
     for n in acting {
         if !map.nodes.get(n).is_some_and(|v| v.is_up()) {
             continue;
         }
         let stat = stat(r, *n, oid, family).await?;
         tracing::trace!(me = %r.control.me().short(), %oid, node = %n.short(), ?stat, complete = %map.complete_at(*n, key, redundancy), "candidate");
+        let right = stat.epoch.max(map.complete_at(*n, key, redundancy));
         match stat.status {
             Status::Ok if *n != node => return Ok(Choice { source: Some(*n), decided: None }),
             Status::Ok | Status::NotHere => {
-                let right = stat.epoch.max(map.complete_at(*n, key, redundancy));
                 let this = (right, stat.version, *n == node, *n);
                 if best.is_none_or(|b| (b.0, b.1, b.2) < (this.0, this.1, this.2)) {
                     best = Some(this);
                 }
             }
             // Half filled: neither what it was nor what it is to be.
-            Status::Behind => {}
+            Status::Behind => behind.push((right, *n)),
             other => return Err(format!("node {} answers {other:?}", n.short())),
         }
+    }
+    // It becomes equal to one that is at least as right as it was. Nodes are asked one after the other: its source may be one that has become clean since, or that
+    // fills its own copy from it by now. Of those that are half filled themselves the first in this order does not wait.
+    let first = behind.iter().find(|(_, n)| *n == node).copied();
+    if let Some((right, n)) = behind.into_iter().max().filter(|b| Some(*b) > first)
+        && best.is_none_or(|b| b.0 < right)
+    {
+        return Err(format!("node {} fills its copy", n.short()));
     }
     let Some((known, _, _, source)) = best else { return Err("no copy is whole".into()) };
     if let Some(away) = map.unknowable_object(key, redundancy, known) {

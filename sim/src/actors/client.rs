@@ -18,9 +18,6 @@ pub const BLOCKS: [u64; 10] = [0, 1, 2, 200, 254, 255, 256, 257, 512, 700];
 /// How long a client waits for an answer before it reconnects.
 const PATIENCE: Duration = Duration::from_secs(40);
 
-/// How late a request of a lost connection may take effect: a gateway that was frozen for as long as chaos freezes them, and then some.
-const LATE: Duration = Duration::from_secs(45);
-
 /// Start them.
 pub fn start(world: &Rc<World>) -> Vec<JoinHandle<()>> {
     let mut rng = world.rng(1);
@@ -67,17 +64,8 @@ async fn client(world: Rc<World>, id: u64, mut rng: SmallRng) {
             }
             Ok(Ok(Ok(()))) => {}
         }
-        // Opening should complete only when nothing of this client's earlier connections can happen any more (rule 6). Through another gateway that does
-        // not hold yet: see docs/failure-model.md. Until it does, the oracle is that strict only when asked.
-        if world.strict {
-            world.history.settle(id, u64::MAX);
-        } else {
-            let (world, until) = (world.clone(), world.history.now());
-            tokio::task::spawn_local(async move {
-                tokio::time::sleep(LATE).await;
-                world.history.settle(id, until);
-            });
-        }
+        // Opening completes only when nothing of this client's earlier connections can happen any more, wherever they were (rule 6).
+        world.history.settle(id);
         let requests = rng.random_range(20..200);
         let ended = session(&world, id, node, handle, requests, &mut rng).await;
         let orderly = ended.is_ok() && rng.random_bool(0.5);
@@ -222,7 +210,8 @@ async fn one(world: Rc<World>, id: u64, node: usize, handle: u64, ask: Ask) -> R
             }
             Ok(())
         }
-        Err(VolumeError::ShuttingDown) => Err(Lost),
+        // The connection ends without an answer.
+        Err(VolumeError::ShuttingDown | VolumeError::Fenced) => Err(Lost),
         Err(e) => {
             world.violation("no_client_errors", format!("{what}: {e}"));
             Err(Lost)

@@ -100,12 +100,11 @@ impl History {
     pub fn lost(&self, asked: &Asked) {
         self.waiting.borrow_mut().remove(&asked.number);
     }
-    /// Whatever this client asked before a position and got no answer to has happened by now or never will.
-    pub fn settle(&self, client: u64, before: u64) {
+    /// Whatever this client asked and got no answer to has happened by now or never will.
+    pub fn settle(&self, client: u64) {
         let now = self.tick();
         for (_, op) in self.ops.borrow_mut().iter_mut() {
-            let lost = op.client == client && op.returned.is_none() && op.settled.is_none();
-            if lost && op.invoked < before {
+            if op.client == client && op.returned.is_none() && op.settled.is_none() {
                 op.settled = Some(now);
             }
         }

@@ -38,8 +38,6 @@ pub struct Lost;
 pub struct World {
     /// Seed of the run.
     pub seed: u64,
-    /// Rule 6 to the letter.
-    pub strict: bool,
     /// How many clients there are.
     pub clients: Cell<u64>,
     /// Network.
@@ -68,7 +66,7 @@ pub struct World {
 
 impl World {
     /// A formatted cluster with one volume.
-    pub async fn new(seed: u64, strict: bool) -> Rc<Self> {
+    pub async fn new(seed: u64) -> Rc<Self> {
         clock::start();
         let mut rng = SmallRng::seed_from_u64(seed);
         let object = if seed % 4 == 3 { LARGE } else { SMALL };
@@ -107,7 +105,6 @@ impl World {
         let Reply::Vdi(vdi) = authority.commit(create) else { panic!("the volume cannot be made") };
         Rc::new(Self {
             seed,
-            strict,
             clients: Cell::new(1),
             net,
             authority,

@@ -87,6 +87,7 @@ impl ClusterState {
         for v in new.vdis.values_mut() {
             if v.session != Session::Closed {
                 v.session = Session::Unclean { generation: v.generation };
+                v.gateways.clear();
             }
         }
         *self = new;

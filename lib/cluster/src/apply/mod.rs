@@ -83,6 +83,8 @@ impl ClusterState {
             C::SessionOpen { vdi, node, incarnation } => self.session_open(*vdi, *node, *incarnation),
             C::SessionReady { vdi, generation } => self.session_ready(*vdi, *generation),
             C::SessionClose { vdi, generation } => self.session_close(*vdi, *generation),
+            C::GatewayOpen { vdi, node, incarnation } => self.gateway_open(*vdi, *node, *incarnation),
+            C::GatewayClose { vdi, node, since, fence } => self.gateway_close(*vdi, *node, *since, *fence),
             C::LayerMerged { layer, node } => self.layer_merged(*layer, *node),
             C::Recovery { enabled, max_bytes_per_s, concurrency } => {
                 self.set_recovery(now, *enabled, *max_bytes_per_s, *concurrency)

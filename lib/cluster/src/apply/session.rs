@@ -1,8 +1,8 @@
-//! Who orders the writes of a VDI.
+//! Who orders the writes of a VDI, and where it is open.
 
 use super::Outcome;
-use crate::{ClusterState, CommandError, Reply, Session, Vdi};
-use sheepdog_proto::{Generation, NodeId, VdiId};
+use crate::{ClusterState, CommandError, GatewayOpen, Reply, Session, Vdi};
+use sheepdog_proto::{ControlIndex, Generation, NodeId, VdiId};
 
 impl ClusterState {
     pub(super) fn vdi_mut(&mut self, id: VdiId) -> Result<&mut Vdi, CommandError> {
@@ -53,6 +53,41 @@ impl ClusterState {
         v.generation = generation;
         self.last_generation = next;
         Ok(Reply::Session { generation, reconcile })
+    }
+
+    pub(super) fn gateway_open(&mut self, vdi: VdiId, node: NodeId, incarnation: u64) -> Outcome {
+        if !self.nodes.get(&node).is_some_and(|n| n.is_up() && n.incarnation == incarnation) {
+            return Err(CommandError::Fenced);
+        }
+        let since = self.index;
+        let v = self.vdi_mut(vdi)?;
+        if v.top.is_none() {
+            return Err(CommandError::NotFound(format!("VDI {} has only snapshots left", v.name)));
+        }
+        let fresh = GatewayOpen { incarnation, since };
+        let now = v.gateways.entry(node).and_modify(|g| {
+            if g.incarnation != incarnation {
+                *g = fresh;
+            }
+        });
+        Ok(Reply::Registered(now.or_insert(fresh).since))
+    }
+
+    pub(super) fn gateway_close(
+        &mut self,
+        vdi: VdiId,
+        node: NodeId,
+        since: ControlIndex,
+        fence: bool,
+    ) -> Outcome {
+        let up = self.nodes.get(&node).filter(|n| n.is_up()).map(|n| n.incarnation);
+        let v = self.vdi_mut(vdi)?;
+        let Some(open) = v.gateways.get(&node).filter(|g| g.since == since) else { return Ok(Reply::Done) };
+        if fence && up == Some(open.incarnation) {
+            return Err(CommandError::Busy(format!("node {} is up: ask it", node.short())));
+        }
+        v.gateways.remove(&node);
+        Ok(Reply::Done)
     }
 
     pub(super) fn session_ready(&mut self, vdi: VdiId, mine: Generation) -> Outcome {

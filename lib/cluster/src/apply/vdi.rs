@@ -108,6 +108,7 @@ impl ClusterState {
                 session: Session::Closed,
                 generation: Generation(0),
                 flattening: false,
+                gateways: BTreeMap::new(),
             },
         );
         self.names.insert(name.to_owned(), id);

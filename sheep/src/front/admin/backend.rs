@@ -54,7 +54,9 @@ impl From<DataError> for Error {
             DataError::Volume(v) => match v {
                 VolumeError::NotFound(_) => K::Missing,
                 VolumeError::OutOfRange => K::Usage,
-                VolumeError::ReadOnly | VolumeError::Busy(_) | VolumeError::Gone(_) => K::Busy,
+                VolumeError::ReadOnly | VolumeError::Busy(_) | VolumeError::Gone(_) | VolumeError::Fenced => {
+                    K::Busy
+                }
                 VolumeError::NotFast => K::Unsupported,
                 VolumeError::Io(_) => K::Internal,
                 VolumeError::ShuttingDown => K::Cluster,

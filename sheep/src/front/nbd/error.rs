@@ -9,7 +9,7 @@ pub(super) fn refusal(e: &VolumeError) -> Refusal {
     let text = e.to_string();
     match e {
         VolumeError::NotFound(_) => Refusal::Unknown(text),
-        VolumeError::Gone(_) | VolumeError::ShuttingDown => Refusal::Shutdown(text),
+        VolumeError::Gone(_) | VolumeError::Fenced | VolumeError::ShuttingDown => Refusal::Shutdown(text),
         VolumeError::OutOfRange
         | VolumeError::ReadOnly
         | VolumeError::Busy(_)
@@ -22,7 +22,7 @@ pub(super) fn refusal(e: &VolumeError) -> Refusal {
 /// repeats it (clients turn an `ESHUTDOWN` into an I/O error of the guest, which a restart must never cause).
 pub(super) fn errno(e: &VolumeError) -> Option<Errno> {
     match e {
-        VolumeError::Gone(_) | VolumeError::ShuttingDown => None,
+        VolumeError::Gone(_) | VolumeError::Fenced | VolumeError::ShuttingDown => None,
         VolumeError::NotFound(_) | VolumeError::OutOfRange => Some(Errno::Inval),
         VolumeError::ReadOnly | VolumeError::Busy(_) => Some(Errno::Perm),
         VolumeError::NotFast => Some(Errno::NotSup),

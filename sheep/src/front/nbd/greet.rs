@@ -45,11 +45,12 @@ pub(super) async fn connection<S: Stream>(
     mut stream: S,
     policy: TlsPolicy,
     conn: Rc<Connection>,
+    hung_up: Rc<dyn Fn() -> bool>,
 ) {
     let _listed = Listed(server.clone(), conn.clone());
     let machine = Handshake::new(policy);
     let (option, end) = (server.limits.handshake_idle, server.limits.handshake);
-    let mut greeter = Greeter { server, machine, input: BytesMut::new(), opened: None, option, end };
+    let mut greeter = Greeter { server, machine, input: BytesMut::new(), opened: None, option, end, hung_up };
     let result = match greeter.run(&mut stream).await {
         Ok(End::Tls) => match greeter.encrypt(stream).await {
             Ok(mut stream) => {
@@ -114,6 +115,7 @@ struct Greeter {
     /// Waiting for the network that is left for the option under way, and for the handshake.
     option: Duration,
     end: Duration,
+    hung_up: Rc<dyn Fn() -> bool>,
 }
 
 impl Greeter {
@@ -139,6 +141,7 @@ impl Greeter {
                 Step::Open(name) => match self.open(name).await {
                     Ok((name, volume)) => {
                         let export = export(&name, &*volume);
+                        volume.watch(self.hung_up.clone());
                         self.opened = Some((name, volume));
                         self.machine.found(&export)
                     }

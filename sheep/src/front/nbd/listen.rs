@@ -4,6 +4,7 @@ use super::{Server, TlsPolicy, greet};
 use std::fs::Permissions;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -147,12 +148,25 @@ fn tune(s: &TcpStream) {
     let _ = sockopt::set_tcp_keepcnt(s, 3);
 }
 
-fn admit<S: greet::Stream>(server: &Rc<Server>, stream: S, tls: TlsPolicy, peer: String) {
+/// The client has closed its side, also when nobody has read that far: the kernel knows.
+fn hung_up(socket: &OwnedFd) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut fds = [PollFd::new(socket, PollFlags::RDHUP)];
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut fds, Some(&at_once)).is_ok() && !fds[0].revents().is_empty()
+}
+
+fn admit<S: greet::Stream + AsFd>(server: &Rc<Server>, stream: S, tls: TlsPolicy, peer: String) {
     if server.registry.len() >= server.limits.connections {
         tracing::warn!(peer, limit = server.limits.connections, "NBD connection refused: too many");
         return;
     }
+    let Ok(socket) = stream.as_fd().try_clone_to_owned() else {
+        tracing::warn!(peer, "NBD connection refused: no file descriptor is left");
+        return;
+    };
     let conn = server.registry.add(peer);
-    let task = tokio::task::spawn_local(greet::connection(server.clone(), stream, tls, conn.clone()));
+    let ear: Rc<dyn Fn() -> bool> = Rc::new(move || hung_up(&socket));
+    let task = tokio::task::spawn_local(greet::connection(server.clone(), stream, tls, conn.clone(), ear));
     server.registry.set_abort(conn.id, task.abort_handle());
 }
