@@ -35,8 +35,14 @@ dog() {
     "$bin/dog" -a "${all:-127.0.0.1:$base}" "$@"
 }
 
-# The pid file may be older than the last boot: the process must be a sheep.
-running() { [ -f "$dir/$1.pid" ] && [ "$(cat "/proc/$(cat "$dir/$1.pid")/comm" 2>/dev/null)" = sheep ]; }
+# The pid file may be older than the last boot, and a process that has ended is there until its parent asks: it must be a sheep, and no zombie.
+alive() {
+    local name state
+    name=$(sed -n 's/^Name:[[:space:]]*//p' "/proc/$1/status" 2>/dev/null)
+    state=$(sed -n 's/^State:[[:space:]]*\(.\).*/\1/p' "/proc/$1/status" 2>/dev/null)
+    [ "$name" = sheep ] && [ "$state" != Z ] && [ "$state" != X ]
+}
+running() { [ -f "$dir/$1.pid" ] && alive "$(cat "$dir/$1.pid")"; }
 
 start_one() {
     local i=$1 seeds=() secret=()
@@ -105,8 +111,8 @@ stop | clean)
         if running "$i"; then
             pid=$(cat "$f")
             kill "$pid"
-            for _ in $(seq 100); do kill -0 "$pid" 2>/dev/null || break; sleep 0.1; done
-            kill -9 "$pid" 2>/dev/null || true
+            for _ in $(seq 100); do alive "$pid" || break; sleep 0.1; done
+            if alive "$pid"; then kill -9 "$pid" 2>/dev/null || true; fi
         fi
         rm -f "$f"
     done

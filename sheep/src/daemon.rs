@@ -65,7 +65,7 @@ fn start_logs(level: &str, json: bool) -> anyhow::Result<SetLog> {
 /// One daemon per directory. The lock ends with the process.
 fn lock(home: &Path) -> anyhow::Result<File> {
     let unusable = || format!("{}: DIR must be a directory that sheep can write to, or make", home.display());
-    std::fs::create_dir_all(home).with_context(unusable)?;
+    crate::dirs::make(home).with_context(unusable)?;
     let path = home.join("lock");
     let file = File::options().create(true).truncate(false).write(true).open(&path).with_context(unusable)?;
     rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
@@ -76,7 +76,7 @@ fn lock(home: &Path) -> anyhow::Result<File> {
 /// Direct I/O works in this directory.
 fn direct(dir: &Path) -> anyhow::Result<()> {
     use rustix::fs::{Mode, OFlags};
-    std::fs::create_dir_all(dir).with_context(|| format!("{}", dir.display()))?;
+    crate::dirs::make(dir).with_context(|| format!("{}", dir.display()))?;
     let path = dir.join("direct.tmp");
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::DIRECT | OFlags::CLOEXEC;
     let opened = rustix::fs::open(&path, flags, Mode::from_raw_mode(0o600));
@@ -224,7 +224,12 @@ async fn main_task(
     if begin_tx.send(begin).is_err() {
         bail!("the data thread ended");
     }
-    ready_rx.await.context("the data thread ended")?.map_err(anyhow::Error::msg)?;
+    if let Err(why) = ready_rx.await.context("the data thread ended")? {
+        stop.cancel();
+        let _ = tokio::task::spawn_blocking(move || data_thread.join()).await;
+        plane.shut_down().await;
+        bail!(why);
+    }
     let handle = DataHandle::new(jobs_tx);
     let data: Arc<dyn DataPlane> = Arc::new(handle.clone());
     let daemon = Arc::new(Daemon {

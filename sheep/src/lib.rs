@@ -9,6 +9,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod daemon;
+mod dirs;
 pub mod front;
 pub mod node;
 pub mod observe;

@@ -11,7 +11,7 @@ use std::rc::Rc;
 /// A boxed future of the data thread.
 pub type LocalFut<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
 
-/// Why a request on a volume failed. Transient states (membership, recovery, ownership) never show here: they wait.
+/// Why a request on a volume failed. Transient states (membership, recovery, ownership, full disks) never show here: they wait.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum VolumeError {
     /// No VDI or snapshot of that name.
@@ -29,9 +29,9 @@ pub enum VolumeError {
     /// The volume was taken away (deleted, rolled back, fenced): reconnect.
     #[error("{0}")]
     Gone(String),
-    /// No space that this request could wait for.
-    #[error("no space")]
-    NoSpace,
+    /// Zeroing was asked to be fast, and would cost as much as a write.
+    #[error("zeroing with the space kept is as slow as writing zeros")]
+    NotFast,
     /// Data that no copy can supply.
     #[error("{0}")]
     Io(String),
@@ -57,9 +57,9 @@ pub struct Extent {
 /// How to zero.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ZeroFlags {
-    /// Keep space allocated.
+    /// The range takes space afterwards: zeros are written as data.
     pub no_hole: bool,
-    /// Fail (`VolumeError::Busy`) rather than be slower than a plain write. We are never slower, so it always succeeds.
+    /// Fail (`VolumeError::NotFast`) rather than be as slow as a write: so it is with `no_hole`, and only then.
     pub fast: bool,
 }
 

@@ -387,6 +387,7 @@ fn options_that_make_no_sense() {
     let (d, file) = (d.to_str().unwrap(), file.to_str().unwrap());
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
+    let free = ports().to_string();
     let twice = format!("{d},{d}");
     let two = format!("{d},{d}2");
     let table: &[Case<'_>] = &[
@@ -411,6 +412,7 @@ fn options_that_make_no_sense() {
         (&["--advertise-addr=", d], 64, "--advertise-addr"),
         (&["-b", "300.1.1.1", "--insecure", d], 1, "--bind-addr"),
         (&["-p", &port, d], 1, "--port"),
+        (&["-p", &free, "--nbd", "--nbd-port", &port, d], 1, "--nbd-port"),
         (&["-c", "0", d], 64, "1 to 16"),
         (&["-c", "17", d], 64, "1 to 16"),
         (&["-c", "300", d], 64, "300"),

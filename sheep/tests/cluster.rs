@@ -442,6 +442,123 @@ async fn a_snapshot_stays_what_it_was_and_a_clone_goes_its_own_way() {
 }
 
 #[tokio::test]
+async fn zeroes_take_space_when_no_hole_is_wanted() {
+    let c = Cluster::new(1, false);
+    c.format(1).await;
+    c.create("disk", 8 << 20).await;
+    let uri = c.uri(0, "disk");
+    let map = || {
+        let text = ok("nbdinfo", &["--map", "--json", &uri]);
+        let rows: Vec<serde_json::Value> = serde_json::from_str(&text).expect("json");
+        rows.iter()
+            .map(|r| {
+                let n = |k: &str| r[k].as_u64().expect("a number");
+                (n("offset") >> 10, n("length") >> 10, n("type"))
+            })
+            .collect::<Vec<_>>()
+    };
+    let (data, hole) = (0, 3);
+    // Without -u qemu asks for no hole. Past an object's border, and beginning and ending inside a block.
+    ok("qemu-io", &["-f", "raw", "-c", "write -P 7 1M 64k", "-c", "write -z 1025k 4094k", &uri]);
+    assert_eq!(map(), [(0, 1024, hole), (1024, 4096, data), (5120, 3072, hole)]);
+    let reads = ["read -P 7 1M 1k", "read -P 0 1025k 4094k", "read -P 0 5119k 3073k"];
+    for command in reads {
+        let text = ok("qemu-io", &["-f", "raw", "-c", command, &uri]);
+        assert!(!text.contains("failed"), "{command}: {text}");
+    }
+    ok("qemu-io", &["-f", "raw", "-c", "write -z -u 2M 1M", &uri]);
+    assert_eq!(
+        map(),
+        [(0, 1024, hole), (1024, 1024, data), (2048, 1024, hole), (3072, 2048, data), (5120, 3072, hole)]
+    );
+    c.check("disk").await;
+}
+
+#[tokio::test]
+async fn format_decides_how_objects_lie_on_disks() {
+    for (store, tree) in [("plain", false), ("tree", true), ("", true)] {
+        let mut c = Cluster::new(1, false);
+        let client = c.client(0).await;
+        let redundancy = Some(pb::Redundancy { copies: 1, ..Default::default() });
+        let wrong = pb::FormatRequest { redundancy, store: "flat".into(), ..Default::default() };
+        let e = client.cluster().format(wrong.clone()).await.expect_err("there is no such layout");
+        assert!(e.message().contains("tree or plain"), "{e}");
+        let request = pb::FormatRequest { store: store.into(), ..wrong };
+        let info = client.cluster().format(request).await.expect("formats").into_inner();
+        assert_eq!(info.store, store);
+        c.create("disk", 8 << 20).await;
+        let uri = c.uri(0, "disk");
+        ok("qemu-io", &["-f", "raw", "-c", "write -P 7 0 8M", &uri]);
+        let lies = || {
+            let names = std::fs::read_dir(c.sheep[0].dir.join("obj")).ok()?;
+            names.map(|n| n.expect("name").file_type().expect("type").is_dir()).next()
+        };
+        let deadline = Instant::now() + PATIENCE;
+        while lies().is_none() {
+            assert!(Instant::now() < deadline, "no object reaches its place");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert_eq!(lies(), Some(tree), "{store:?}");
+        c.kill(0);
+        c.start(0);
+        c.client(0).await;
+        ok("qemu-io", &["-f", "raw", "-c", "read -P 7 0 8M", &uri]);
+        c.check("disk").await;
+    }
+}
+
+#[tokio::test]
+async fn nbd_clients_wait_for_the_cluster() {
+    let c = Cluster::new(1, false);
+    // Before format: it is let in, and waits.
+    let deadline = Instant::now() + PATIENCE;
+    while std::net::TcpStream::connect(("127.0.0.1", c.sheep[0].nbd)).is_err() {
+        assert!(Instant::now() < deadline, "NBD does not listen before format");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let list = format!("nbd://127.0.0.1:{}", c.sheep[0].nbd);
+    let mut early = Command::new("nbdinfo")
+        .args(["--list", &list])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("nbdinfo: scripts/setup.sh installs it");
+    c.client(0).await;
+    assert!(early.try_wait().expect("nbdinfo").is_none(), "it was sent away");
+    c.format(1).await;
+    let out = early.wait_with_output().expect("nbdinfo");
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+}
+
+#[tokio::test]
+async fn a_rebuild_wants_all_sheep_that_the_disks_remember() {
+    let mut c = Cluster::new(2, false);
+    c.format(2).await;
+    c.create("disk", 8 << 20).await;
+    c.whole().await;
+    let kept = c.sheep[0].dir.join("cluster-state");
+    let deadline = Instant::now() + PATIENCE;
+    // The name of the VDI and the second sheep are in it.
+    while !std::fs::read(&kept).is_ok_and(|b| b.windows(4).any(|w| w == b"disk")) {
+        assert!(Instant::now() < deadline, "the state does not get onto the disk");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    for i in 0..2 {
+        c.kill(i);
+        std::fs::remove_dir_all(c.sheep[i].dir.join("raft")).expect("raft/");
+        std::fs::remove_file(c.sheep[i].dir.join("node.json")).expect("node.json");
+    }
+    c.start(0);
+    let client = c.client(0).await;
+    let e = client.cluster().rebuild(pb::RebuildRequest { force: false }).await.expect_err("one is missing");
+    let at = format!("127.0.0.1:{}", c.sheep[1].port + 1);
+    assert!(e.message().contains("--force") && e.message().contains(&at), "{e}");
+    client.cluster().rebuild(pb::RebuildRequest { force: true }).await.expect("forced");
+    c.start(1);
+    c.whole().await;
+}
+
+#[tokio::test]
 async fn without_the_secret_nobody_gets_in() {
     let c = Cluster::new(1, true);
     c.format(1).await;

@@ -40,6 +40,7 @@ fn format(cluster: u128) -> Format {
         strict: false,
         object_size: 4 << 20,
         timing: TIMING,
+        layout: None,
     }
 }
 
@@ -339,6 +340,53 @@ async fn a_clean_shutdown_is_noticed_by_all_and_not_repeated_after_the_restart()
     stop_all(sheep).await;
 }
 
+/// Four sheep, one of which votes no more: it is drained, or taken out.
+async fn one_voted_out(out: bool) -> (TempDir, Vec<Sheep>, usize) {
+    let (tmp, mut sheep) = cluster(3).await;
+    let seeds = vec![format!("127.0.0.1:{}", sheep[0].port)];
+    sheep.push(Sheep::start(tmp.path().join("s3"), 0, seeds).await);
+    healthy(&sheep, 3).await;
+    let v = (0..3).find(|i| !sheep[*i].status().leading).unwrap();
+    let node = sheep[v].id();
+    let command = match out {
+        true => Command::NodeOut { node },
+        false => Command::NodeDrain { node, on: true },
+    };
+    sheep[3].control.propose(command).await.unwrap();
+    until("another votes in its place", || {
+        let voters = sheep[leader(&sheep).unwrap()].status().voters;
+        voters.len() == 3 && !voters.contains(&node)
+    })
+    .await;
+    (tmp, sheep, v)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_voter_that_is_drained_goes_on_as_a_watcher() {
+    let (_tmp, sheep, v) = one_voted_out(false).await;
+    for i in 0..3 {
+        sheep[3].control.propose(note(&format!("n-{i}"))).await.unwrap();
+    }
+    until("it hears of what is decided without it", || notes(&sheep[v].control).len() == 3).await;
+    assert!(!sheep[v].status().voter && sheep[v].status().voters.len() == 3);
+    sheep[v].control.propose(note("n-own")).await.unwrap();
+    stop_all(sheep).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clean_shutdown_is_heard_by_those_that_are_out_or_drained() {
+    for out in [true, false] {
+        let (_tmp, sheep, _) = one_voted_out(out).await;
+        sheep[3].control.propose(Command::Shutdown).await.unwrap();
+        // As the daemon does: each ends as soon as it has heard.
+        let ends = sheep.into_iter().map(|mut s| async move {
+            tokio::time::timeout(DEADLINE, s.control.shutdown_ordered()).await.unwrap();
+            s.plane.take().unwrap().stop().await;
+        });
+        futures::future::join_all(ends).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn proposals_during_changes_of_leader_are_applied_exactly_once() {
     let (_tmp, mut sheep) = cluster(3).await;
@@ -434,6 +482,34 @@ async fn a_sheep_of_another_cluster_is_refused() {
     assert_eq!(b.status().cluster, Some(ClusterId(2)));
     assert_eq!(a.control.read(|s| s.nodes.len()), 1);
     stop_all(vec![a, b]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_node_cannot_take_all_links() {
+    use sheep::control::{link::Link, rpc};
+    let tmp = tempfile::tempdir().unwrap();
+    let a = Sheep::start(tmp.path().join("a"), 0, vec![]).await;
+    let (tls, tracker, stop) = (PeerTls::default(), Default::default(), Default::default());
+    let at = format!("127.0.0.1:{}", a.port);
+    let open = |node| {
+        let me = rpc::PeerInfo { node: NodeId(node), incarnation: 1, addr: NodeAddr::default() };
+        let hello = rpc::Hello { me, cluster: None, to: None, version: "test".into() };
+        Link::open(&at, &tls, hello, &tracker, &stop)
+    };
+    let mut links = Vec::new();
+    let refused = loop {
+        match open(5).await {
+            Ok(link) => links.push(link),
+            Err(e) => break e.to_string(),
+        }
+        assert!(links.len() <= 32, "no end of links");
+    };
+    assert!(refused.contains("has 32 control links"), "{refused}");
+    assert!(open(6).await.is_ok(), "another one is not to blame");
+    links.pop();
+    poll("there is room again", async || open(5).await.ok()).await;
+    stop.cancel();
+    stop_all(vec![a]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -4,8 +4,8 @@ mod bench;
 mod e2e;
 mod sim;
 
-use anyhow::Result;
 use clap::{Parser, Subcommand};
+use std::process::{ExitCode, ExitStatus};
 
 /// Chores of this repository
 #[derive(Parser, Debug)]
@@ -25,10 +25,21 @@ enum Command {
     Sim(sim::Args),
 }
 
-fn main() -> Result<()> {
-    match Cli::parse().command {
+/// What a program that has said itself what is wrong ended with; 1 when a signal ended it.
+fn passed_on(status: ExitStatus) -> ExitCode {
+    let code = status.code().and_then(|c| u8::try_from(c).ok());
+    code.map_or(ExitCode::FAILURE, ExitCode::from)
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
         Command::Bench(args) => bench::run(&args),
         Command::E2e(args) => e2e::run(&args),
         Command::Sim(args) => sim::run(&args),
-    }
+    };
+    done.unwrap_or_else(|e| {
+        // Without the stack, whatever RUST_BACKTRACE says: it would be of this little program.
+        eprintln!("xtask: {e:#}");
+        ExitCode::FAILURE
+    })
 }

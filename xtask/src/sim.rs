@@ -1,7 +1,7 @@
 //! `cargo xtask sim`: builds the simulator optimised and runs it.
 
-use anyhow::{Context, Result, bail};
-use std::process::Command;
+use anyhow::{Context, Result};
+use std::process::{Command, ExitCode};
 
 /// Run the seeded simulation; every option goes to it (`--seeds N`, `--first-seed S`, `--plant BUG`, `--help`)
 #[derive(clap::Args, Debug)]
@@ -11,15 +11,12 @@ pub struct Args {
     rest: Vec<String>,
 }
 
-/// Run.
-pub fn run(args: &Args) -> Result<()> {
+/// Run. The simulator prints the seeds that break a promise, and ends with 1 when there are any.
+pub fn run(args: &Args) -> Result<ExitCode> {
     let status = Command::new(env!("CARGO"))
         .args(["run", "--quiet", "--profile", "ci", "--package", "sheepdog-sim", "--"])
         .args(&args.rest)
         .status()
         .context("cargo could not be started")?;
-    if !status.success() {
-        bail!("the simulation found something");
-    }
-    Ok(())
+    Ok(crate::passed_on(status))
 }

@@ -48,6 +48,17 @@ pub struct Format {
     pub object_size: u32,
     /// Heartbeats and leases.
     pub timing: Timing,
+    /// How objects lie on disks that have none yet; `None`: as each sheep was told.
+    pub layout: Option<Layout>,
+}
+
+/// How objects lie on a disk.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub enum Layout {
+    /// In a tree of directories.
+    Tree,
+    /// All in one directory.
+    Plain,
 }
 
 /// Intervals in milliseconds, the same on all nodes.

@@ -39,6 +39,7 @@ fn commands() -> Vec<Command> {
         strict: false,
         object_size: 4 << 20,
         timing: Timing::default(),
+        layout: None,
     };
     let tag = || SnapshotRef::Tag("s".into());
     vec![

@@ -70,6 +70,8 @@ pub(super) struct Core {
     pub outgoing: Mutex<Option<Outgoing>>,
     /// Wakes whoever waits for a cluster to join, or for the need to say hello again.
     pub nudge: Notify,
+    /// Set while this node has been voted out of raft without having been told: the newest entry of its raft log then. Over as soon as raft goes on here.
+    pub demoted: Mutex<Option<u64>>,
     /// When the clocks last disagreed about how much time passed: the host slept.
     pub slept: Mutex<(u64, Instant)>,
     pub started: Instant,
@@ -92,7 +94,7 @@ pub(super) struct RaftView {
     pub established: bool,
     pub term: u64,
     pub voters: Vec<NodeId>,
-    /// Voter or learner.
+    /// Voter or learner, and fed by raft.
     pub member: bool,
     pub quorum_acked: Option<Instant>,
     /// Newest entry of the log.
@@ -119,12 +121,22 @@ impl Core {
             voters,
             last_log: m.last_log_index,
             last_applied: m.last_applied.as_ref().map(|l| l.index),
-            member: membership.get_node(&id).is_some(),
+            member: membership.get_node(&id).is_some() && !self.is_demoted(m.last_log_index),
             quorum_acked: match alone {
                 true => Some(Instant::now()),
                 false => m.last_quorum_acked.and_then(|t| Instant::now().checked_sub(t.elapsed())),
             },
         }
+    }
+    fn is_demoted(&self, last_log: Option<u64>) -> bool {
+        let mut demoted = self.demoted.lock().expect("no panic under this lock");
+        *demoted = demoted.filter(|at| last_log.is_none_or(|last| last <= *at));
+        demoted.is_some()
+    }
+    /// The others have voted without this node, and raft does not go on here: from now on it watches. (Those that are voted out are not told: the
+    /// leader stops sending before the entry that says so is committed.)
+    pub fn demote(&self, last_log: u64) {
+        *self.demoted.lock().expect("no panic under this lock") = Some(last_log);
     }
     pub fn cluster(&self) -> Option<ClusterId> {
         self.peers.identity.lock().expect("no panic under this lock").cluster

@@ -69,7 +69,7 @@ impl Identity {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 let node = NodeId(uuid::Uuid::new_v4().as_u128());
                 let new = Self { node, cluster: None, member: false };
-                std::fs::create_dir_all(dir).map_err(|source| IdentityError::Io { path, source })?;
+                crate::dirs::make(dir).map_err(|source| IdentityError::Io { path, source })?;
                 new.save(dir)?;
                 Ok(new)
             }

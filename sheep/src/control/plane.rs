@@ -20,9 +20,9 @@ use super::{
 use crate::transport::{DataLink, PeerListener, PeerTls};
 use openraft::{Config, EmptyNode, SnapshotPolicy};
 use serde::{Deserialize, Serialize};
-use sheepdog_cluster::{ClusterState, Command, Entry, Format, NodeAddr, NodeHello, NodeState, Reply};
+use sheepdog_cluster::{ClusterState, Command, Entry, Format, Node, NodeAddr, NodeHello, NodeState, Reply};
 use sheepdog_proto::{ClusterId, ControlIndex, NodeId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
@@ -192,8 +192,12 @@ fn open_log(dir: &Path, identity: &Identity) -> Result<LogStore, StartError> {
     if identity.cluster.is_some() && !there {
         return Err(StartError::LogMissing(log_path));
     }
-    std::fs::create_dir_all(&raft_dir).map_err(|source| StartError::Io { path: raft_dir, source })?;
-    Ok(LogStore::open(&log_path)?)
+    let io = |source| StartError::Io { path: raft_dir.clone(), source };
+    crate::dirs::make(&raft_dir).map_err(io)?;
+    let log = LogStore::open(&log_path)?;
+    // A vote in a file that a power cut takes away is a vote given twice.
+    crate::dirs::sync(&raft_dir).map_err(io)?;
+    Ok(log)
 }
 
 impl ControlPlane {
@@ -250,6 +254,7 @@ impl ControlPlane {
             incoming: Mutex::default(),
             outgoing: Mutex::default(),
             nudge: Notify::new(),
+            demoted: Mutex::default(),
             slept: Mutex::new((boottime_millis(), started)),
             started,
             stop,
@@ -321,7 +326,7 @@ impl ControlPlane {
     pub fn status(&self) -> ControlStatus {
         let core = &self.core;
         let v = core.raft_view();
-        let voter = v.voters.contains(&core.me);
+        let voter = v.member && v.voters.contains(&core.me);
         let voters = match v.member {
             true => v.voters,
             false => core.voters_hint.lock().expect("no panic under this lock").clone(),
@@ -386,17 +391,23 @@ impl ControlPlane {
             return;
         }
         let index = core.publisher.read(|s| s.index);
-        let mut left: Vec<NodeId> = core.publisher.read(|s| {
-            let up = s.nodes.values().filter(|n| matches!(n.state, NodeState::Up | NodeState::Draining));
-            up.map(|n| n.id).filter(|n| *n != core.me).collect()
+        let others: Vec<(PeerInfo, bool)> = core.publisher.read(|s| {
+            let others = s.nodes.values().filter(|n| n.id != core.me && n.state != NodeState::Down);
+            let info = |n: &Node| PeerInfo { node: n.id, incarnation: n.incarnation, addr: n.addr.clone() };
+            others.map(|n| (info(n), n.state == NodeState::Out)).collect()
         });
+        // One that is out may run and be told, or be gone for good.
+        others.iter().for_each(|(info, _)| core.learn_address(info));
+        let out: BTreeSet<NodeId> = others.iter().filter(|(_, out)| *out).map(|(i, _)| i.node).collect();
+        let mut left: Vec<NodeId> = others.iter().map(|(i, _)| i.node).collect();
+        let out = &out;
         let until = Instant::now() + FAREWELL;
         while !left.is_empty() && Instant::now() < until {
             let asks = left.iter().map(|n| async move {
                 match core.peers.call(*n, &Request::Status, Duration::from_secs(1)).await {
                     Ok(Response::Status(s)) => s.applied >= index,
                     Ok(_) => false,
-                    Err(e) => e.is_refused(),
+                    Err(e) => e.is_refused() || out.contains(n),
                 }
             });
             let mut heard = futures::future::join_all(asks).await.into_iter();

@@ -2,7 +2,7 @@
 //!
 //! A raft node is a sheep's `NodeId`; raft does not know addresses (`EmptyNode`): they come from the address book, so that a node may
 //! move. The log's index is the `ControlIndex`. What is stored or sent is postcard of these types: changing openraft (pinned with `=`)
-//! needs a look at the golden bytes in the tests.
+//! must not change them: `tests/control_golden.rs` compares.
 
 use serde::{Deserialize, Serialize};
 use sheepdog_cluster::{Entry, Reply};

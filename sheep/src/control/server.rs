@@ -1,6 +1,6 @@
 //! Control links that others opened: hello, then requests, each answered in its own task.
 //!
-//! At most `IN_FLIGHT` requests of one link are worked on; then reading stops. A link ends with its connection or with the control plane.
+//! At most `IN_FLIGHT` requests of one link are worked on; then reading stops. At most `MAX_LINKS` are open, `MAX_LINKS_OF_ONE` of one node. A link ends with its connection or with the control plane.
 
 use super::core::{Core, Incoming, Outgoing};
 use super::link::write_frames;
@@ -12,14 +12,21 @@ use crate::transport::{SETUP_TIMEOUT, Stream};
 use openraft::EntryPayload;
 use sheepdog_proto::checksum::crc32c;
 use sheepdog_proto::{ControlIndex, NodeId};
+use std::collections::BTreeMap;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWriteExt, BufReader};
 use tokio::sync::{Semaphore, mpsc};
 
 const IN_FLIGHT: usize = 256;
+/// Links open at a time: every node of the largest cluster (6,144) has one to the leader, and some open another to probe.
+const MAX_LINKS: usize = 8_192;
+/// Links of one node: one that is kept, and beside it some that probe, ask as seeds are asked, or belong to a process that has died.
+const MAX_LINKS_OF_ONE: usize = 32;
+/// Between two lines in the log about links that were refused.
+const TELL: Duration = Duration::from_secs(10);
 /// Snapshots being received at a time: one leader's, and perhaps its predecessor's.
 const MAX_INCOMING: usize = 2;
 /// An idle watcher is answered with nothing after this long, so that a dead one is noticed.
@@ -30,8 +37,70 @@ const WATCH_BYTES: usize = 1 << 20;
 /// A state made for watchers is kept this long for the next one.
 const OUTGOING_KEEP: Duration = Duration::from_secs(30);
 
+/// The links that are open now, and from whom.
+#[derive(Default)]
+struct Open {
+    count: Mutex<(usize, BTreeMap<NodeId, usize>)>,
+    told: Mutex<Option<Instant>>,
+}
+
+/// A link among them; `node` once it has said hello.
+struct Place {
+    open: Arc<Open>,
+    node: Option<NodeId>,
+}
+
+impl Open {
+    fn enter(self: &Arc<Self>) -> Option<Place> {
+        let mut count = self.count.lock().expect("no panic under this lock");
+        if count.0 >= MAX_LINKS {
+            return None;
+        }
+        count.0 += 1;
+        Some(Place { open: self.clone(), node: None })
+    }
+    /// Say that somebody was turned away, now and then.
+    fn tell(&self, what: &str) {
+        let mut told = self.told.lock().expect("no panic under this lock");
+        if told.is_none_or(|at| at.elapsed() >= TELL) {
+            *told = Some(Instant::now());
+            tracing::warn!("a control link was refused: {what} (said at most every {TELL:?})");
+        }
+    }
+}
+
+impl Place {
+    /// It is this node's. False: it has too many.
+    fn of(&mut self, node: NodeId) -> bool {
+        let mut count = self.open.count.lock().expect("no panic under this lock");
+        let links = count.1.entry(node).or_default();
+        if *links >= MAX_LINKS_OF_ONE {
+            return false;
+        }
+        *links += 1;
+        self.node = Some(node);
+        true
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut count = self.open.count.lock().expect("no panic under this lock");
+        count.0 -= 1;
+        if let Some(node) = self.node
+            && let Some(links) = count.1.get_mut(&node)
+        {
+            *links -= 1;
+            if *links == 0 {
+                count.1.remove(&node);
+            }
+        }
+    }
+}
+
 /// Take control links until the plane stops.
 pub(super) async fn accept(core: Arc<Core>, mut links: mpsc::Receiver<Stream>) {
+    let open = Arc::new(Open::default());
     loop {
         let stream = tokio::select! {
             () = core.stop.cancelled() => return,
@@ -41,21 +110,34 @@ pub(super) async fn accept(core: Arc<Core>, mut links: mpsc::Receiver<Stream>) {
             },
         };
         let c = core.clone();
+        // Whoever is turned away finds the connection closed, and tries again later.
+        let Some(place) = open.enter() else {
+            open.tell(&format!("{MAX_LINKS} are open, the most there may be"));
+            continue;
+        };
         core.tracker.spawn(async move {
             let peer = stream.peer_addr().ok();
-            if let Err(error) = serve(&c, stream).await {
+            if let Err(error) = serve(&c, stream, place).await {
                 tracing::debug!(?peer, %error, "control link ended");
             }
         });
     }
 }
 
-async fn serve(core: &Arc<Core>, stream: Stream) -> io::Result<()> {
+async fn serve(core: &Arc<Core>, stream: Stream, mut place: Place) -> io::Result<()> {
     let (r, mut w) = tokio::io::split(stream);
     let mut r = BufReader::new(r);
     let hello = tokio::time::timeout(SETUP_TIMEOUT, first(&mut r)).await.map_err(io::Error::other)??;
     let Some((id, hello)) = hello else { return Ok(()) };
-    let welcome = welcome(core, &hello);
+    let welcome = match place.of(hello.me.node) {
+        true => welcome(core, &hello),
+        false => {
+            let node = hello.me.node.short();
+            let text = format!("node {node} has {MAX_LINKS_OF_ONE} control links here already");
+            place.open.tell(&text);
+            Welcome::Refused(text)
+        }
+    };
     let go = matches!(welcome, Welcome::Ok { .. });
     w.write_all(&rpc::encode(Kind::Response, id, &Response::Welcome(welcome))?).await?;
     w.flush().await?;

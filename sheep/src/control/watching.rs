@@ -1,11 +1,13 @@
 //! The watch stream of a node that is not part of raft: the state once, then every entry in order, from a voter.
 //!
 //! It is a chain of requests that the voter holds until there is something to say. When its voter is gone another one is asked
-//! from where it stopped. A node that is part of raft does not watch.
+//! from where it stopped. A node that is part of raft does not watch. One that was
+//! voted out is not told by raft, so a voter whose log stands still asks.
 
 use super::core::Core;
 use super::rpc::{MAX_SNAPSHOT, Request, Response, WatchReply};
 use super::state_machine::decode_state;
+use sheepdog_cluster::NodeState;
 use sheepdog_proto::checksum::crc32c;
 use sheepdog_proto::{ControlIndex, NodeId};
 use std::io;
@@ -21,9 +23,11 @@ const LOOK: Duration = Duration::from_secs(2);
 pub(super) async fn follow(core: Arc<Core>) {
     let mut source: Option<NodeId> = None;
     let mut looked = None;
+    let mut fed = Fed::default();
     loop {
         if core.cluster().is_none() || core.raft_view().member {
             source = None;
+            fed.look(&core).await;
             tokio::select! {
                 () = core.stop.cancelled() => return,
                 () = core.nudge.notified() => {}
@@ -62,6 +66,52 @@ pub(super) async fn follow(core: Arc<Core>) {
                 None
             }
         };
+    }
+}
+
+/// Whether raft still goes on here.
+#[derive(Default)]
+struct Fed {
+    last_log: Option<u64>,
+    since: Option<Instant>,
+}
+
+impl Fed {
+    /// A voter whose log stands still asks somebody whether it still votes.
+    async fn look(&mut self, core: &Core) {
+        let view = core.raft_view();
+        if view.am_leader || view.last_log != self.last_log || !view.voters.contains(&core.me) {
+            *self = Self { last_log: view.last_log, since: None };
+            return;
+        }
+        let (Some(last), since) = (view.last_log, *self.since.get_or_insert_with(Instant::now)) else {
+            return;
+        };
+        if since.elapsed() < LOOK {
+            return;
+        }
+        self.since = Some(Instant::now());
+        let mut others: Vec<NodeId> = core.publisher.read(|s| {
+            let there = s.nodes.values().filter(|n| n.id != core.me && n.state != NodeState::Out);
+            there.map(|n| n.id).collect()
+        });
+        if others.is_empty() {
+            return;
+        }
+        let one = others.swap_remove(rand::random_range(0..others.len()));
+        let asked = core.peers.call(one, &Request::Status, Duration::from_secs(1)).await;
+        let Ok(Response::Status(s)) = asked else { return };
+        let ahead = s.cluster == core.cluster() && s.applied.0 > last;
+        // Raft may have gone on while we asked.
+        if ahead
+            && !s.voters.is_empty()
+            && !s.voters.contains(&core.me)
+            && core.raft_view().last_log == Some(last)
+        {
+            tracing::info!("this sheep does not vote any more: it watches");
+            core.demote(last);
+            core.heed_status(&s);
+        }
     }
 }
 

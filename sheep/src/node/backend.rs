@@ -11,8 +11,8 @@ use crate::observe::Observer;
 use crate::store::Store;
 use crate::store::fs::threads::ThreadsFs;
 use sheepdog_client::{Error, ErrorKind};
-use sheepdog_cluster::{ClusterState, Format, Redundancy};
-use sheepdog_proto::{ClusterId, DEFAULT_COPIES, DEFAULT_OBJECT_SIZE};
+use sheepdog_cluster::{ClusterState, Format, NodeState, Redundancy};
+use sheepdog_proto::{ClusterId, DEFAULT_COPIES, DEFAULT_OBJECT_SIZE, NodeId};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
@@ -41,6 +41,42 @@ pub struct Daemon {
     pub level: std::sync::Mutex<String>,
     /// Changes it.
     pub set_level: SetLog,
+}
+
+/// How long a rebuild looks for the sheep that its disks remember: they say hello to their seeds every half second.
+const GATHER: std::time::Duration = std::time::Duration::from_secs(5);
+
+impl Daemon {
+    /// Every sheep of a remembered state that was not out waits to be taken in. What one of them has and no other would be missing in the new cluster.
+    async fn others_are_there(&self, state: &ClusterState) -> Result<(), Error> {
+        let until = tokio::time::Instant::now() + GATHER;
+        loop {
+            let waiting: Vec<NodeId> = self.plane.peers_waiting().iter().map(|p| p.node).collect();
+            let missing: Vec<String> = state
+                .nodes
+                .values()
+                .filter(|n| {
+                    n.state != NodeState::Out
+                        && !n.gateway
+                        && n.id != self.control.me()
+                        && !waiting.contains(&n.id)
+                })
+                .map(|n| format!("{} at {}:{}", n.id.short(), n.addr.host, n.addr.peer_port))
+                .collect();
+            if missing.is_empty() {
+                return Ok(());
+            }
+            if tokio::time::Instant::now() >= until {
+                let text = format!(
+                    "the disks remember sheep that do not wait to be taken in: {}: start them with this sheep as --seed, and without the raft/ and \
+                     node.json of the cluster that was lost; or, if they are lost as well, use --force",
+                    missing.join(", ")
+                );
+                return Err(Error::new(ErrorKind::Cluster, text));
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+    }
 }
 
 fn failed(e: impl std::fmt::Display) -> Error {
@@ -102,6 +138,7 @@ impl AdminBackend for Daemon {
             strict: false,
             object_size: DEFAULT_OBJECT_SIZE,
             timing: self.config.timing,
+            layout: None,
         }
     }
     fn format(&self, format: Format) -> SendFut<'_, Result<ClusterId, Error>> {
@@ -122,7 +159,7 @@ impl AdminBackend for Daemon {
             Ok(id)
         })
     }
-    fn rebuild(&self, _force: bool) -> SendFut<'_, Result<ClusterId, Error>> {
+    fn rebuild(&self, force: bool) -> SendFut<'_, Result<ClusterId, Error>> {
         Box::pin(async move {
             let disks = self.config.disks.clone();
             let found = tokio::task::spawn_blocking(move || state_on_disks(&disks)).await.map_err(failed)?;
@@ -133,6 +170,9 @@ impl AdminBackend for Daemon {
                         .to_owned(),
                 ));
             };
+            if !force {
+                self.others_are_there(&state).await?;
+            }
             self.plane.rebuild(state).await.map_err(failed)
         })
     }

@@ -7,6 +7,7 @@ pub mod backend;
 pub mod check;
 pub mod data;
 pub mod keep;
+mod later;
 
 use crate::config::Config;
 use crate::control::Control;
@@ -23,7 +24,8 @@ use crate::volume::LocalFut;
 use crate::work::reclaim::Reclaim;
 use crate::work::scrub::Scrub;
 use crate::work::sync::{Sync, Worker};
-use sheepdog_cluster::{Command, EventLevel, NodeAddr};
+use later::Later;
+use sheepdog_cluster::{Command, EventLevel, Layout, NodeAddr};
 use sheepdog_proto::{ClusterId, NodeId};
 use std::cell::RefCell;
 use std::io;
@@ -83,7 +85,7 @@ pub struct Begin {
     pub nbd_tls: Option<Arc<rustls::ServerConfig>>,
     /// Work.
     pub jobs: mpsc::Receiver<Job>,
-    /// NBD could be bound (or not).
+    /// NBD is bound, or why it cannot be.
     pub ready: oneshot::Sender<Result<(), String>>,
 }
 
@@ -226,20 +228,24 @@ async fn serve(
     dead: CancellationToken,
 ) {
     let Begin { control, mut links, tls, nbd_tls, mut jobs, ready } = begin;
-    let mut ready = Some(ready);
-    // NBD listens at once; opens wait until the cluster is there.
+    // NBD listens at once; whoever connects waits until the cluster is there.
+    let (table_there, source) = Later::new();
+    let nbd = match start_nbd(&config, nbd_tls, source) {
+        Ok(nbd) => nbd,
+        Err(e) => {
+            let _ = ready.send(Err(e.to_string()));
+            return;
+        }
+    };
+    let _ = ready.send(Ok(()));
     let cluster = tokio::select! {
         biased;
         () = stop.cancelled() => return,
-        c = async {
-            if let Some(r) = ready.take() {
-                let _ = r.send(Ok(()));
-            }
-            formatted(&control).await
-        } => c,
+        c = formatted(&control) => c,
     };
+    let layout = control.read(|s| s.format.as_ref().and_then(|f| f.layout));
     if let Some(s) = &store
-        && let Err(e) = s.set_cluster(cluster).await
+        && let Err(e) = s.set_cluster(cluster, layout.map(|l| l == Layout::Plain)).await
     {
         tracing::error!(error = %e, "the cluster's id cannot be written to the disks");
     }
@@ -254,17 +260,11 @@ async fn serve(
         replica: replica.clone(),
         gateway: gateway.clone(),
         table: table.clone(),
-        nbd: RefCell::new(None),
+        nbd: RefCell::new(nbd),
         stop: work.clone(),
         started: std::time::Instant::now(),
     });
-    match start_nbd(&config, nbd_tls, table) {
-        Ok(handle) => *node.nbd.borrow_mut() = handle,
-        Err(e) => {
-            tracing::error!(error = %e, "NBD cannot be served");
-            stop.cancel();
-        }
-    }
+    table_there.send_replace(Some(table));
     watched.begin(&node);
     if let Some(s) = &store {
         tokio::task::spawn_local(keep::run(control.clone(), s.clone(), work.clone()));
@@ -305,7 +305,7 @@ async fn serve(
 fn start_nbd(
     config: &Config,
     tls: Option<Arc<rustls::ServerConfig>>,
-    table: Rc<Table>,
+    table: Rc<Later>,
 ) -> io::Result<Option<NbdHandle>> {
     use crate::front::nbd::TlsPolicy;
     let mut listen = Vec::new();
@@ -325,7 +325,9 @@ fn start_nbd(
         return Ok(None);
     }
     let insecure = config.exposed && tls.is_none();
-    NbdServer::start(NbdConfig { listen, tls, insecure, limits: Limits::default() }, table).map(Some)
+    NbdServer::start(NbdConfig { listen, tls, insecure, limits: Limits::default() }, table)
+        .map(Some)
+        .map_err(|e| io::Error::new(e.kind(), format!("{e} (see --nbd-port and --nbd-socket)")))
 }
 
 /// A failed disk is retired in the committed map, so that writes go on without it and its objects are filled again elsewhere.

@@ -2,6 +2,7 @@
 
 use super::attach::{Attached, Gateway, Io, IoDone, MAX_FORWARD};
 use super::opens::{Ear, Gone, Open};
+use crate::buf::AlignedBuf;
 use crate::volume::{ExportInfo, Extent, LocalFut, Volume, VolumeError, VolumeSource, ZeroFlags};
 use bytes::Bytes;
 use futures::stream::{FuturesOrdered, FuturesUnordered, StreamExt};
@@ -273,8 +274,19 @@ impl Volume for Live {
             .await
         })
     }
-    fn zero(&self, offset: u64, len: u64, _flags: ZeroFlags) -> LocalFut<'_, Result<(), VolumeError>> {
-        Box::pin(self.parts(offset, len, 256 << 20, |at, n| Io::Zero { offset: at, len: n, discard: false }))
+    fn zero(&self, offset: u64, len: u64, flags: ZeroFlags) -> LocalFut<'_, Result<(), VolumeError>> {
+        Box::pin(async move {
+            if !flags.no_hole {
+                let part = |at, n| Io::Zero { offset: at, len: n, discard: false };
+                return self.parts(offset, len, 256 << 20, part).await;
+            }
+            if flags.fast {
+                return Err(VolumeError::NotFast);
+            }
+            let zeros = AlignedBuf::zeroed(len.min(MAX_FORWARD) as usize).freeze();
+            let part = |at, n: u64| Io::Write { offset: at, data: zeros.slice(..n as usize) };
+            self.parts(offset, len, MAX_FORWARD, part).await
+        })
     }
     fn trim(&self, offset: u64, len: u64) -> LocalFut<'_, Result<(), VolumeError>> {
         Box::pin(self.parts(offset, len, 256 << 20, |at, n| Io::Zero { offset: at, len: n, discard: true }))

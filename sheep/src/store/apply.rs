@@ -123,10 +123,7 @@ async fn write_all(d: &Rc<Disk>) -> Result<(), StoreError> {
     let tails = d.saved_tails();
     wait(d, d.journal.append(tails, Vec::new())).await?;
     d.journal.advance(position, sequence).await.map_err(|e| d.fail(e.to_string()))?;
-    if let Ok(space) = d.fs.space(&d.path) {
-        d.free.set(space.free);
-        d.total.set(space.total);
-    }
+    d.measure();
     Ok(())
 }
 
@@ -138,7 +135,7 @@ async fn wait(d: &Rc<Disk>, durable: super::disk::Durable) -> Result<(), StoreEr
     }
 }
 
-/// Notice when a disk disappears from under an idle daemon. Ends like `run`.
+/// Notice when a disk disappears from under an idle daemon, and when somebody else has made room on it. Ends like `run`.
 pub(super) async fn look_after(disk: Weak<Disk>) {
     loop {
         tokio::time::sleep(LOOK).await;
@@ -147,6 +144,7 @@ pub(super) async fn look_after(disk: Weak<Disk>) {
         if d.check().is_err() || d.is_there().is_err() {
             return;
         }
+        d.measure();
     }
 }
 

@@ -27,12 +27,17 @@ use std::rc::Rc;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 
+/// A disk that takes a write of this many bytes, the largest there are, is not full.
+const LARGEST: u64 = 1 << 20;
 /// Metadata kept in memory for objects at rest, per disk (about 5 KiB each).
 const MAX_LOADED: usize = 2048;
 /// Files kept open for objects at rest, per disk.
 const MAX_OPEN: usize = 512;
-/// Tail entries per VDI; beyond it the oldest are dropped (the session's watermark is far behind: reconciling compares whole objects then).
+/// Tail entries per VDI at which those of one object are made into one: a takeover needs to know which objects to compare, and blocks that may differ.
 const MAX_TAIL: usize = 65_536;
+/// Objects in the tail of one VDI: their entries fit into one message. Beyond it the oldest are dropped, and the log says so: a takeover does not compare these
+/// objects, and only `dog vdi check` finds where their copies differ. It takes one write that waits while so many other objects are written.
+const MAX_TAIL_OBJECTS: usize = 131_072;
 
 /// A block that is not in the object file yet.
 #[derive(Clone)]
@@ -81,13 +86,43 @@ pub(super) struct Summary {
 struct Tails {
     mark: Version,
     entries: VecDeque<TailEntry>,
+    /// How many there are after the entries of one object were made into one.
+    folded: usize,
+}
+
+impl Tails {
+    /// Remember one more. How many were dropped for it.
+    fn push(&mut self, entry: TailEntry, (entries, objects): (usize, usize)) -> usize {
+        self.entries.push_back(entry);
+        // At least as many again as were left over last time, so that this costs little per entry.
+        if self.entries.len() <= entries.max(2 * self.folded) {
+            return 0;
+        }
+        let mut last: BTreeMap<ObjectId, TailEntry> = BTreeMap::new();
+        for e in self.entries.drain(..) {
+            match last.get_mut(&e.oid) {
+                None => drop(last.insert(e.oid, e)),
+                Some(l) => {
+                    l.version = l.version.max(e.version);
+                    l.prev = l.prev.min(e.prev);
+                    l.blocks = l.blocks.start.min(e.blocks.start)..l.blocks.end.max(e.blocks.end);
+                }
+            }
+        }
+        let mut left: Vec<TailEntry> = last.into_values().collect();
+        left.sort_unstable_by_key(|e| e.version);
+        let dropped = left.len().saturating_sub(objects);
+        self.entries = left.split_off(dropped).into();
+        self.folded = self.entries.len();
+        dropped
+    }
 }
 
 /// One disk.
 pub(super) struct Disk {
     pub(super) id: DiskId,
     pub(super) path: PathBuf,
-    pub(super) plain: bool,
+    pub(super) plain: Cell<bool>,
     pub(super) fs: Rc<dyn Fs>,
     pub(super) journal: Rc<Journal>,
     pub(super) index: Rc<dyn Index>,
@@ -149,7 +184,7 @@ impl Disk {
         Rc::new(Self {
             id,
             path,
-            plain,
+            plain: Cell::new(plain),
             fs,
             journal,
             index,
@@ -179,7 +214,7 @@ impl Disk {
     /// Directory of an object's file, and the file.
     pub(super) fn object_path(&self, oid: ObjectId) -> (PathBuf, PathBuf) {
         let mut dir = self.path.join("obj");
-        if !self.plain {
+        if !self.plain.get() {
             dir.push(oid.layer().hex());
             dir.push(format!("{:03x}", oid.index() >> 12));
         }
@@ -250,6 +285,32 @@ impl Disk {
     /// See `room`.
     pub(super) fn admits(&self, bytes: usize) -> bool {
         self.fresh_bytes.get() <= super::apply::FRESH_LIMIT && self.journal.admits(bytes)
+    }
+    /// How much room there is now: others may use the file system, or make room on it.
+    pub(super) fn measure(&self) {
+        if let Ok(space) = self.fs.space(&self.path) {
+            self.free.set(space.free);
+            self.total.set(space.total);
+        }
+        if *self.state.borrow() == DiskState::Full {
+            self.has_room(LARGEST);
+        }
+    }
+    /// The names of directories of changed objects are on stable storage, up to the disk's own.
+    pub(super) fn sync_parents(&self) -> std::io::Result<()> {
+        let mut parents = BTreeSet::new();
+        for oid in self.dirty.borrow().iter() {
+            let (dir, _) = self.object_path(*oid);
+            let above = dir.ancestors().skip(1).take_while(|d| d.starts_with(&self.path));
+            parents.extend(above.map(std::path::Path::to_owned));
+        }
+        for dir in parents {
+            match self.fs.sync_dir(&dir) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
+        }
+        Ok(())
     }
     /// Free space that may still be promised.
     fn has_room(&self, bytes: u64) -> bool {
@@ -687,9 +748,9 @@ impl Disk {
         let mut tails = self.tails.borrow_mut();
         let t = tails.entry(vdi).or_default();
         if entry.version > t.mark {
-            t.entries.push_back(entry);
-            if t.entries.len() > MAX_TAIL {
-                t.entries.pop_front();
+            let dropped = t.push(entry, (MAX_TAIL, MAX_TAIL_OBJECTS));
+            if dropped > 0 {
+                tracing::error!(%vdi, dropped, "too many objects were written while one write waited: a takeover would not compare all of them; check the VDI");
             }
         }
     }
@@ -889,5 +950,47 @@ impl Drop for Loading<'_> {
         for w in self.0.waiting.borrow_mut().drain(..) {
             let _ = w.send(());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_tail_still_names_every_object_and_block() {
+        let v = |seq| Version { generation: 1, seq };
+        let mut tails = Tails::default();
+        // One write waits for ever, ten objects are written again and again.
+        for seq in 1..=1000u64 {
+            let oid = ObjectId::data(LayerId(1), if seq == 1 { 99 } else { (seq % 10) as u32 });
+            let first = (seq % 7) as u32 * 10;
+            let entry = TailEntry { oid, version: v(seq), prev: v(seq - 1), blocks: first..first + 2 };
+            assert_eq!(tails.push(entry, (64, 128)), 0, "nothing is dropped");
+            assert!(tails.entries.len() <= 64);
+        }
+        let of = |index| tails.entries.iter().filter(move |e| e.oid == ObjectId::data(LayerId(1), index));
+        assert_eq!(of(99).map(|e| (e.version, e.blocks.clone())).collect::<Vec<_>>(), [(v(1), 10..12)]);
+        for index in 0..10 {
+            let (start, end) =
+                of(index).fold((u32::MAX, 0), |(s, e), t| (s.min(t.blocks.start), e.max(t.blocks.end)));
+            assert_eq!((start, end), (0, 62), "all blocks that were written");
+            let last = of(index).map(|e| e.version.seq).max();
+            assert_eq!(last.map(|s| s % 10), Some(u64::from(index)));
+        }
+        assert!(tails.entries.iter().zip(tails.entries.iter().skip(1)).all(|(a, b)| a.version < b.version));
+        // With more objects than there may be the oldest go, and that is told.
+        let mut dropped = 0;
+        for seq in 2000..2400u64 {
+            let entry = TailEntry {
+                oid: ObjectId::data(LayerId(1), seq as u32),
+                version: v(seq),
+                prev: Version::NONE,
+                blocks: 0..1,
+            };
+            dropped += tails.push(entry, (64, 128));
+            assert!(tails.entries.len() <= 256);
+        }
+        assert!(dropped > 0 && tails.entries.iter().any(|e| e.version == v(2399)));
     }
 }

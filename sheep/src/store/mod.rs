@@ -33,7 +33,7 @@ use journal::Record;
 use sheepdog_proto::{
     BLOCK_SHIFT, BlockMap, DiskId, Epoch, Generation, LayerId, ObjectId, PlacementKey, VdiId, Version,
 };
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::path::Path;
@@ -102,6 +102,8 @@ pub struct Store {
     pending: RefCell<Pending>,
     events_out: mpsc::Sender<StoreEvent>,
     events_in: RefCell<Option<mpsc::Receiver<StoreEvent>>>,
+    /// Layout of disks that have no objects yet.
+    plain: Cell<bool>,
     me: std::rc::Weak<Store>,
 }
 

@@ -15,7 +15,7 @@ use sheepdog_proto::{
     BLOCK_SIZE, ClusterId, DiskId, Epoch, Generation, LayerId, MAX_OBJECT_SIZE, MIN_OBJECT_SIZE, NodeId,
     ObjectId, PlacementKey, VdiId, Version,
 };
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -121,6 +121,7 @@ impl Store {
             pending: RefCell::default(),
             events_out,
             events_in: RefCell::new(Some(events_in)),
+            plain: Cell::new(config.plain),
             me: me.clone(),
         });
         for path in &config.disks {
@@ -146,16 +147,21 @@ impl Store {
         self.disks.borrow().iter().any(|d| !d.objects.borrow().is_empty())
     }
 
-    /// Write the cluster's identity on every disk.
-    pub async fn set_cluster(&self, cluster: ClusterId) -> Result<(), OpenError> {
+    /// Write the cluster's identity on every disk. `plain`: how the cluster wants objects to lie on disks that have none, if it says so.
+    pub async fn set_cluster(&self, cluster: ClusterId, plain: Option<bool>) -> Result<(), OpenError> {
+        self.plain.set(plain.unwrap_or(self.plain.get()));
         let disks: Vec<Rc<Disk>> = self.disks.borrow().clone();
         for d in disks {
+            // A file that is still to be unlinked is looked for where it was.
+            if d.objects.borrow().is_empty() && d.unlink.borrow().is_empty() {
+                d.plain.set(self.plain.get());
+            }
             let id = Identity {
                 format: FORMAT,
                 disk: d.id,
                 node: self.config.node,
                 cluster: Some(cluster),
-                plain: d.plain,
+                plain: d.plain.get(),
             };
             // Whoever looks in between sees a file that is not known yet.
             let _turn = d.looking.lock().await;
@@ -190,7 +196,7 @@ impl Store {
                 disk: random_id(),
                 node: self.config.node,
                 cluster: self.config.cluster,
-                plain: self.config.plain,
+                plain: self.plain.get(),
             };
             return Ok(id);
         };
@@ -234,9 +240,11 @@ impl Store {
             .open(&journal_path, how)
             .map_err(|e| OpenError(format!("{}: {e}: a journal is a file", journal_path.display())))?;
         let virgin = read_small(&*self.fs, path, IDENTITY).await.map_err(fail)?.is_none();
+        let journal_dir = journal_path.parent().unwrap_or(path).to_owned();
         if virgin {
             let size = self.config.journal_size.unwrap_or(DEFAULT_JOURNAL);
             Journal::create(file.clone(), size).await.map_err(fail)?;
+            self.fs.sync_dir(&journal_dir).map_err(fail)?;
             // Last: a directory with an identity has a journal.
             self.write_identity(path, &id).await?;
         } else if file.is_empty().map_err(fail)? {
@@ -257,6 +265,7 @@ impl Store {
             if self.config.journal_dir.is_some() {
                 let name = journal_path.with_file_name(format!("journal-{}", id.disk));
                 self.fs.rename(&journal_path, &name).map_err(fail)?;
+                self.fs.sync_dir(&journal_dir).map_err(fail)?;
                 journal_path = name;
             }
             self.write_identity(path, &id).await?;
@@ -290,6 +299,8 @@ impl Store {
             disk.run(position, &record, &data);
         }
         if replayed > 0 {
+            // The process before this one may have ended between making a directory and making it durable.
+            disk.sync_parents().map_err(fail)?;
             tracing::info!(path = %path.display(), records = replayed, "journal replayed");
         }
         if lost {
@@ -344,7 +355,7 @@ impl Store {
     async fn scan(&self, disk: &Rc<Disk>) -> io::Result<()> {
         let root = disk.path.join("obj");
         let mut dirs = vec![root.clone()];
-        if !disk.plain {
+        if !disk.plain.get() {
             dirs.clear();
             for layer in self.fs.list(&root)? {
                 for part in self.fs.list(&root.join(&layer))? {
@@ -367,21 +378,26 @@ impl Store {
     async fn scan_object(&self, disk: &Rc<Disk>, oid: ObjectId) -> io::Result<()> {
         let (_, path) = disk.object_path(oid);
         let file = self.fs.open(&path, OpenHow { create: false, direct: true })?;
-        let mut size = sheepdog_proto::DEFAULT_OBJECT_SIZE;
-        // The length of the file tells the object size.
         let len = file.len()?;
-        let mut whole = len == 0;
-        let mut guess = MIN_OBJECT_SIZE;
-        while guess <= MAX_OBJECT_SIZE {
-            if super::object::file_len(guess) == len {
-                (size, whole) = (guess, true);
+        // The length of the file tells the object size, and its header must say the same: a large object cut short may have the length of a small one.
+        let told = object_sizes().find(|size| super::object::file_len(*size) == len);
+        let mut header = Err(super::object::Slot::Blank);
+        for size in told.into_iter().chain(object_sizes().filter(|s| Some(*s) != told)) {
+            let slot = slot_len(size);
+            let both = file.read_at(0, 2 * slot).await?;
+            match best_slot(oid, &both, slot) {
+                Ok((_, m)) if m.object_size != size => header = Err(super::object::Slot::Broken),
+                Err(super::object::Slot::Blank) => {}
+                Err(why) => header = Err(why),
+                valid => {
+                    header = valid;
+                    break;
+                }
             }
-            guess *= 2;
         }
-        let slot = slot_len(size);
-        let both = file.read_at(0, 2 * slot).await?;
-        match best_slot(oid, &both, slot) {
-            Ok((counter, m)) => {
+        let whole = len == 0 || told.is_some();
+        match header {
+            Ok((counter, m)) if told == Some(m.object_size) => {
                 let mut data = m.present.clone();
                 data.subtract(&m.zero);
                 let summary = Summary {
@@ -397,11 +413,25 @@ impl Store {
             }
             // Made, but the crash came before its first metadata: the journal has it, or nobody was told. A file of another length was cut.
             Err(super::object::Slot::Blank) if whole => self.fs.unlink(&path)?,
+            Ok((_, m)) => {
+                let _ = self.events_out.try_send(StoreEvent::Corrupt { oid, blocks: 0..0 });
+                tracing::warn!(%oid, path = %path.display(), bytes = len, "an object's file has not the length that its header says");
+                let summary = Summary {
+                    vdi: m.vdi,
+                    object_size: m.object_size,
+                    version: Version::NONE,
+                    epoch: m.epoch,
+                    filling: false,
+                    data_blocks: 0,
+                    broken: true,
+                };
+                disk.found(oid, m.key, 0, summary);
+            }
             Err(_) => {
                 let _ = self.events_out.try_send(StoreEvent::Corrupt { oid, blocks: 0..0 });
                 let summary = Summary {
                     vdi: VdiId(0),
-                    object_size: size,
+                    object_size: told.unwrap_or(sheepdog_proto::DEFAULT_OBJECT_SIZE),
                     version: Version::NONE,
                     epoch: Epoch(0),
                     filling: false,
@@ -414,6 +444,11 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// Sizes that an object may have.
+fn object_sizes() -> impl Iterator<Item = u32> {
+    std::iter::successors(Some(MIN_OBJECT_SIZE), |s| s.checked_mul(2)).take_while(|s| *s <= MAX_OBJECT_SIZE)
 }
 
 /// The object a record changes the metadata of.

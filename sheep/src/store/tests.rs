@@ -263,6 +263,29 @@ fn a_full_disk_says_so_and_recovers() {
 }
 
 #[test]
+fn room_made_by_others_is_noticed_without_a_write() {
+    local(|| async {
+        let fs = MemoryFs::new(80 << 20);
+        let store = Store::open(config(&["/d".into()]), Rc::new(fs.clone())).await.expect("opens");
+        let mut events = store.events().expect("events");
+        let mut seq = 0;
+        while store.write(op(seq as u32, 0, seq + 1, 0..BLOCKS, Some(1))).await.is_ok() {
+            seq += 1;
+            assert!(seq < 100);
+        }
+        assert!(matches!(events.recv().await, Some(StoreEvent::DiskFull { full: true, .. })));
+        assert_eq!(store.disks()[0].state, DiskState::Full);
+        // Everything is in its place: no checkpoint looks at the disk any more.
+        tokio::time::sleep(std::time::Duration::from_secs(30)).await;
+        fs.set_total(200 << 20);
+        let told = tokio::time::timeout(std::time::Duration::from_secs(10), events.recv()).await;
+        assert!(matches!(told, Ok(Some(StoreEvent::DiskFull { full: false, .. }))), "{told:?}");
+        assert_eq!((store.disks()[0].state.clone(), store.disks()[0].total), (DiskState::Ok, 200 << 20));
+        assert_eq!(store.write(op(200, 0, seq + 1, 0..BLOCKS, Some(1))).await, Ok(WriteOutcome::Done));
+    });
+}
+
+#[test]
 fn used_space_is_the_sum_over_all_objects() {
     local(|| async {
         let fs = MemoryFs::default();
@@ -359,6 +382,47 @@ fn an_index_that_is_gone_or_damaged_is_made_again() {
             let r = store.read(&store.layers_at(key(3)), key(3), 0..4).await.expect("reads");
             assert!(r.data.iter().all(|b| *b == 4));
             drop(store);
+        }
+    });
+}
+
+#[test]
+fn a_file_cut_to_the_length_of_a_smaller_object_is_damaged() {
+    real(|| async {
+        // Cut after one write, when one of the two headers is blank, and after several.
+        for writes in 1..=3 {
+            let dir = tempfile::tempdir().expect("directory");
+            let fs: Rc<dyn Fs> = Rc::new(ThreadsFs);
+            let big = |index, seq| WriteOp { object_size: 4 << 20, ..op(index, seq - 1, seq, 0..4, Some(7)) };
+            for seq in 1..=writes {
+                let store = Store::open(config(&[dir.path().to_owned()]), fs.clone()).await.expect("opens");
+                for index in 0..2 {
+                    assert_eq!(store.write(big(index, seq)).await, Ok(WriteOutcome::Done));
+                }
+                store.close().await.expect("closes");
+            }
+            let file = std::fs::File::options().write(true).open(object_file(dir.path(), 0)).expect("opens");
+            assert_eq!(file.metadata().expect("length").len(), object::file_len(4 << 20));
+            assert_eq!(
+                object::file_len(4 << 20) / 2,
+                object::file_len(2 << 20),
+                "so that lengths do not tell"
+            );
+            file.set_len(object::file_len(2 << 20)).expect("cut");
+            std::fs::remove_file(dir.path().join("index.redb")).expect("there is an index");
+            let store = Store::open(config(&[dir.path().to_owned()]), fs).await.expect("opens");
+            let oid = ObjectId::data(LayerId(1), 0);
+            let told = store.events().expect("events").try_recv();
+            assert!(
+                matches!(told, Ok(StoreEvent::Corrupt { oid: o, .. }) if o == oid),
+                "{writes} writes: {told:?}"
+            );
+            let (row, _) = store.row(oid).expect("it is not forgotten");
+            assert_eq!((row.object_size, row.key, row.vdi, row.filling), (4 << 20, key(0), VdiId(1), true));
+            let read = store.read(&[LayerId(1)], key(0), 0..4).await.map(|r| r.data.len());
+            assert_eq!(read, Err(StoreError::CorruptHeader { oid }));
+            let other = store.read(&[LayerId(1)], key(1), 0..4).await.expect("the other one is whole");
+            assert!(other.data.iter().all(|b| *b == 7));
         }
     });
 }

@@ -138,7 +138,7 @@ fn volume_errors_have_their_numbers_and_sentences() {
         let mut c = Client::vol(&b.path).await;
         for (fault, errno) in [
             (VolumeError::Io("no copy of object 7 is readable".into()), Errno::Io),
-            (VolumeError::NoSpace, Errno::NoSpace),
+            (VolumeError::NotFast, Errno::NotSup),
             (VolumeError::ReadOnly, Errno::Perm),
             (VolumeError::Busy("locked".into()), Errno::Perm),
             (VolumeError::OutOfRange, Errno::Inval),

@@ -2,7 +2,7 @@
 
 use crate::oracle::history::{Asked, Kind, REGISTER};
 use crate::world::node::Ctx;
-use crate::world::{Lost, OBJECT, World};
+use crate::world::{Lost, World};
 use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt};
 use rand::Rng;
@@ -15,8 +15,6 @@ use tokio::task::JoinHandle;
 
 /// Blocks that are written: few, so that operations meet; in several objects, and at their edges.
 pub const BLOCKS: [u64; 10] = [0, 1, 2, 200, 254, 255, 256, 257, 512, 700];
-const BLOCK: u64 = 4096;
-const PER_OBJECT: u64 = OBJECT as u64 / BLOCK;
 /// How long a client waits for an answer before it reconnects.
 const PATIENCE: Duration = Duration::from_secs(40);
 
@@ -189,7 +187,10 @@ async fn one(world: Rc<World>, id: u64, node: usize, handle: u64, ask: Ask) -> R
     tracing::trace!(at = world.history.now(), %what, "asks");
     let mut open = Open(&world, Some(world.history.ask(id, &registers, what.clone())));
     let sent = ask.clone();
-    let call = world.call(node, move |ctx| perform(ctx, handle, sent));
+    let at = match ask {
+        Ask::Read(first, _) | Ask::Write(first, _) | Ask::Zero(first, ..) => world.place(first),
+    };
+    let call = world.call(node, move |ctx| perform(ctx, handle, at, sent));
     let answer = match tokio::time::timeout(PATIENCE, call).await {
         Err(_) | Ok(Err(Lost)) => return Err(Lost),
         Ok(Ok(answer)) => answer,
@@ -218,23 +219,23 @@ async fn one(world: Rc<World>, id: u64, node: usize, handle: u64, ask: Ask) -> R
     }
 }
 
-async fn perform(ctx: Rc<Ctx>, handle: u64, ask: Ask) -> Result<Vec<u8>, VolumeError> {
+async fn perform(ctx: Rc<Ctx>, handle: u64, at: u64, ask: Ask) -> Result<Vec<u8>, VolumeError> {
     let volume = ctx.volumes.borrow().get(&handle).cloned();
     let Some(volume) = volume else { return Err(VolumeError::ShuttingDown) };
     match ask {
-        Ask::Read(first, n) => {
-            let parts = volume.read(first * REGISTER, (n * REGISTER) as u32).await?;
+        Ask::Read(_, n) => {
+            let parts = volume.read(at, (n * REGISTER) as u32).await?;
             Ok(parts.concat())
         }
-        Ask::Write(first, values) => {
-            volume.write(first * REGISTER, Bytes::from(encode(&values))).await?;
+        Ask::Write(_, values) => {
+            volume.write(at, Bytes::from(encode(&values))).await?;
             Ok(Vec::new())
         }
-        Ask::Zero(first, n, trim) => {
+        Ask::Zero(_, n, trim) => {
             if trim {
-                volume.trim(first * REGISTER, n * REGISTER).await?;
+                volume.trim(at, n * REGISTER).await?;
             } else {
-                volume.zero(first * REGISTER, n * REGISTER, ZeroFlags::default()).await?;
+                volume.zero(at, n * REGISTER, ZeroFlags::default()).await?;
             }
             Ok(Vec::new())
         }
@@ -264,6 +265,6 @@ pub fn registers() -> Vec<u64> {
     let mut all: Vec<u64> = BLOCKS.iter().flat_map(|b| b * 2..(b + 3) * 2 + 2).collect();
     all.sort_unstable();
     all.dedup();
-    all.retain(|r| *r < 4 * PER_OBJECT * 2);
+    all.retain(|r| *r < World::registers());
     all
 }

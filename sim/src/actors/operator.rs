@@ -107,11 +107,12 @@ pub async fn read(world: &Rc<World>, layer: LayerId, attempts: usize) -> Option<
     for _ in 0..attempts {
         let n = rng.random_range(0..world.nodes.len());
         let vdi = world.vdi;
+        let places: Vec<(u64, u64)> = registers().into_iter().map(|r| (r, world.place(r))).collect();
         let data = world.call(n, move |ctx| async move {
             let volume = open_image(&ctx.node.gateway, vdi, Some(layer)).await?;
             let mut all = BTreeMap::new();
-            for r in registers() {
-                let parts = volume.read(r * REGISTER, REGISTER as u32).await?;
+            for (r, at) in places {
+                let parts = volume.read(at, REGISTER as u32).await?;
                 all.insert(r, parts.concat());
             }
             volume.close().await;

@@ -16,11 +16,12 @@ pub async fn check(world: &Rc<World>) -> Vec<String> {
         let asked =
             world.history.ask(1_000 + i as u64, &asks, format!("the last reads, through node {}", i + 1));
         let vdi = world.vdi;
+        let places: Vec<u64> = all.iter().map(|r| world.place(*r)).collect();
         let read = world.call(i, move |ctx| async move {
             let volume = open_image(&ctx.node.gateway, vdi, None).await?;
             let mut data = Vec::new();
-            for r in registers() {
-                data.extend(volume.read(r * REGISTER, REGISTER as u32).await?.concat());
+            for at in places {
+                data.extend(volume.read(at, REGISTER as u32).await?.concat());
             }
             volume.close().await;
             Ok::<_, VolumeError>(data)

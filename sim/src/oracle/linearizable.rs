@@ -29,7 +29,7 @@ pub fn check(history: &History) -> Vec<String> {
     let mut bad = Vec::new();
     for (register, ops) in history.by_register() {
         if let Err(why) = register_ok(&ops) {
-            bad.push(format!("register {register} (byte {}): {why}", register * super::history::REGISTER));
+            bad.push(format!("register {register}: {why}"));
         }
     }
     bad

@@ -5,7 +5,7 @@ pub mod clock;
 pub mod net;
 pub mod node;
 
-use crate::oracle::history::History;
+use crate::oracle::history::{History, REGISTER};
 use authority::Authority;
 use net::Net;
 use node::{Ctx, Node};
@@ -19,10 +19,14 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
-/// Bytes of an object.
-pub const OBJECT: u32 = 1 << 20;
-/// Bytes of the volume.
-pub const SIZE: u64 = 4 << 20;
+/// Bytes of an object in most runs: one of its headers is one page.
+const SMALL: u32 = 1 << 20;
+/// Bytes of an object in the others, one in four: a header has two pages, so it can be torn.
+const LARGE: u32 = 4 << 20;
+/// Objects of the volume.
+const OBJECTS: u64 = 4;
+/// Registers at the beginning of an object that are at its beginning whatever its size; the others are at its end.
+const FRONT: u64 = 220;
 /// The cluster.
 pub const CLUSTER: ClusterId = ClusterId(7);
 
@@ -44,6 +48,8 @@ pub struct World {
     pub nodes: Vec<Rc<Node>>,
     /// The volume.
     pub vdi: VdiId,
+    /// Bytes of an object.
+    pub object: u32,
     /// What clients saw.
     pub history: History,
     /// Violations seen on the way.
@@ -63,6 +69,7 @@ impl World {
     pub async fn new(seed: u64) -> Rc<Self> {
         clock::start();
         let mut rng = SmallRng::seed_from_u64(seed);
+        let object = if seed % 4 == 3 { LARGE } else { SMALL };
         let n = rng.random_range(3..=5usize);
         let copies = rng.random_range(2..=3u8).min(n as u8);
         let authority = Authority::new(rng.random());
@@ -73,8 +80,9 @@ impl World {
             redundancy: Redundancy::Copies(copies),
             min_copies: None,
             strict: false,
-            object_size: OBJECT,
+            object_size: object,
             timing: Timing { heartbeat: 1_000, lease: 4_000, down_out: rng.random_range(15_000..60_000) },
+            layout: None,
         };
         authority.commit(Command::Format(format));
         tokio::task::spawn_local(authority.clone().lead());
@@ -90,9 +98,9 @@ impl World {
         let create = Command::VdiCreate {
             name: "disk".into(),
             uuid: 1,
-            size: SIZE,
+            size: OBJECTS * u64::from(object),
             redundancy: None,
-            object_size: Some(OBJECT),
+            object_size: Some(object),
         };
         let Reply::Vdi(vdi) = authority.commit(create) else { panic!("the volume cannot be made") };
         Rc::new(Self {
@@ -102,6 +110,7 @@ impl World {
             authority,
             nodes,
             vdi,
+            object,
             history: History::default(),
             violations: RefCell::default(),
             stopping: CancellationToken::new(),
@@ -113,6 +122,18 @@ impl World {
     /// A generator for one actor.
     pub fn rng(&self, actor: u64) -> SmallRng {
         SmallRng::seed_from_u64(self.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ actor)
+    }
+    /// Byte of the volume where a register is. They are numbered as in small objects: what is at an edge of one is at the same edge of a large one, and
+    /// neighbours stay neighbours (nobody uses those between front and back).
+    pub fn place(&self, register: u64) -> u64 {
+        let per_object = u64::from(SMALL) / REGISTER;
+        let (index, at) = (register / per_object, register % per_object);
+        let from_end = u64::from(self.object) - (per_object - at) * REGISTER;
+        index * u64::from(self.object) + if at < FRONT { at * REGISTER } else { from_end }
+    }
+    /// Registers of the volume.
+    pub fn registers() -> u64 {
+        OBJECTS * u64::from(SMALL) / REGISTER
     }
     /// Note a broken promise.
     pub fn violation(&self, name: &'static str, what: String) {

@@ -24,7 +24,7 @@ pub struct Args {
     /// Object size of new VDIs, 1M to 64M (default 4M)
     #[arg(long, value_name = "SIZE", value_parser = size::parse_positive)]
     object_size: Option<u64>,
-    /// Checked against the sheep's: how objects are laid out on disk is decided by `sheep --store`
+    /// How objects lie on disks that have none yet, whatever `sheep --store` says (default: as each sheep says)
     #[arg(short = 'b', long, value_enum)]
     store: Option<Store>,
     /// Wait until this many sheep that store data have joined
@@ -50,10 +50,13 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Output, Failure> {
         strict: args.strict,
         object_size: u32::try_from(object_size).map_err(|_| Failure::usage("an object has at most 64M"))?,
         wait_for_nodes: args.nodes,
+        store: match args.store {
+            None => "",
+            Some(Store::Plain) => "plain",
+            Some(Store::Tree) => "tree",
+        }
+        .into(),
     };
-    if args.store.is_some() {
-        ctx.remark("the layout of each disk is decided by the --store option of its sheep");
-    }
     let info = ctx.client().await?.format(request).await?;
     Ok(Output::Done(super::info::record(&info)))
 }

@@ -74,6 +74,11 @@ pub fn record(info: &ClusterInfo) -> Record {
         .field("min_copies", "Copies before a write is acknowledged", Cell::Number(info.min_copies.into()))
         .field("strict", "Strict zones", Cell::Bool(info.strict))
         .field("object_size", "Object size", Cell::Bytes(info.object_size.into()))
+        .field(
+            "store",
+            "Layout of disks",
+            if info.store.is_empty() { Cell::text("each sheep's") } else { Cell::text(&info.store) },
+        )
         .field("recovery_enabled", "Recovery enabled", Cell::Bool(recovery.enabled))
         .field("heartbeat_s", "Heartbeat", seconds(info.heartbeat_ms))
         .field("lease_s", "Lease", seconds(info.lease_ms))

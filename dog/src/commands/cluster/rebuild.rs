@@ -13,7 +13,7 @@ pub struct Args {
     /// Read the state back from the data disks
     #[arg(long, required = true)]
     from_disks: bool,
-    /// Also when some of the sheep that the disks remember are not there
+    /// Also when some of the sheep that the disks remember do not wait to be taken in
     #[arg(long)]
     force: bool,
     #[command(flatten)]

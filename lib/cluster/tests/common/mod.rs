@@ -17,6 +17,7 @@ pub fn format(copies: u8) -> Command {
         strict: false,
         object_size: 4 << 20,
         timing: Timing::default(),
+        layout: None,
     })
 }
 

@@ -57,7 +57,7 @@ impl From<DataError> for Error {
                 VolumeError::ReadOnly | VolumeError::Busy(_) | VolumeError::Gone(_) | VolumeError::Fenced => {
                     K::Busy
                 }
-                VolumeError::NoSpace => K::Full,
+                VolumeError::NotFast => K::Unsupported,
                 VolumeError::Io(_) => K::Internal,
                 VolumeError::ShuttingDown => K::Cluster,
             },

@@ -5,7 +5,7 @@ use super::service::{Admin, Answers, Sink, usage};
 use sheepdog_client::pb::cluster_service_server::ClusterService;
 use sheepdog_client::pb::*;
 use sheepdog_client::{Client, Error, ErrorKind};
-use sheepdog_cluster::{Command, NodeState};
+use sheepdog_cluster::{Command, Layout, NodeState};
 use sheepdog_proto::NodeId;
 use std::sync::Arc;
 use std::time::Duration;
@@ -96,6 +96,11 @@ impl Admin {
                 info.redundancy = Some(redundancy_out(f.redundancy));
                 info.min_copies = f.min_copies.map_or((f.redundancy.width() as u32 - 1).max(1), u32::from);
                 info.strict = f.strict;
+                info.store = match f.layout {
+                    None => String::new(),
+                    Some(Layout::Tree) => "tree".into(),
+                    Some(Layout::Plain) => "plain".into(),
+                };
                 info.object_size = f.object_size;
                 info.heartbeat_ms = f.timing.heartbeat;
                 info.lease_ms = f.timing.lease;
@@ -123,6 +128,12 @@ impl Admin {
             format.object_size = r.object_size;
         }
         format.strict |= r.strict;
+        format.layout = match r.store.as_str() {
+            "" => None,
+            "tree" => Some(Layout::Tree),
+            "plain" => Some(Layout::Plain),
+            other => return Err(usage(format!("\"{other}\" is no layout: tree or plain"))),
+        };
         let wanted = match r.wait_for_nodes as usize {
             0 => format.redundancy.width(),
             n => n,

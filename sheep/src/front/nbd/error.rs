@@ -13,7 +13,7 @@ pub(super) fn refusal(e: &VolumeError) -> Refusal {
         VolumeError::OutOfRange
         | VolumeError::ReadOnly
         | VolumeError::Busy(_)
-        | VolumeError::NoSpace
+        | VolumeError::NotFast
         | VolumeError::Io(_) => Refusal::Policy(text),
     }
 }
@@ -25,7 +25,7 @@ pub(super) fn errno(e: &VolumeError) -> Option<Errno> {
         VolumeError::Gone(_) | VolumeError::Fenced | VolumeError::ShuttingDown => None,
         VolumeError::NotFound(_) | VolumeError::OutOfRange => Some(Errno::Inval),
         VolumeError::ReadOnly | VolumeError::Busy(_) => Some(Errno::Perm),
-        VolumeError::NoSpace => Some(Errno::NoSpace),
+        VolumeError::NotFast => Some(Errno::NotSup),
         VolumeError::Io(_) => Some(Errno::Io),
     }
 }

@@ -38,7 +38,7 @@ pub(super) fn list(path: &Path) -> io::Result<Vec<String>> {
 }
 
 pub(super) fn sync_dir(path: &Path) -> io::Result<()> {
-    std::fs::File::open(path)?.sync_all()
+    crate::dirs::sync(path)
 }
 
 pub(super) fn space(path: &Path) -> io::Result<Space> {

@@ -65,7 +65,7 @@ pub trait Fs {
     fn unlink(&self, path: &Path) -> io::Result<()>;
     /// Replace atomically.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
-    /// Make a directory and its parents.
+    /// Make a directory and its parents. The names of new ones are on stable storage when done.
     fn mkdir(&self, path: &Path) -> io::Result<()>;
     /// Names in a directory; none when there is no such directory.
     fn list(&self, path: &Path) -> io::Result<Vec<String>>;

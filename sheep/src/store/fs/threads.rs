@@ -85,7 +85,7 @@ impl Fs for ThreadsFs {
         std::fs::rename(from, to)
     }
     fn mkdir(&self, path: &Path) -> io::Result<()> {
-        std::fs::create_dir_all(path)
+        crate::dirs::make(path)
     }
     fn list(&self, path: &Path) -> io::Result<Vec<String>> {
         kernel::list(path)

@@ -316,7 +316,7 @@ impl Fs for UringFs {
         std::fs::rename(from, to)
     }
     fn mkdir(&self, path: &Path) -> io::Result<()> {
-        std::fs::create_dir_all(path)
+        crate::dirs::make(path)
     }
     fn list(&self, path: &Path) -> io::Result<Vec<String>> {
         kernel::list(path)
