@@ -41,6 +41,8 @@ impl Drop for Raw {
 struct FreeList {
     classes: [Vec<Raw>; CLASSES],
     bytes: usize,
+    /// Bytes handed out so far, new or used.
+    taken: u64,
 }
 
 thread_local! {
@@ -61,6 +63,7 @@ impl AlignedBuf {
         assert!(class < CLASSES, "buffers are bounded by the payload cap");
         let reused = FREE.try_with(|f| {
             let mut f = f.borrow_mut();
+            f.taken += (BLOCK_SIZE << class) as u64;
             let raw = f.classes[class].pop()?;
             f.bytes -= BLOCK_SIZE << class;
             Some(raw)
@@ -128,6 +131,19 @@ impl Drop for AlignedBuf {
             }
         });
     }
+}
+
+/// Bytes of buffers that this thread has handed out since it began.
+pub fn taken() -> u64 {
+    FREE.with(|f| f.borrow().taken)
+}
+
+/// Free what this thread keeps for reuse.
+pub fn give_back() {
+    FREE.with(|f| {
+        let mut f = f.borrow_mut();
+        *f = FreeList { taken: f.taken, ..FreeList::default() };
+    });
 }
 
 /// Is this slice fit for `O_DIRECT`?

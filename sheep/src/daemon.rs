@@ -62,6 +62,16 @@ fn start_logs(level: &str, json: bool) -> anyhow::Result<SetLog> {
     }))
 }
 
+/// As many open files as the host allows: the usual soft limit of 1024 is made for programs that use `select`, and running out of it would look like a failed disk.
+fn allow_files() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(e) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(error = %e, "the limit of open files cannot be raised");
+    }
+}
+
 /// One daemon per directory. The lock ends with the process.
 fn lock(home: &Path) -> anyhow::Result<File> {
     let unusable = || format!("{}: DIR must be a directory that sheep can write to, or make", home.display());
@@ -140,6 +150,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if config.cache.is_some() {
         tracing::warn!("--cache has no effect yet: objects are not cached in memory");
     }
+    allow_files();
     let credentials = config.secret_file.as_deref().map(Credentials::load).transpose()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(CONTROL_THREADS)

@@ -176,6 +176,10 @@ impl Cluster {
     pub fn thaw(&mut self, i: usize) -> Result<()> {
         self.proc(i)?.signal(Signal::CONT)
     }
+    /// Process of sheep `i`.
+    pub fn pid(&self, i: usize) -> Result<u32> {
+        Ok(self.sheep[i].proc.as_ref().with_context(|| format!("sheep {i} does not run"))?.pid())
+    }
     /// It was started and not killed.
     pub fn runs(&self, i: usize) -> bool {
         self.sheep[i].proc.is_some()

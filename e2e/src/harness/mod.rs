@@ -3,6 +3,7 @@
 pub mod cluster;
 pub mod files;
 pub mod fio;
+pub mod measure;
 pub mod nbd;
 pub mod net;
 pub mod proc;

@@ -94,6 +94,27 @@ impl Nbd {
         }
     }
 
+    /// Many reads of one size at once; the answers come in any order and are not looked at.
+    pub fn read_all(&mut self, offsets: &[u64], len: usize, enough: Enough<'_>) -> Result<()> {
+        let mut out = Vec::with_capacity(offsets.len() * 28);
+        for offset in offsets {
+            self.handle += 1;
+            out.extend(REQUEST.to_be_bytes());
+            out.extend([0; 4]);
+            out.extend(self.handle.to_be_bytes());
+            out.extend(offset.to_be_bytes());
+            out.extend((len as u32).to_be_bytes());
+        }
+        self.socket.write_all(&out)?;
+        let mut answer = vec![0; 16 + len];
+        for _ in offsets {
+            self.read_exact(&mut answer, enough)?;
+            ensure!(answer[..4] == REPLY.to_be_bytes(), "not a reply");
+            ensure!(answer[4..8] == [0; 4], "a read failed: {:?}", &answer[4..8]);
+        }
+        Ok(())
+    }
+
     /// Write. An inner error is the server's.
     pub fn write(&mut self, offset: u64, data: &[u8], enough: Enough<'_>) -> Result<Result<(), u32>> {
         let errno = self.request(1, offset, data.len(), data, enough)?;

@@ -40,6 +40,10 @@ impl Proc {
             cmd.spawn().with_context(|| format!("{name}: {cmd:?} (scripts/setup.sh installs tools)"))?;
         Ok(Self { name: name.into(), child })
     }
+    /// Its id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
     /// Send a signal.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         let pid = Pid::from_raw(self.child.id().cast_signed()).context("pid")?;

@@ -3,7 +3,9 @@
 mod boot;
 mod delta;
 mod disks;
+mod idle;
 mod image;
+mod layers;
 mod partition;
 mod pause;
 mod rebuild;
@@ -33,6 +35,8 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "delta", about: delta::ABOUT, core: true, run: delta::run_scenario },
     Scenario { name: "disks", about: disks::ABOUT, core: true, run: disks::run_scenario },
     Scenario { name: "rebuild", about: rebuild::ABOUT, core: true, run: rebuild::run_scenario },
+    Scenario { name: "layers", about: layers::ABOUT, core: false, run: layers::run_scenario },
+    Scenario { name: "idle", about: idle::ABOUT, core: false, run: idle::run_scenario },
 ];
 
 /// Those meant by the words of a command line.

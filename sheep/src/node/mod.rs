@@ -8,6 +8,7 @@ pub mod check;
 pub mod data;
 pub mod keep;
 mod later;
+mod quiet;
 
 use crate::config::Config;
 use crate::control::Control;
@@ -266,6 +267,7 @@ async fn serve(
     });
     table_there.send_replace(Some(table));
     watched.begin(&node);
+    tokio::task::spawn_local(quiet::run(work.clone()));
     if let Some(s) = &store {
         tokio::task::spawn_local(keep::run(control.clone(), s.clone(), work.clone()));
     }

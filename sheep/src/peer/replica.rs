@@ -161,13 +161,9 @@ impl Replica {
         }
     }
 
-    /// Layers of `top`'s chain that have an object here at this index, newest first. Ids grow along a chain, so the chain is sorted.
-    fn layers(&self, store: &Store, top: LayerId, key: PlacementKey) -> Option<Vec<LayerId>> {
-        let chain = self.control.chain(top)?;
-        let mut here = store.layers_at(key);
-        here.retain(|l| chain.binary_search_by(|c| l.cmp(c)).is_ok());
-        here.sort_unstable_by(|a, b| b.cmp(a));
-        Some(here)
+    /// Layers of `top`'s chain that have an object here at this index, newest first.
+    fn layers(&self, store: &Store, top: LayerId, key: PlacementKey) -> Option<Rc<[LayerId]>> {
+        Some(store.layers_in(key, &self.control.chain(top)?))
     }
 
     /// Can this node vouch for what it has at `key`?
@@ -175,7 +171,7 @@ impl Replica {
         if planted::is(Bug::StaleRead) {
             return true;
         }
-        if layers.iter().any(|l| self.sync.lacks(ObjectId::data(*l, key.index))) {
+        if !self.sync.is_whole() && layers.iter().any(|l| self.sync.lacks(ObjectId::data(*l, key.index))) {
             return false;
         }
         if self.store.as_ref().is_some_and(|s| s.has_unplaced()) {

@@ -11,6 +11,7 @@ use super::types::{
     DiskState, FillOp, ObjectInfo, ObjectSummary, StoreError, StoreEvent, TailEntry, WriteKind, WriteOp,
     WriteOutcome,
 };
+use super::view::{SHALLOW, Views};
 use crate::observe::cells::OpStats;
 use bytes::Bytes;
 use sheepdog_proto::checksum::crc32c;
@@ -24,6 +25,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -31,8 +33,10 @@ use tokio::time::Instant;
 const LARGEST: u64 = 1 << 20;
 /// Metadata kept in memory for objects at rest, per disk (about 5 KiB each).
 const MAX_LOADED: usize = 2048;
-/// Files kept open for objects at rest, per disk.
-const MAX_OPEN: usize = 512;
+/// Files kept open for objects at rest, per disk, where as many are allowed.
+pub(super) const MAX_OPEN: usize = 4096;
+/// Headers read and files opened before it is looked whether there are too many: looking goes over all objects.
+const FETCHES: usize = 1024;
 /// Tail entries per VDI at which those of one object are made into one: a takeover needs to know which objects to compare, and blocks that may differ.
 const MAX_TAIL: usize = 65_536;
 /// Objects in the tail of one VDI: their entries fit into one message. Beyond it the oldest are dropped, and the log says so: a takeover does not compare these
@@ -144,6 +148,14 @@ pub(super) struct Disk {
     pub(super) total: Cell<u64>,
     clock: Cell<u64>,
     pub(super) loaded: Cell<usize>,
+    /// Files open, about: counted again when some are closed.
+    open: Cell<usize>,
+    /// Of these may stay open.
+    pub(super) max_open: Cell<usize>,
+    /// Headers read and files opened since the cache was trimmed.
+    fetches: Cell<usize>,
+    /// What lies under the newest layer of objects with many.
+    pub(super) views: Views,
     pub(super) work: Notify,
     pub(super) applied: Notify,
     pub(super) events: mpsc::Sender<StoreEvent>,
@@ -202,6 +214,10 @@ impl Disk {
             total: Cell::new(space.total),
             clock: Cell::new(0),
             loaded: Cell::new(0),
+            open: Cell::new(0),
+            max_open: Cell::new(MAX_OPEN),
+            fetches: Cell::new(0),
+            views: Views::default(),
             work: Notify::new(),
             applied: Notify::new(),
             events,
@@ -347,6 +363,7 @@ impl Disk {
         }
         *obj.meta.borrow_mut() = meta;
         self.by_key.borrow_mut().insert((key, oid.layer()));
+        self.views.moved(key);
         self.data_blocks.set(self.data_blocks.get() + u64::from(summary.data_blocks));
         self.objects.borrow_mut().insert(oid, obj.clone());
         obj
@@ -362,6 +379,7 @@ impl Disk {
     pub(super) fn place(&self, oid: ObjectId, family: LayerId) {
         let Some(old) = self.object(oid).filter(|o| o.key.family == LayerId(0)) else { return };
         self.by_key.borrow_mut().remove(&(old.key, oid.layer()));
+        self.views.gone(old.key, oid.layer());
         self.data_blocks.set(self.data_blocks.get() - u64::from(old.summary.borrow().data_blocks));
         let summary = *old.summary.borrow();
         self.insert(oid, PlacementKey { family, index: oid.index() }, summary, None);
@@ -406,6 +424,7 @@ impl Disk {
     }
 
     pub(super) fn open_file(&self, obj: &Obj, create: bool) -> Result<Rc<dyn File>, StoreError> {
+        self.note_use(obj);
         if let Some(f) = &*obj.file.borrow() {
             return Ok(f.clone());
         }
@@ -431,6 +450,8 @@ impl Disk {
         };
         let file = file.map_err(|e| self.fail(format!("{}: {e}", path.display())))?;
         *obj.file.borrow_mut() = Some(file.clone());
+        self.open.set(self.open.get() + 1);
+        self.fetches.set(self.fetches.get() + 1);
         Ok(file)
     }
 
@@ -439,8 +460,7 @@ impl Disk {
         loop {
             self.check()?;
             if obj.meta.borrow().is_some() {
-                self.clock.set(self.clock.get() + 1);
-                obj.used.set(self.clock.get());
+                self.note_use(obj);
                 return Ok(());
             }
             if obj.summary.borrow().broken {
@@ -468,6 +488,7 @@ impl Disk {
                 if obj.meta.borrow().is_none() {
                     *obj.meta.borrow_mut() = Some(*meta);
                     self.loaded.set(self.loaded.get() + 1);
+                    self.fetches.set(self.fetches.get() + 1);
                 }
                 Ok(())
             }
@@ -475,30 +496,64 @@ impl Disk {
         }
     }
 
+    fn note_use(&self, obj: &Obj) {
+        self.clock.set(self.clock.get() + 1);
+        obj.used.set(self.clock.get());
+    }
+
+    /// After reads: as `trim_cache`, from time to time.
+    pub(super) fn tidy(&self) {
+        if self.fetches.get() >= FETCHES {
+            self.trim_cache();
+        }
+    }
+
     /// Forget metadata and files of objects at rest beyond the limits.
     pub(super) fn trim_cache(&self) {
-        if self.loaded.get() <= MAX_LOADED {
+        self.fetches.set(0);
+        if self.loaded.get() <= MAX_LOADED && self.open.get() <= self.max_open.get() {
             return;
         }
         let objects = self.objects.borrow();
+        let open = objects.values().filter(|o| o.file.borrow().is_some()).count();
         let mut rest: Vec<(u64, &Rc<Obj>)> = objects
             .values()
             .filter(|o| o.since.get().is_none() && !o.applying.get() && !o.loading.get())
-            .filter(|o| o.meta.borrow().is_some() && Rc::strong_count(o) == 1)
+            .filter(|o| o.meta.borrow().is_some() || o.file.borrow().is_some())
+            .filter(|o| Rc::strong_count(o) == 1)
             .map(|o| (o.used.get(), o))
             .collect();
         rest.sort_unstable_by_key(|(used, _)| *used);
-        let surplus = self.loaded.get().saturating_sub(MAX_LOADED * 3 / 4);
-        let keep_open = rest.len().saturating_sub(MAX_OPEN);
-        for (i, (_, o)) in rest.iter().enumerate() {
-            if i < surplus {
-                *o.meta.borrow_mut() = None;
+        // Down to three quarters of a limit that is passed.
+        let surplus = |count: usize, limit: usize| if count > limit { count - limit * 3 / 4 } else { 0 };
+        let (mut metas, mut files) =
+            (surplus(self.loaded.get(), MAX_LOADED), surplus(open, self.max_open.get()));
+        let mut closed = 0;
+        for (_, o) in rest {
+            if metas > 0 && o.meta.borrow_mut().take().is_some() {
+                metas -= 1;
                 self.loaded.set(self.loaded.get() - 1);
             }
-            if i < keep_open {
-                *o.file.borrow_mut() = None;
+            if files > 0 && o.file.borrow_mut().take().is_some() {
+                files -= 1;
+                closed += 1;
             }
         }
+        self.open.set(open - closed);
+    }
+
+    /// Layers of this chain that have an object here at this key, newest first. Ids grow along a chain, so a chain is sorted.
+    pub(super) fn stack(&self, key: PlacementKey, chain: &Arc<[LayerId]>) -> Rc<[LayerId]> {
+        if let Some(known) = self.views.stack(key, chain) {
+            return known;
+        }
+        let by_key = self.by_key.borrow();
+        let here = by_key.range((key, LayerId(0))..=(key, LayerId(u32::MAX))).rev().map(|(_, l)| *l);
+        let layers: Rc<[LayerId]> = here.filter(|l| chain.binary_search_by(|c| l.cmp(c)).is_ok()).collect();
+        if layers.len() > SHALLOW {
+            self.views.keep_stack(key, chain, &layers);
+        }
+        layers
     }
 
     /// Remember that the object differs from its file.
@@ -520,6 +575,7 @@ impl Disk {
     }
 
     fn put_blocks(&self, obj: &Obj, blocks: Range<u32>, what: WriteAction, data: &Bytes, crcs: &[u32]) {
+        self.views.wrote(obj.key, obj.oid.layer());
         let mut meta = obj.meta.borrow_mut();
         let Some(m) = meta.as_mut() else { return };
         let mut fresh = obj.fresh.borrow_mut();
@@ -702,6 +758,7 @@ impl Disk {
                     let gone = u64::from(obj.summary.borrow().data_blocks);
                     self.data_blocks.set(self.data_blocks.get().saturating_sub(gone));
                     self.by_key.borrow_mut().remove(&(obj.key, oid.layer()));
+                    self.views.gone(obj.key, oid.layer());
                     let data = obj.fresh.borrow().values().filter(|f| f.data.is_some()).count();
                     self.fresh_bytes.set(self.fresh_bytes.get().saturating_sub(data << BLOCK_SHIFT));
                     if obj.meta.borrow_mut().take().is_some() {
@@ -901,18 +958,15 @@ impl Disk {
         StoreError::Corrupt { oid, blocks }
     }
 
-    /// Data blocks `run` of an object as they are on disk (none of them in the overlay), checked.
+    /// Data blocks `run` of an object as they are on disk (none of them in the overlay), checked: `want` are their checksums, as of its `change`. `None`: it
+    /// was changed meanwhile.
     pub(super) async fn read_run(
         &self,
         obj: &Rc<Obj>,
         run: Range<u32>,
+        (want, change): (&[u32], u64),
     ) -> Result<Option<crate::buf::AlignedBuf>, StoreError> {
-        let (size, want, change) = {
-            let meta = obj.meta.borrow();
-            let Some(m) = meta.as_ref() else { return Ok(None) };
-            let want: Vec<u32> = m.crcs[run.start as usize..run.end as usize].to_vec();
-            (m.object_size, want, obj.change.get())
-        };
+        let size = obj.summary.borrow().object_size;
         let file = self.open_file(obj, false)?;
         let (began, len) = (Instant::now(), run.len() << BLOCK_SHIFT);
         let read = file.read_at(data_offset(size, run.start), len).await;

@@ -22,6 +22,7 @@ mod read;
 #[cfg(test)]
 mod tests;
 pub mod types;
+mod view;
 
 pub use open::{OpenError, StoreConfig};
 pub use types::*;
@@ -30,6 +31,7 @@ use crate::observe::cells::OpCounts;
 use bytes::Bytes;
 use disk::{Disk, Durable, Obj};
 use journal::Record;
+use rustix::process::{Resource, getrlimit};
 use sheepdog_proto::{
     BLOCK_SHIFT, BlockMap, DiskId, Epoch, Generation, LayerId, ObjectId, PlacementKey, VdiId, Version,
 };
@@ -38,6 +40,7 @@ use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -284,6 +287,22 @@ impl Store {
         out
     }
 
+    /// Layers of a chain that have an object at this key, newest first.
+    pub fn layers_in(&self, key: PlacementKey, chain: &Arc<[LayerId]>) -> Rc<[LayerId]> {
+        let mut all: Rc<[LayerId]> = Rc::default();
+        for d in self.disks.borrow().iter() {
+            let here = d.stack(key, chain);
+            if all.is_empty() {
+                all = here;
+            } else if !here.is_empty() {
+                let mut both = [&*all, &*here].concat();
+                both.sort_unstable_by(|a, b| b.cmp(a));
+                all = both.into();
+            }
+        }
+        all
+    }
+
     /// Every write above the last known watermark; survives a restart.
     pub fn tail(&self, vdi: VdiId) -> Vec<TailEntry> {
         self.disks.borrow().iter().flat_map(|d| d.tail(vdi)).collect()
@@ -494,11 +513,21 @@ impl Store {
         me.add_disk(path).await
     }
 
+    /// Of the files that this process may have open, objects at rest get half at most.
+    fn share_files(&self) {
+        let allowed = getrlimit(Resource::Nofile).current.map_or(usize::MAX, |n| n as usize);
+        let disks = self.disks.borrow();
+        for d in disks.iter() {
+            d.max_open.set((allowed / 2 / disks.len()).min(disk::MAX_OPEN));
+        }
+    }
+
     /// Stop using a disk at once: its objects are gone from this node.
     pub async fn unplug(&self, disk: DiskId) -> Result<(), StoreError> {
         let at = self.disks.borrow().iter().position(|d| d.id == disk);
         let Some(at) = at else { return Err(StoreError::Invalid("no such disk".into())) };
         let gone = self.disks.borrow_mut().remove(at);
+        self.share_files();
         let mut state = gone.state.borrow_mut();
         if !matches!(*state, DiskState::Failed(_)) {
             *state = DiskState::Failed("unplugged".into());

@@ -313,6 +313,7 @@ impl Store {
         tokio::task::spawn_local(apply::look_after(Rc::downgrade(&disk)));
         disk.work.notify_one();
         self.disks.borrow_mut().push(disk);
+        self.share_files();
         Ok(id.disk)
     }
 

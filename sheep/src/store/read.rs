@@ -1,9 +1,10 @@
 //! Reading through layers: overlay first, then files, every block checked.
 
 use super::disk::{Disk, Obj};
+use super::view::{SHALLOW, Under, View};
 use super::{ReadResult, Store, StoreError};
 use crate::buf::AlignedBuf;
-use futures::stream::{FuturesUnordered, StreamExt};
+use futures::stream::{self, FuturesUnordered, StreamExt};
 use sheepdog_proto::peer::BlockState;
 use sheepdog_proto::{BLOCK_SHIFT, LayerId, ObjectId, PlacementKey};
 use std::ops::Range;
@@ -14,19 +15,46 @@ const ATTEMPTS: usize = 100;
 /// Blocks checked at a time by `verify`.
 const VERIFY: u32 = 256;
 
+/// Headers read at a time when a view is made.
+const LOADS: usize = 16;
+/// Attempts to make a view while its layers are changed.
+const VIEW_ATTEMPTS: usize = 3;
+
 enum Source {
     Absent,
     Zero,
-    /// Index into the layers.
-    Layer(usize),
+    Data(Stored),
 }
 
+/// Blocks of an object, as they were when it was looked up.
+struct Stored {
+    disk: Rc<Disk>,
+    obj: Rc<Obj>,
+    /// Checksum of each.
+    want: Vec<u32>,
+    /// The object's count of changes then.
+    change: u64,
+}
+
+impl Stored {
+    fn new(disk: &Rc<Disk>, obj: &Rc<Obj>, want: Vec<u32>) -> Self {
+        Self { disk: disk.clone(), obj: obj.clone(), want, change: obj.change.get() }
+    }
+    /// `first`: the block of the first checksum.
+    async fn read(&self, first: u32, part: Range<u32>) -> Result<Option<AlignedBuf>, StoreError> {
+        let want = &self.want[(part.start - first) as usize..(part.end - first) as usize];
+        self.disk.read_run(&self.obj, part, (want, self.change)).await
+    }
+}
+
+type Plan = Vec<(Range<u32>, Source)>;
+
 async fn read_part(
-    d: &Rc<Disk>,
-    o: &Rc<Obj>,
+    stored: &Stored,
+    first: u32,
     part: Range<u32>,
 ) -> (Range<u32>, Result<Option<AlignedBuf>, StoreError>) {
-    let data = d.read_run(o, part.clone()).await;
+    let data = stored.read(first, part.clone()).await;
     (part, data)
 }
 
@@ -42,9 +70,9 @@ impl Store {
     }
 
     /// Runs of blocks by where they come from.
-    fn plan(objects: &[(Rc<Disk>, Rc<Obj>)], blocks: Range<u32>) -> Vec<(Range<u32>, Source)> {
+    fn plan(objects: &[(Rc<Disk>, Rc<Obj>)], blocks: Range<u32>) -> Plan {
         let mut runs = vec![(blocks, Source::Absent)];
-        for (i, (_, o)) in objects.iter().enumerate() {
+        for (d, o) in objects {
             let meta = o.meta.borrow();
             let Some(m) = meta.as_ref() else { continue };
             let mut next = Vec::with_capacity(runs.len());
@@ -59,13 +87,110 @@ impl Store {
                         continue;
                     }
                     for (part, zero) in m.zero.runs(part) {
-                        next.push((part, if zero { Source::Zero } else { Source::Layer(i) }));
+                        if zero {
+                            next.push((part, Source::Zero));
+                            continue;
+                        }
+                        let want = m.crcs[part.start as usize..part.end as usize].to_vec();
+                        next.push((part, Source::Data(Stored::new(d, o, want))));
                     }
                 }
             }
             runs = next;
         }
         runs
+    }
+
+    /// The same for a chain of any length; after the last `await` nothing was changed.
+    async fn sources(
+        &self,
+        layers: &[LayerId],
+        key: PlacementKey,
+        blocks: Range<u32>,
+    ) -> Result<Plan, StoreError> {
+        if let [top, under @ ..] = layers
+            && layers.len() > SHALLOW
+        {
+            for _ in 0..VIEW_ATTEMPTS {
+                let top = self.loaded(ObjectId::data(*top, key.index)).await?;
+                if let Some(plan) = self.plan_under(top.as_slice(), under, key, blocks.clone()) {
+                    return Ok(plan);
+                }
+                if !self.make_view(under, key).await? {
+                    break;
+                }
+            }
+        }
+        let objects = self.chain(layers, key.index).await?;
+        Ok(Self::plan(&objects, blocks))
+    }
+
+    /// With the view of the layers under the newest. `None`: there is none.
+    fn plan_under(
+        &self,
+        top: &[(Rc<Disk>, Rc<Obj>)],
+        under: &[LayerId],
+        key: PlacementKey,
+        blocks: Range<u32>,
+    ) -> Option<Plan> {
+        let disks = self.disks.borrow();
+        let (disk, view) = disks.iter().find_map(|d| Some((d, d.views.whole(key, under)?)))?;
+        let mut out = Vec::new();
+        for (run, source) in Self::plan(top, blocks) {
+            if !matches!(source, Source::Absent) {
+                out.push((run, source));
+                continue;
+            }
+            for (run, under, want) in view.runs(run) {
+                let source = match under {
+                    Under::Absent => Source::Absent,
+                    Under::Zero => Source::Zero,
+                    Under::Data(layer, _) => {
+                        let obj = disk.object(ObjectId::data(layer, key.index))?;
+                        Source::Data(Stored::new(disk, &obj, want))
+                    }
+                };
+                out.push((run, source));
+            }
+        }
+        Some(out)
+    }
+
+    /// Make the view of these layers, from one of the older of them if there is one. `false`: it cannot be, every header has to be asked.
+    async fn make_view(&self, under: &[LayerId], key: PlacementKey) -> Result<bool, StoreError> {
+        let Some(first) = under.first() else { return Ok(false) };
+        let Some((disk, _)) = self.locate(ObjectId::data(*first, key.index)) else { return Ok(false) };
+        for _ in 0..VIEW_ATTEMPTS {
+            let newer = disk.views.nearest(key, under).map_or(under.len(), |(newer, _)| newer);
+            let find = |l: &LayerId| disk.object(ObjectId::data(*l, key.index)).filter(|o| o.key == key);
+            // Held to the end, so that their headers stay.
+            let Some(objects) = under[..newer].iter().map(find).collect::<Option<Vec<_>>>() else {
+                return Ok(false);
+            };
+            let mut loads = stream::iter(objects.iter().map(|o| disk.load(o))).buffer_unordered(LOADS);
+            while let Some(loaded) = loads.next().await {
+                loaded?;
+            }
+            drop(loads);
+            // From here to the end nothing awaits.
+            let (left, mut view) = match disk.views.nearest(key, under) {
+                Some((left, base)) => (left, View::clone(&base)),
+                None => {
+                    let size = objects.first().map_or(0, |o| o.summary.borrow().object_size);
+                    (under.len(), View::empty(size >> BLOCK_SHIFT))
+                }
+            };
+            let cover = |(layer, o): (&LayerId, &Rc<Obj>)| {
+                let meta = o.meta.borrow();
+                meta.as_ref().is_some_and(|m| !o.removed.get() && view.cover(*layer, m))
+            };
+            if left <= objects.len() && under[..left].iter().zip(&objects).rev().all(cover) {
+                view.layers = under.into();
+                disk.views.keep(key, view);
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Read a range through a chain (newest layer first, all of one family).
@@ -79,8 +204,12 @@ impl Store {
             return Err(StoreError::Invalid("block range".into()));
         }
         for _ in 0..ATTEMPTS {
-            let objects = self.chain(layers, key.index).await?;
-            if let Some(r) = self.read_once(&objects, blocks.clone()).await? {
+            let plan = self.sources(layers, key, blocks.clone()).await?;
+            let read = Self::read_once(&plan, blocks.clone()).await;
+            // What it held may go.
+            drop(plan);
+            self.disks.borrow().iter().for_each(|d| d.tidy());
+            if let Some(r) = read? {
                 return Ok(r);
             }
         }
@@ -88,18 +217,15 @@ impl Store {
     }
 
     async fn read_once(
-        &self,
-        objects: &[(Rc<Disk>, Rc<Obj>)],
+        plan: &[(Range<u32>, Source)],
         blocks: Range<u32>,
     ) -> Result<Option<ReadResult>, StoreError> {
-        let plan = Self::plan(objects, blocks.clone());
         // The usual case: everything from one file, straight into the answer.
-        if let [(run, Source::Layer(i))] = plan.as_slice() {
-            let (d, o) = &objects[*i];
-            if o.fresh.borrow().range(run.clone()).next().is_none() {
-                let data = d.read_run(o, run.clone()).await?;
-                return Ok(data.map(|b| ReadResult { data: b.freeze(), absent: Vec::new() }));
-            }
+        if let [(run, Source::Data(s))] = plan
+            && s.obj.fresh.borrow().range(run.clone()).next().is_none()
+        {
+            let data = s.read(run.start, run.clone()).await?;
+            return Ok(data.map(|b| ReadResult { data: b.freeze(), absent: Vec::new() }));
         }
         let mut buf = AlignedBuf::new(blocks.len() << BLOCK_SHIFT);
         let mut absent: Vec<Range<u32>> = Vec::new();
@@ -107,26 +233,25 @@ impl Store {
         for (run, source) in plan {
             let at = ((run.start - blocks.start) as usize) << BLOCK_SHIFT;
             let len = run.len() << BLOCK_SHIFT;
-            let i = match source {
-                Source::Layer(i) => i,
+            let stored = match source {
+                Source::Data(stored) => stored,
                 Source::Zero | Source::Absent => {
                     buf[at..at + len].fill(0);
                     if matches!(source, Source::Absent) {
                         match absent.last_mut() {
                             Some(last) if last.end == run.start => last.end = run.end,
-                            _ => absent.push(run),
+                            _ => absent.push(run.clone()),
                         }
                     }
                     continue;
                 }
             };
-            let (d, o) = &objects[i];
             // Blocks in the overlay are copied now; runs between them are read.
-            let fresh = o.fresh.borrow();
+            let fresh = stored.obj.fresh.borrow();
             let mut start = run.start;
             for (b, f) in fresh.range(run.clone()) {
                 if *b > start {
-                    reads.push(read_part(d, o, start..*b));
+                    reads.push(read_part(stored, run.start, start..*b));
                 }
                 start = b + 1;
                 let to = ((b - blocks.start) as usize) << BLOCK_SHIFT;
@@ -136,7 +261,7 @@ impl Store {
                 }
             }
             if start < run.end {
-                reads.push(read_part(d, o, start..run.end));
+                reads.push(read_part(stored, run.start, start..run.end));
             }
         }
         while let Some((part, data)) = reads.next().await {
@@ -155,13 +280,13 @@ impl Store {
         key: PlacementKey,
         blocks: Range<u32>,
     ) -> Result<Vec<(Range<u32>, BlockState)>, StoreError> {
-        let objects = self.chain(layers, key.index).await?;
+        let plan = self.sources(layers, key, blocks).await?;
         let mut out: Vec<(Range<u32>, BlockState)> = Vec::new();
-        for (run, source) in Self::plan(&objects, blocks) {
+        for (run, source) in plan {
             let state = match source {
                 Source::Absent => BlockState::Absent,
                 Source::Zero => BlockState::Zero,
-                Source::Layer(_) => BlockState::Data,
+                Source::Data(_) => BlockState::Data,
             };
             match out.last_mut() {
                 Some((last, s)) if *s == state && last.end == run.start => last.end = run.end,

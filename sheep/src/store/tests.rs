@@ -2,6 +2,8 @@
 
 #![allow(clippy::single_range_in_vec_init)]
 
+mod deep;
+
 use super::fs::memory::MemoryFs;
 use super::fs::{Fs, threads::ThreadsFs, uring::UringFs};
 use super::*;

@@ -129,6 +129,10 @@ impl Sync {
     pub fn lacks(&self, oid: ObjectId) -> bool {
         self.missing.borrow().contains_key(&oid) || self.is_filling(oid)
     }
+    /// Nothing is known to be missing, and nothing is being filled.
+    pub fn is_whole(&self) -> bool {
+        self.missing.borrow().is_empty() && self.filling.borrow().is_empty()
+    }
     /// Any layer's object at this key is missing, or being filled: then it may have been removed before it is made again.
     pub fn lacks_any_at(&self, key: PlacementKey) -> bool {
         let at = |(o, slot): (&ObjectId, &Rc<FillSlot>)| o.index() == key.index && slot.family == key.family;
