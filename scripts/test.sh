@@ -34,6 +34,6 @@ step fmt cargo fmt --all --check
 step clippy cargo clippy --profile ci --workspace --all-targets -- -D warnings
 # Optimised (profile ci): simulated stores and real clusters run in the tests.
 step tests cargo test --profile ci --workspace --no-fail-fast
-step simulation target/ci/sheepdog-sim --seeds "${SHEEPDOG_SIM_SEEDS:-300}" --failures 1000 --known sim/known_seeds.txt
+step simulation target/ci/sheepdog-sim --seeds "${SHEEPDOG_SIM_SEEDS:-1000}" --failures 1000 --known sim/known_seeds.txt
 printf '%s passed, %s failed\n' "$passed" "$failed"
 [ "$failed" = 0 ]
