@@ -62,6 +62,8 @@ pub struct Sync {
     marks: Cell<u64>,
     heal: RefCell<BTreeMap<ObjectId, Missing>>,
     filling: RefCell<HashMap<ObjectId, Rc<FillSlot>>>,
+    /// The epoch that this process was last complete for, as far as it knows.
+    complete_as: Cell<Option<Epoch>>,
     /// (synced, epoch) an inventory was completed for.
     inventory: Cell<Option<(Epoch, Epoch)>>,
     blocked: RefCell<Option<String>>,
@@ -110,6 +112,7 @@ impl Sync {
             marks: Cell::new(0),
             heal: RefCell::default(),
             filling: RefCell::default(),
+            complete_as: Cell::new(None),
             inventory: Cell::new(None),
             blocked: RefCell::default(),
             progress: Cell::default(),
@@ -157,6 +160,7 @@ impl Sync {
         let mut missing = self.missing.borrow_mut();
         if missing.len() >= MAX_MISSING {
             self.inventory.set(None);
+            self.complete_as.set(None);
             return;
         }
         self.marks.set(self.marks.get() + 1);
@@ -330,7 +334,9 @@ impl Worker {
             return false;
         }
         let enabled = control.read(|s| s.recovery.enabled);
-        if node.synced < map.epoch {
+        if node.synced >= map.epoch {
+            sync.complete_as.set(Some(node.synced));
+        } else {
             if !sync.inventory_done(map.epoch) {
                 match self.take_inventory(&map, node.synced, node.up_since > node.synced).await {
                     Ok(()) => sync.inventory.set(Some((node.synced, map.epoch))),
@@ -367,7 +373,11 @@ impl Worker {
         let r = &self.replica;
         let me = r.control.me();
         let store = r.store.as_ref().ok_or("a gateway")?;
-        if let Some(id) = map.unknowable(me, since) {
+        // Up all along, as this very process, with the same objects to keep: what it lacks it was told, and knows (`missed`). Who is away cannot know better.
+        let stood = !was_down
+            && r.sync.complete_as.get() == Some(since)
+            && map.rings.last().is_some_and(|(e, _)| *e <= since);
+        if let Some(id) = map.unknowable(me, since).filter(|_| !stood) {
             if id == me {
                 return Err("this node has lost a disk, and some volumes may have no other copy of what was on it: bring the disk back, or accept the loss with `dog cluster recover force`".into());
             }
@@ -618,9 +628,10 @@ pub async fn choose_source(
 ) -> Result<Choice, String> {
     let map = r.control.map();
     let redundancy = r.redundancy(family).ok_or("the volume was deleted")?;
-    // A copy is right as of the epoch at which its node last had everything here, or of its own last change: the latest of them, then the longest, is the truth.
+    // A copy is right as of the epoch at which its node last had everything here, or of its own last change: the latest of them is the truth, then the one whose node
+    // vouched longest, then the longest.
     let key = PlacementKey { family, index: oid.index() };
-    let mut best: Option<(Epoch, Version, bool, NodeId)> = None;
+    let mut best: Option<(Epoch, Epoch, Version, bool, NodeId)> = None;
     let mut behind: Vec<(Epoch, NodeId)> = Vec::new();
     for n in acting {
         if !map.nodes.get(n).is_some_and(|v| v.is_up()) {
@@ -632,8 +643,9 @@ pub async fn choose_source(
         match stat.status {
             Status::Ok if *n != node => return Ok(Choice { source: Some(*n), decided: None }),
             Status::Ok | Status::NotHere => {
-                let this = (right, stat.version, *n == node, *n);
-                if best.is_none_or(|b| (b.0, b.1, b.2) < (this.0, this.1, this.2)) {
+                let stood = map.stood_until(*n, key, redundancy);
+                let this = (right, stood, stat.version, *n == node, *n);
+                if best.is_none_or(|b| (b.0, b.1, b.2, b.3) < (this.0, this.1, this.2, this.3)) {
                     best = Some(this);
                 }
             }
@@ -650,7 +662,7 @@ pub async fn choose_source(
     {
         return Err(format!("node {} fills its copy", n.short()));
     }
-    let Some((known, _, _, source)) = best else { return Err("no copy is whole".into()) };
+    let Some((known, _, _, _, source)) = best else { return Err("no copy is whole".into()) };
     if let Some(away) = map.unknowable_object(key, redundancy, known) {
         return Err(format!("node {} is away and may have newer data", away.short()));
     }

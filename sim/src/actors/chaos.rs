@@ -10,6 +10,8 @@ pub async fn run(world: &Rc<World>, seconds: u64) {
     let mut rng = world.rng(3);
     let until = tokio::time::Instant::now() + Duration::from_secs(seconds);
     let pace = rng.random_range(300..6_000u64);
+    // In every fourth world the power of all is cut often: what was acknowledged and is not on any disk is seen only then.
+    let cuts = if world.seed % 4 == 1 { 20..60 } else { 45..48 };
     while tokio::time::Instant::now() < until {
         tokio::time::sleep(Duration::from_millis(rng.random_range(50..pace))).await;
         world.faults.set(world.faults.get() + 1);
@@ -23,10 +25,7 @@ pub async fn run(world: &Rc<World>, seconds: u64) {
         let w = world.clone();
         let (node, id, peer) = (w.nodes[n].clone(), w.nodes[n].id, w.nodes[other].id);
         match rng.random_range(0..100) {
-            0..30 => later(lasts, move || node.start(), world.nodes[n].kill(false)).await,
-            30..45 => later(lasts, move || node.start(), world.nodes[n].kill(true)).await,
-            45..48 => {
-                // The power of all of them.
+            x if cuts.contains(&x) => {
                 for x in &world.nodes {
                     x.kill(true).await;
                 }
@@ -36,6 +35,8 @@ pub async fn run(world: &Rc<World>, seconds: u64) {
                     later(pause, move || x.start(), async {}).await;
                 }
             }
+            0..30 => later(lasts, move || node.start(), world.nodes[n].kill(false)).await,
+            30..48 => later(lasts, move || node.start(), world.nodes[n].kill(true)).await,
             48..60 => {
                 node.pause();
                 later(lasts.min(Duration::from_secs(20)), move || node.resume(), async {}).await;

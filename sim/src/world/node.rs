@@ -73,15 +73,23 @@ pub struct Node {
     net: Rc<Net>,
     authority: Arc<Authority>,
     rng: RefCell<SmallRng>,
+    /// How long its disk takes, in microseconds.
+    latency: std::ops::Range<u64>,
     running: RefCell<Option<Running>>,
 }
 
 impl Node {
     /// A node with empty disks and no process.
-    pub fn new(id: NodeId, seed: u64, net: Rc<Net>, authority: Arc<Authority>) -> Rc<Self> {
+    pub fn new(
+        id: NodeId,
+        seed: u64,
+        latency: std::ops::Range<u64>,
+        net: Rc<Net>,
+        authority: Arc<Authority>,
+    ) -> Rc<Self> {
         let fs = MemoryFs::new(1 << 34);
         let rng = SmallRng::seed_from_u64(seed);
-        Rc::new(Self { id, fs, net, authority, rng: RefCell::new(rng), running: RefCell::new(None) })
+        Rc::new(Self { id, fs, net, authority, rng: RefCell::new(rng), latency, running: RefCell::new(None) })
     }
     /// Is there a process?
     pub fn is_running(&self) -> bool {
@@ -97,7 +105,7 @@ impl Node {
             return;
         }
         let incarnation = self.rng.borrow_mut().random_range(1..u64::MAX);
-        self.fs.set_latency(Duration::from_micros(self.rng.borrow_mut().random_range(50..1_500)));
+        self.fs.set_latency(Duration::from_micros(self.rng.borrow_mut().random_range(self.latency.clone())));
         let (jobs, rx) = mpsc::unbounded_channel();
         let set = LocalSet::new();
         set.spawn_local(process(self.clone(), incarnation, rx));
