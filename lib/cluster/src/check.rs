@@ -254,7 +254,7 @@ fn sessions(s: &ClusterState, f: &mut Findings) {
 fn membership(s: &ClusterState, f: &mut Findings) {
     use Invariant as I;
     for n in s.nodes.values() {
-        let latest = n.synced.max(n.down_at).max(n.lost_at).max(n.up_since).max(n.stood);
+        let latest = n.synced.max(n.down_at).max(n.lost_at).max(n.up_since);
         f.expect(latest <= s.epoch, I::EpochsAreNotAhead, (n.id, latest));
     }
     let ordered = s.rings.windows(2).all(|w| w[0].epoch < w[1].epoch);

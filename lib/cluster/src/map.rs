@@ -18,8 +18,6 @@ pub struct NodeView {
     pub synced: Epoch,
     /// Epoch in which it last came up: later than `synced` means that it was away since it was last complete.
     pub up_since: Epoch,
-    /// Up to here it was up all along since it was complete.
-    pub stood: Epoch,
 }
 
 impl NodeView {
@@ -142,15 +140,6 @@ impl NodeMap {
         if held { view.synced } else { Epoch(0) }
     }
 
-    /// The latest epoch up to which a node may have vouched for an object at `key`. It says nothing of what was left out there, which has a later change elsewhere; but of
-    /// copies that are as right as each other the one whose node stood longer may have been read when the others were gone.
-    pub fn stood_until(&self, node: NodeId, key: PlacementKey, redundancy: Redundancy) -> Epoch {
-        match self.nodes.get(&node) {
-            Some(view) if self.complete_at(node, key, redundancy) > Epoch(0) => view.stood,
-            _ => Epoch(0),
-        }
-    }
-
     /// The ring that was current at an epoch; `None` when that is no longer known.
     pub fn ring_at(&self, epoch: Epoch) -> Option<&Ring> {
         self.rings.iter().rev().find(|(e, _)| *e <= epoch).map(|(_, r)| r)
@@ -193,7 +182,6 @@ impl crate::ClusterState {
                     incarnation: n.incarnation,
                     synced: n.synced,
                     up_since: n.up_since,
-                    stood: if n.is_up() && n.stands() { self.epoch } else { n.stood },
                 };
                 (n.id, view)
             })

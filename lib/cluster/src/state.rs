@@ -147,8 +147,6 @@ pub struct Node {
     pub down_at: Epoch,
     /// Epoch in which it lost data that it had (an emptied directory, a retired disk). 0: never, or given up by force.
     pub lost_at: Epoch,
-    /// Last epoch up to which it was up all along since it was complete, in a life that is over: there it may have vouched, and been read from.
-    pub stood: Epoch,
     /// When it went down or out.
     pub since: Millis,
     /// Disks.

@@ -69,7 +69,6 @@ mod tests {
                 up_since: sheepdog_proto::Epoch(1),
                 down_at: sheepdog_proto::Epoch(0),
                 lost_at: sheepdog_proto::Epoch(0),
-                stood: sheepdog_proto::Epoch(0),
                 id: NodeId(id),
                 addr: NodeAddr::default(),
                 zone,

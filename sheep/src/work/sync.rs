@@ -628,10 +628,9 @@ pub async fn choose_source(
 ) -> Result<Choice, String> {
     let map = r.control.map();
     let redundancy = r.redundancy(family).ok_or("the volume was deleted")?;
-    // A copy is right as of the epoch at which its node last had everything here, or of its own last change: the latest of them is the truth, then the one whose node
-    // vouched longest, then the longest.
+    // A copy is right as of the epoch at which its node last had everything here, or of its own last change: the latest of them, then the longest, is the truth.
     let key = PlacementKey { family, index: oid.index() };
-    let mut best: Option<(Epoch, Epoch, Version, bool, NodeId)> = None;
+    let mut best: Option<(Epoch, Version, bool, NodeId)> = None;
     let mut behind: Vec<(Epoch, NodeId)> = Vec::new();
     for n in acting {
         if !map.nodes.get(n).is_some_and(|v| v.is_up()) {
@@ -643,9 +642,8 @@ pub async fn choose_source(
         match stat.status {
             Status::Ok if *n != node => return Ok(Choice { source: Some(*n), decided: None }),
             Status::Ok | Status::NotHere => {
-                let stood = map.stood_until(*n, key, redundancy);
-                let this = (right, stood, stat.version, *n == node, *n);
-                if best.is_none_or(|b| (b.0, b.1, b.2, b.3) < (this.0, this.1, this.2, this.3)) {
+                let this = (right, stat.version, *n == node, *n);
+                if best.is_none_or(|b| (b.0, b.1, b.2) < (this.0, this.1, this.2)) {
                     best = Some(this);
                 }
             }
@@ -662,7 +660,7 @@ pub async fn choose_source(
     {
         return Err(format!("node {} fills its copy", n.short()));
     }
-    let Some((known, _, _, _, source)) = best else { return Err("no copy is whole".into()) };
+    let Some((known, _, _, source)) = best else { return Err("no copy is whole".into()) };
     if let Some(away) = map.unknowable_object(key, redundancy, known) {
         return Err(format!("node {} is away and may have newer data", away.short()));
     }

@@ -144,7 +144,7 @@ impl ClusterState {
             n.up_since = n.up_since.min(epoch);
         }
         for n in self.nodes.values_mut() {
-            (n.down_at, n.lost_at, n.stood) = (Epoch(0), Epoch(0), Epoch(0));
+            (n.down_at, n.lost_at) = (Epoch(0), Epoch(0));
         }
         for n in self.nodes.values_mut().filter(|n| n.state == NodeState::Down) {
             n.synced = Epoch(0);

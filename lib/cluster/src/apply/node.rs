@@ -25,10 +25,6 @@ impl Node {
     pub fn is_up(&self) -> bool {
         matches!(self.state, NodeState::Up | NodeState::Draining)
     }
-    /// Up all along since it was complete.
-    pub(crate) fn stands(&self) -> bool {
-        self.up_since <= self.synced && self.synced > Epoch(0)
-    }
     fn ring_member(&self) -> Option<(NodeId, String, u32)> {
         if self.gateway || !matches!(self.state, NodeState::Up | NodeState::Down) {
             return None;
@@ -143,7 +139,6 @@ impl ClusterState {
             up_since: self.epoch.next(),
             down_at: Epoch(0),
             lost_at: Epoch(0),
-            stood: Epoch(0),
             since: now,
             disks: hello.disks.clone(),
             version: hello.version.clone(),
@@ -194,7 +189,6 @@ impl ClusterState {
         };
         node.up_since = if was_up && keeps { old.up_since } else { self.epoch.next() };
         node.down_at = old.down_at;
-        node.stood = if keeps { old.stood } else { Epoch(0) };
         node.lost_at = match keeps {
             true => old.lost_at,
             // Whatever it had acknowledged until it went is nowhere else for certain.
@@ -243,7 +237,7 @@ impl ClusterState {
     }
 
     pub(super) fn node_down(&mut self, now: Millis, id: NodeId, incarnation: u64) -> Outcome {
-        let (last, down_at) = (self.epoch, self.epoch.next());
+        let down_at = self.epoch.next();
         let n = self.node_mut(id)?;
         if n.incarnation != incarnation || !n.is_up() {
             return Ok(Reply::Epoch(self.epoch));
@@ -252,9 +246,6 @@ impl ClusterState {
         n.state = NodeState::Down;
         n.since = now;
         n.down_at = down_at;
-        if n.stands() {
-            n.stood = last;
-        }
         self.fence_sessions(id, None);
         let text = format!("node {} is down", id.short());
         self.event(now, EventLevel::Warning, text.clone());
