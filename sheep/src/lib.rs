@@ -19,4 +19,5 @@ pub mod session;
 pub mod store;
 pub mod transport;
 pub mod volume;
+mod wait;
 pub mod work;

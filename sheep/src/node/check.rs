@@ -44,11 +44,8 @@ fn shape(n: &DataNode, image: Image) -> DataResult<Shape> {
 }
 
 async fn ask(n: &DataNode, node: NodeId, request: Request) -> DataResult<Response> {
-    if node == n.control.me() {
-        return Ok(n.replica.handle(request).await.0);
-    }
-    let answer = n.replica.links.to(node).request(&request, Vec::new()).await;
-    answer.map(|(r, _)| r).map_err(|e| DataError::Failed(format!("node {}: {e}", node.short())))
+    let answer = n.replica.ask(node, &request).await;
+    answer.map_err(|e| DataError::Failed(format!("node {}: {e}", node.short())))
 }
 
 fn up_holders(n: &DataNode) -> Vec<NodeId> {

@@ -4,7 +4,7 @@
 //! caught up (5); a write of another generation than the VDI's latest is refused (5); a write applies only on top of the step
 //! before it (the prefix rule); a node that is not synced answers "not here" for what it cannot vouch for (2, 3).
 
-use super::link::Links;
+use super::link::{LinkError, Links};
 use crate::control::Control;
 use crate::planted::{self, Bug};
 use crate::store::{Store, StoreError, WriteKind, WriteOp, WriteOutcome};
@@ -16,8 +16,8 @@ use sheepdog_proto::peer::{
     WriteAction, WriteReply, WriteRequest,
 };
 use sheepdog_proto::{
-    BLOCK_SHIFT, BLOCK_SIZE, ControlIndex, Epoch, Generation, LayerId, MAX_PAYLOAD, ObjectId, PlacementKey,
-    VdiId, Version,
+    BLOCK_SHIFT, BLOCK_SIZE, ControlIndex, Epoch, Generation, LayerId, MAX_PAYLOAD, NodeId, ObjectId,
+    PlacementKey, VdiId, Version,
 };
 use std::ops::Range;
 use std::rc::Rc;
@@ -315,6 +315,14 @@ impl Replica {
             Ok(()) => Response::Done,
             Err(e) => Response::Failed(self.status_of(&e), e.to_string()),
         }
+    }
+
+    /// Ask a node, which may be this one.
+    pub async fn ask(self: &Rc<Self>, node: NodeId, what: &Request) -> Result<Response, LinkError> {
+        if node == self.control.me() {
+            return Ok(self.handle(what.clone()).await.0);
+        }
+        self.links.to(node).request(what, Vec::new()).await.map(|(response, _)| response)
     }
 
     async fn was_missed(

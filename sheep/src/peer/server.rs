@@ -9,6 +9,7 @@ use super::replica::Replica;
 use crate::observe::cells::OpStats;
 use crate::session::Gateway;
 use crate::session::opens::Open;
+use crate::wait::until;
 use bytes::Bytes;
 use sheepdog_proto::peer::{
     self, Frame, Hello, Kind, ReadRequest, Request, Response, Status, WireError, WriteReply, WriteRequest,
@@ -289,19 +290,13 @@ impl Server {
 
     /// Changes that earlier processes of a node forwarded must not come after a client has opened the VDI again there (rule 6).
     async fn earlier_ended(&self, from: (NodeId, u64)) {
-        loop {
-            let ended = self.ended.notified();
-            tokio::pin!(ended);
-            ended.as_mut().enable();
-            let none = self.sender(from, |s| {
+        let ended = || {
+            self.sender(from, |s| {
                 s.earlier.retain(|e| e.strong_count() > 0);
-                s.earlier.is_empty()
-            });
-            if none {
-                return;
-            }
-            ended.await;
-        }
+                s.earlier.is_empty().then_some(())
+            })
+        };
+        until(&self.ended, ended).await;
     }
 
     async fn request(self: &Rc<Self>, from: (NodeId, u64), request: Request, payload: Bytes) -> Answer {

@@ -8,6 +8,7 @@ use super::owner::{Session, SessionError};
 use super::read::{read_through, status_through};
 use crate::peer::{LinkError, Replica};
 use crate::volume::{Extent, VolumeError};
+use crate::wait::until;
 use bytes::Bytes;
 use sheepdog_cluster::{Command, CommandError, Reply, Session as SessionState};
 use sheepdog_proto::peer::{BlockState, Forward, ForwardError, Request, Response};
@@ -529,15 +530,7 @@ impl Gateway {
             Io::Read { .. } | Io::Status { .. } => 0..0,
         };
         let turn = entry.turns.borrow_mut().enter(bytes);
-        while !entry.turns.borrow().may_go(turn) {
-            let turned = entry.turned.notified();
-            tokio::pin!(turned);
-            turned.as_mut().enable();
-            if entry.turns.borrow().may_go(turn) {
-                break;
-            }
-            turned.await;
-        }
+        until(&entry.turned, || entry.turns.borrow().may_go(turn).then_some(())).await;
         let result = self.submit(entry, open, io).await;
         entry.turns.borrow_mut().leave(turn);
         entry.turned.notify_waiters();

@@ -10,6 +10,7 @@
 
 use super::attach::{Attached, Gateway};
 use crate::volume::VolumeError;
+use crate::wait::until;
 use futures::future::join_all;
 use sheepdog_cluster::{Command, CommandError, Reply};
 use sheepdog_proto::peer::{Request, Response};
@@ -133,15 +134,7 @@ impl Opens {
                 self.abandon(&ear);
             }
         }
-        while self.dying.get() > 0 {
-            let died = self.died.notified();
-            tokio::pin!(died);
-            died.as_mut().enable();
-            if self.dying.get() == 0 {
-                return;
-            }
-            died.await;
-        }
+        until(&self.died, || (self.dying.get() == 0).then_some(())).await;
     }
 }
 
@@ -243,15 +236,10 @@ impl Gateway {
 
     /// As owner: what was taken from gateways that have lost their registration has been carried out.
     pub(super) async fn strangers_ended(&self, entry: &Attached) {
-        loop {
-            let ended = entry.rule.foreign_ended.notified();
-            tokio::pin!(ended);
-            ended.as_mut().enable();
-            let foreign: Vec<_> = entry.rule.foreign.borrow().keys().copied().collect();
-            if foreign.into_iter().all(|(node, since)| self.is_open_at(entry.vdi, node, since)) {
-                return;
-            }
-            ended.await;
-        }
+        let ended = || {
+            let foreign = entry.rule.foreign.borrow();
+            foreign.keys().all(|(node, since)| self.is_open_at(entry.vdi, *node, *since)).then_some(())
+        };
+        until(&entry.rule.foreign_ended, ended).await;
     }
 }

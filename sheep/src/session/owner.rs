@@ -12,6 +12,7 @@
 use crate::control::Control;
 use crate::peer::Replica;
 use crate::volume::VolumeError;
+use crate::wait::until;
 use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt};
 use sheepdog_cluster::{Acting, NodeMap, Redundancy};
@@ -331,15 +332,7 @@ impl Session {
     }
 
     async fn enter(&self, object: &Rc<Object>, blocks: &Range<u32>, exclusive: bool) -> Ticket {
-        loop {
-            let waiting = object.changed.notified();
-            tokio::pin!(waiting);
-            waiting.as_mut().enable();
-            if let Some(t) = object.locks.borrow_mut().write(blocks.clone(), exclusive) {
-                return t;
-            }
-            waiting.await;
-        }
+        until(&object.changed, || object.locks.borrow_mut().write(blocks.clone(), exclusive)).await
     }
 
     /// Write bytes at any offset.
@@ -492,27 +485,11 @@ impl Session {
         loop {
             let object = self.object(index);
             let top = self.top.get();
-            loop {
-                let waiting = object.changed.notified();
-                tokio::pin!(waiting);
-                waiting.as_mut().enable();
-                if object.locks.borrow().may_read(&blocks) {
-                    break;
-                }
-                waiting.await;
-            }
+            until(&object.changed, || object.locks.borrow().may_read(&blocks).then_some(())).await;
             let data = self.read_blocks(top, index, blocks.clone()).await?;
             // A write that came meanwhile may be in the data, and might still be lost with this session: nobody may have seen it then.
             let seen = object.locks.borrow().overlapping(&blocks);
-            while object.locks.borrow().any_in_flight(&seen) {
-                let waiting = object.changed.notified();
-                tokio::pin!(waiting);
-                waiting.as_mut().enable();
-                if !object.locks.borrow().any_in_flight(&seen) {
-                    break;
-                }
-                waiting.await;
-            }
+            until(&object.changed, || (!object.locks.borrow().any_in_flight(&seen)).then_some(())).await;
             // The copy was read under a lease, so what this node knows by now includes whoever took the volume over before, and his layers: a process that stood
             // still may not have looked yet.
             self.refresh();
@@ -687,7 +664,7 @@ impl Session {
         choice.settle(r, oid, node).await
     }
 
-    async fn adopt_from(
+    pub(super) async fn adopt_from(
         &self,
         oid: ObjectId,
         node: sheepdog_proto::NodeId,

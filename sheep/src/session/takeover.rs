@@ -73,13 +73,7 @@ impl Session {
                 .into_iter()
                 .map(|n| {
                     let request = request.clone();
-                    async move {
-                        if n == self.control.me() {
-                            return (n, Ok(self.replica.handle(request).await.0));
-                        }
-                        let answer = self.replica.links.to(n).request(&request, Vec::new()).await;
-                        (n, answer.map(|(r, _)| r))
-                    }
+                    async move { (n, self.replica.ask(n, &request).await) }
                 })
                 .collect();
             let mut failed = false;
@@ -137,20 +131,7 @@ impl Session {
         tracing::trace!(%oid, winner = %winner.short(), %version, ?incomplete, epoch = %map.epoch, generation = %self.generation, "reconcile");
         let up_to_date = clean.clone();
         for (node, _) in clean.into_iter().filter(|(_, v)| *v != version) {
-            let hint = Some(blocks.to_vec());
-            if node == self.control.me() {
-                self.replica.adopt(oid, self.family, winner, hint, true).await.map_err(|e| e.to_string())?;
-                continue;
-            }
-            let control_index = self.control.applied().index;
-            let request =
-                Request::Adopt { oid, family: self.family, source: winner, blocks: hint, control_index };
-            match self.replica.links.to(node).request(&request, Vec::new()).await {
-                Ok((Response::Adopted(_), _)) => {}
-                Ok((Response::Failed(_, why), _)) => return Err(why),
-                Ok(_) => return Err("unexpected answer".into()),
-                Err(e) => return Err(e.to_string()),
-            }
+            self.adopt_from(oid, node, winner, Some(blocks.to_vec())).await?;
         }
         // Holders that are away or incomplete will ask for what changed since they were complete: this did.
         let present: Vec<NodeId> = up_to_date.iter().map(|(n, _)| *n).collect();
@@ -159,7 +140,7 @@ impl Session {
             let floor = floor.unwrap_or_default();
             for node in present {
                 let stamp = Request::Stamp { oid, epoch: map.epoch, blocks: blocks.to_vec(), floor };
-                let answer = self.tell(node, stamp).await?;
+                let answer = self.replica.ask(node, &stamp).await.map_err(|e| e.to_string())?;
                 match answer {
                     Response::Done => {}
                     Response::Failed(_, why) => return Err(why),
@@ -171,26 +152,13 @@ impl Session {
         for node in incomplete {
             let control_index = self.control.applied().index;
             let missed = Request::Missed { oid, family: self.family, epoch: map.epoch, control_index };
-            let told = self.tell(node, missed).await?;
+            let told = self.replica.ask(node, &missed).await.map_err(|e| e.to_string())?;
             if told != Response::Done {
                 return Err(format!("node {} answers {told:?}", node.short()));
             }
         }
         // A node may have come or gone meanwhile; then look again.
         if self.control.map().epoch == map.epoch { Ok(()) } else { Err("the map changed".into()) }
-    }
-
-    async fn tell(&self, node: NodeId, what: Request) -> Result<Response, String> {
-        if node == self.control.me() {
-            return Ok(self.replica.handle(what).await.0);
-        }
-        self.replica
-            .links
-            .to(node)
-            .request(&what, Vec::new())
-            .await
-            .map(|(r, _)| r)
-            .map_err(|e| e.to_string())
     }
 
     async fn drop_old_tails(&self) {

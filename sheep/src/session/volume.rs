@@ -4,6 +4,7 @@ use super::attach::{Attached, Gateway, Io, IoDone, MAX_FORWARD};
 use super::opens::{Ear, Gone, Open};
 use crate::buf::AlignedBuf;
 use crate::volume::{ExportInfo, Extent, LocalFut, Volume, VolumeError, VolumeSource, ZeroFlags};
+use crate::wait::until;
 use bytes::Bytes;
 use futures::stream::{FuturesOrdered, FuturesUnordered, StreamExt};
 use sheepdog_cluster::{ClusterState, Vdi};
@@ -158,14 +159,7 @@ struct Flight {
 
 impl Flight {
     async fn ended(&self) {
-        while self.count.get() > 0 {
-            let idle = self.idle.notified();
-            tokio::pin!(idle);
-            idle.as_mut().enable();
-            if self.count.get() > 0 {
-                idle.await;
-            }
-        }
+        until(&self.idle, || (self.count.get() == 0).then_some(())).await;
     }
 }
 

@@ -277,7 +277,7 @@ impl Store {
         self.locate(oid).map(|(_, o)| o.summary.borrow().version)
     }
 
-    /// Layers that have an object at this key, oldest first.
+    /// Layers that have an object at this key, oldest first. For tests; reads ask `layers_in`.
     pub fn layers_at(&self, key: PlacementKey) -> Vec<LayerId> {
         let mut out = Vec::new();
         for d in self.disks.borrow().iter() {

@@ -606,11 +606,7 @@ impl Choice {
     pub async fn settle(&self, r: &Rc<Replica>, oid: ObjectId, node: NodeId) -> Result<(), String> {
         let Some(epoch) = self.decided else { return Ok(()) };
         let request = Request::Stamp { oid, epoch, blocks: Vec::new(), floor: Epoch(0) };
-        let answer = match node == r.control.me() {
-            true => r.handle(request).await.0,
-            false => r.links.to(node).request(&request, Vec::new()).await.map_err(|e| e.to_string())?.0,
-        };
-        match answer {
+        match r.ask(node, &request).await.map_err(|e| e.to_string())? {
             Response::Done => Ok(()),
             Response::Failed(_, why) => Err(why),
             _ => Err("unexpected answer".into()),

@@ -37,10 +37,6 @@ pub(super) fn list(path: &Path) -> io::Result<Vec<String>> {
     }
 }
 
-pub(super) fn sync_dir(path: &Path) -> io::Result<()> {
-    crate::dirs::sync(path)
-}
-
 pub(super) fn space(path: &Path) -> io::Result<Space> {
     let s = rustix::fs::statvfs(path)?;
     Ok(Space { total: s.f_blocks * s.f_frsize, free: s.f_bavail * s.f_frsize })

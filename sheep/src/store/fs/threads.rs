@@ -91,7 +91,7 @@ impl Fs for ThreadsFs {
         kernel::list(path)
     }
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        kernel::sync_dir(path)
+        crate::dirs::sync(path)
     }
     fn space(&self, path: &Path) -> io::Result<Space> {
         kernel::space(path)

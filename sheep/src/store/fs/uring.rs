@@ -322,7 +322,7 @@ impl Fs for UringFs {
         kernel::list(path)
     }
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        kernel::sync_dir(path)
+        crate::dirs::sync(path)
     }
     fn space(&self, path: &Path) -> io::Result<Space> {
         kernel::space(path)
