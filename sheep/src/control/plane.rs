@@ -47,6 +47,8 @@ pub const PROPOSE_DEADLINE: Duration = Duration::from_secs(30);
 
 /// How long a leader waits, at a shutdown of the cluster, for the others to hear of it.
 const FAREWELL: Duration = Duration::from_secs(10);
+/// How much of it is for those that are out: they may run, or be gone for good.
+const FAREWELL_OUT: Duration = Duration::from_secs(6);
 
 /// The network side of `sdcluster`; `local` has none.
 pub struct Network {
@@ -396,18 +398,17 @@ impl ControlPlane {
             let info = |n: &Node| PeerInfo { node: n.id, incarnation: n.incarnation, addr: n.addr.clone() };
             others.map(|n| (info(n), n.state == NodeState::Out)).collect()
         });
-        // One that is out may run and be told, or be gone for good.
         others.iter().for_each(|(info, _)| core.learn_address(info));
         let out: BTreeSet<NodeId> = others.iter().filter(|(_, out)| *out).map(|(i, _)| i.node).collect();
         let mut left: Vec<NodeId> = others.iter().map(|(i, _)| i.node).collect();
         let out = &out;
-        let until = Instant::now() + FAREWELL;
-        while !left.is_empty() && Instant::now() < until {
+        let began = Instant::now();
+        while !left.is_empty() && began.elapsed() < FAREWELL {
             let asks = left.iter().map(|n| async move {
                 match core.peers.call(*n, &Request::Status, Duration::from_secs(1)).await {
                     Ok(Response::Status(s)) => s.applied >= index,
                     Ok(_) => false,
-                    Err(e) => e.is_refused() || out.contains(n),
+                    Err(e) => e.is_refused() || (out.contains(n) && began.elapsed() >= FAREWELL_OUT),
                 }
             });
             let mut heard = futures::future::join_all(asks).await.into_iter();

@@ -95,12 +95,17 @@ impl Fed {
             let there = s.nodes.values().filter(|n| n.id != core.me && n.state != NodeState::Out);
             there.map(|n| n.id).collect()
         });
-        if others.is_empty() {
-            return;
-        }
-        let one = others.swap_remove(rand::random_range(0..others.len()));
-        let asked = core.peers.call(one, &Request::Status, Duration::from_secs(1)).await;
-        let Ok(Response::Status(s)) = asked else { return };
+        // The first that answers: most may have ended already, when the cluster is being shut down.
+        let s = loop {
+            if others.is_empty() {
+                return;
+            }
+            let one = others.swap_remove(rand::random_range(0..others.len()));
+            let asked = core.peers.call(one, &Request::Status, Duration::from_secs(1)).await;
+            if let Ok(Response::Status(s)) = asked {
+                break s;
+            }
+        };
         let ahead = s.cluster == core.cluster() && s.applied.0 > last;
         // Raft may have gone on while we asked.
         if ahead
