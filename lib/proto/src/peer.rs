@@ -688,7 +688,7 @@ pub enum Request {
         /// Position the answerer must have reached.
         control_index: ControlIndex,
     },
-    /// Become equal to `source` in this object; the sender keeps writes away meanwhile.
+    /// Become equal to `source` in this object.
     Adopt {
         /// Object.
         oid: ObjectId,
@@ -698,6 +698,8 @@ pub enum Request {
         source: NodeId,
         /// Blocks that are known to differ; `None`: find out.
         blocks: Option<Vec<Range<u32>>>,
+        /// The session whose owner asks and keeps writes away meanwhile; `None`: nobody does.
+        session: Option<Generation>,
         /// Position the answerer must have reached.
         control_index: ControlIndex,
     },

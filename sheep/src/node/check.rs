@@ -213,7 +213,7 @@ async fn mend(n: &Rc<DataNode>, oid: ObjectId, family: LayerId, node: NodeId) ->
         .map(|d| d.corrupt.clone())
         .filter(|c| !c.is_empty());
     let control_index = n.control.applied().index;
-    let request = Request::Adopt { oid, family, source, blocks, control_index };
+    let request = Request::Adopt { oid, family, source, blocks, session: None, control_index };
     matches!(ask(n, node, request).await, Ok(Response::Adopted(_)))
 }
 

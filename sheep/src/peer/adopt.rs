@@ -57,35 +57,30 @@ impl Replica {
         family: LayerId,
         source: NodeId,
         blocks: Option<Vec<Range<u32>>>,
+        session: Option<Generation>,
         index: ControlIndex,
     ) -> Response {
         if !self.catch_up(index).await {
             return Response::Failed(Status::NoLease, "behind the control plane".into());
         }
-        match self.adopt(oid, family, source, blocks, true).await {
+        match self.adopt(oid, family, source, blocks, session).await {
             Ok(a) => Response::Adopted(a.version),
             Err(e) => Response::Failed(Status::NotHere, e.to_string()),
         }
     }
 
-    /// Make this node's copy equal to the source's. `held`: the session's owner keeps writes to the object away meanwhile, or sends them again.
+    /// Make this node's copy equal to the source's. `session`: its owner asks, and keeps writes to the object away meanwhile, or sends them again.
     pub async fn adopt(
         self: &Rc<Self>,
         oid: ObjectId,
         family: LayerId,
         source: NodeId,
         hint: Option<Vec<Range<u32>>>,
-        held: bool,
+        session: Option<Generation>,
     ) -> Result<Adopted, AdoptError> {
         let store = self.store.clone().ok_or(StoreError::NoDisk)?;
         let _guard = self.sync.begin_fill(oid, family).await;
         let mark = self.sync.mark();
-        // The owner who asked may be gone before this ends: steps that a later session's owner sent and that were refused here, it does not know of.
-        let owned = if held { self.session_over(oid) } else { None };
-        let resolved = || match owned.is_some() && owned == self.session_over(oid) {
-            true => self.sync.resolved(oid),
-            false => self.sync.resolved_as_of(oid, mark),
-        };
         let mut bytes = 0;
         // The source may not have merged yet what this node has: see `merge_again`.
         let merging = self.merging_into(oid);
@@ -95,14 +90,14 @@ impl Replica {
                 if store.info(oid).await?.is_some() {
                     store.remove(oid).await?;
                 }
-                resolved();
+                self.joined(oid, session, mark);
                 return Ok(Adopted { version: Version::NONE, bytes });
             };
             let hint = if attempt == 0 { hint.clone() } else { None };
             match self.adopt_head(&store, oid, family, source, &head, hint, attempt > 0).await? {
                 (true, n) => {
                     self.merge_again(&store, oid, merging).await?;
-                    resolved();
+                    self.joined(oid, session, mark);
                     return Ok(Adopted { version: head.version, bytes: bytes + n });
                 }
                 (false, n) => bytes += n,
@@ -111,8 +106,17 @@ impl Replica {
         Err(AdoptError::Moving)
     }
 
+    /// The object is equal to a clean copy, as of `mark`; as of now, if the session whose owner saw to it is still the one that writes. An owner who asked may be
+    /// gone already: steps that a later session's owner sent and that were refused here, it does not know of.
+    pub(crate) fn joined(&self, oid: ObjectId, session: Option<Generation>, mark: u64) {
+        match session.is_some() && session == self.session_over(oid) {
+            true => self.sync.resolved(oid),
+            false => self.sync.resolved_as_of(oid, mark),
+        }
+    }
+
     /// The session that writes the object's volume.
-    fn session_over(&self, oid: ObjectId) -> Option<Generation> {
+    pub(crate) fn session_over(&self, oid: ObjectId) -> Option<Generation> {
         self.control.read(|s| match s.vdis.get(&s.layers.get(&oid.layer())?.vdi)?.session {
             Session::Open { generation, .. } => Some(generation),
             _ => None,

@@ -671,12 +671,13 @@ impl Session {
         source: sheepdog_proto::NodeId,
         blocks: Option<Vec<Range<u32>>>,
     ) -> Result<(), String> {
+        let session = Some(self.generation);
         if node == self.control.me() {
-            let adopted = self.replica.adopt(oid, self.family, source, blocks, true).await;
+            let adopted = self.replica.adopt(oid, self.family, source, blocks, session).await;
             return adopted.map(drop).map_err(|e| e.to_string());
         }
         let control_index = self.control.applied().index;
-        let request = Request::Adopt { oid, family: self.family, source, blocks, control_index };
+        let request = Request::Adopt { oid, family: self.family, source, blocks, session, control_index };
         match self.replica.links.to(node).request(&request, Vec::new()).await {
             Ok((Response::Adopted(_), _)) => Ok(()),
             Ok((Response::Failed(_, why), _)) => Err(why),

@@ -516,7 +516,7 @@ impl Worker {
                 r.sync.resolved_as_of(oid, mark);
             }
             Some(source) => {
-                r.adopt(oid, m.family, source, None, false).await.map_err(|e: AdoptError| e.to_string())?;
+                r.adopt(oid, m.family, source, None, None).await.map_err(|e: AdoptError| e.to_string())?;
                 choice.settle(r, oid, me).await?;
             }
         }
@@ -524,26 +524,24 @@ impl Worker {
     }
 
     async fn join(&self, owner: NodeId, vdi: VdiId, oid: ObjectId, family: LayerId) -> Result<(), String> {
-        let me = self.replica.control.me();
+        let r = &self.replica;
+        let me = r.control.me();
+        let (session, mark) = (r.session_over(oid), r.sync.mark());
         if owner == me {
-            return match self.joiner.join(vdi, oid, family, me).await? {
-                true => {
-                    self.replica.sync.resolved(oid);
-                    Ok(())
-                }
-                false => Err("the session is not serving yet".into()),
-            };
-        }
-        let request = Request::Join { vdi, oid, family };
-        match self.replica.links.to(owner).request(&request, Vec::new()).await {
-            Ok((Response::Done, _)) => {
-                self.replica.sync.resolved(oid);
-                Ok(())
+            if !self.joiner.join(vdi, oid, family, me).await? {
+                return Err("the session is not serving yet".into());
             }
-            Ok((Response::Failed(_, why), _)) => Err(why),
-            Ok(_) => Err("unexpected answer".into()),
-            Err(e) => Err(e.to_string()),
+        } else {
+            let request = Request::Join { vdi, oid, family };
+            match r.links.to(owner).request(&request, Vec::new()).await {
+                Ok((Response::Done, _)) => {}
+                Ok((Response::Failed(_, why), _)) => return Err(why),
+                Ok(_) => return Err("unexpected answer".into()),
+                Err(e) => return Err(e.to_string()),
+            }
         }
+        r.joined(oid, session, mark);
+        Ok(())
     }
 
     /// Rewrite damaged blocks from another copy; `true`: some could not be.
@@ -575,7 +573,7 @@ impl Worker {
                     continue;
                 }
                 if stat(r, source, oid, m.family).await.is_ok_and(|s| s.status == Status::Ok)
-                    && r.adopt(oid, m.family, source, runs.clone(), false).await.is_ok()
+                    && r.adopt(oid, m.family, source, runs.clone(), None).await.is_ok()
                 {
                     tracing::warn!(%oid, source = %source.short(), "damaged blocks were healed from another copy");
                     healed = true;
