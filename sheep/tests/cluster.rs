@@ -77,6 +77,8 @@ struct Sheep {
     port: u16,
     nbd: u16,
     dir: PathBuf,
+    /// Has a second disk.
+    second: bool,
 }
 
 struct Cluster {
@@ -111,7 +113,13 @@ impl Cluster {
         let sheep = (0..n)
             .map(|i| {
                 let port = ports();
-                Sheep { child: None, port, nbd: port + 2, dir: dir.path().join(format!("sheep{i}")) }
+                Sheep {
+                    child: None,
+                    port,
+                    nbd: port + 2,
+                    dir: dir.path().join(format!("sheep{i}")),
+                    second: false,
+                }
             })
             .collect();
         let mut c = Self { sheep, dir, secret };
@@ -146,7 +154,12 @@ impl Cluster {
         if let Some(secret) = &self.secret {
             cmd.arg("--secret-file").arg(secret);
         }
-        cmd.arg(&s.dir).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        let mut dirs = s.dir.clone().into_os_string();
+        if s.second {
+            dirs.push(",");
+            dirs.push(s.dir.with_extension("second"));
+        }
+        cmd.arg(dirs).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         self.sheep[i].child = Some(cmd.spawn().expect("sheep starts"));
     }
 
@@ -556,6 +569,72 @@ async fn a_rebuild_wants_all_sheep_that_the_disks_remember() {
     client.cluster().rebuild(pb::RebuildRequest { force: true }).await.expect("forced");
     c.start(1);
     c.whole().await;
+}
+
+#[tokio::test]
+async fn what_was_on_a_lost_disk_and_nowhere_else_is_waited_for() {
+    const SIZE: u64 = 256 << 20;
+    let mut c = Cluster::new(3, false);
+    c.kill(1);
+    c.sheep[1].second = true;
+    c.start(1);
+    c.format(2).await;
+    c.create("double", 64 << 20).await;
+    let redundancy = Some(pb::Redundancy { copies: 1, ..Default::default() });
+    let request =
+        pb::CreateVdiRequest { name: "single".into(), size: SIZE, redundancy, ..Default::default() };
+    c.client(0).await.vdi().create(request).await.expect("creates");
+    c.whole().await;
+    ok("qemu-io", &["-f", "raw", "-c", "write -P 5 0 64M", &c.uri(0, "double")]);
+    ok("qemu-io", &["-f", "raw", "-c", "write -P 6 0 256M", &c.uri(0, "single")]);
+    let reads = |c: &Cluster, what: &str| {
+        let uri = c.uri(0, "single");
+        let mut qemu_io = Command::new("qemu-io");
+        qemu_io.args(["-f", "raw", "-c", what, &uri]).stdout(Stdio::piped()).stderr(Stdio::piped());
+        qemu_io.spawn().expect("qemu-io: scripts/setup.sh installs it")
+    };
+    let info = async |c: &Cluster| {
+        let info = c.client(0).await.cluster().info(pb::ClusterInfoRequest::default()).await;
+        info.expect("info").into_inner().reasons.join("; ")
+    };
+    let restart = async |c: &mut Cluster, second: bool| {
+        c.sheep[1].second = second;
+        c.kill(1);
+        c.start(1);
+        let deadline = Instant::now() + PATIENCE;
+        while info(c).await.contains("have lost a disk: single") == second {
+            assert!(Instant::now() < deadline, "its disks are not noticed");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        c.whole().await;
+    };
+    restart(&mut c, false).await;
+    // The other volume is what it was.
+    ok("qemu-io", &["-f", "raw", "-c", "read -P 5 0 64M", &c.uri(1, "double")]);
+    c.check("double").await;
+    ok("qemu-io", &["-f", "raw", "-c", "write -P 9 0 32M", "-c", "discard 32M 32M", &c.uri(0, "double")]);
+    let mut waits = reads(&c, "read -P 6 0 256M");
+    assert!(info(&c).await.contains("recover force"));
+    assert!(waits.try_wait().expect("qemu-io").is_none(), "zeros, or an error");
+    // It was only not mounted.
+    restart(&mut c, true).await;
+    let out = waits.wait_with_output().expect("qemu-io");
+    let text = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success() && !text.contains("failed"), "{text}");
+    assert_eq!(info(&c).await, "");
+    // Of the other volume it had what was old by then.
+    c.check("double").await;
+    let both = ["-f", "raw", "-c", "read -P 9 0 32M", "-c", "read -P 0 32M 32M", &c.uri(1, "double")];
+    let text = ok("qemu-io", &both);
+    assert!(!text.contains("failed"), "{text}");
+    // Now it is gone, and the operator says so.
+    restart(&mut c, false).await;
+    let waits = reads(&c, "read 0 256M");
+    let force = pb::ForceRequest { reason: "the disk is scrap".into() };
+    c.client(0).await.cluster().force(force).await.expect("forced");
+    let out = waits.wait_with_output().expect("qemu-io");
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    assert_eq!(info(&c).await, "");
 }
 
 #[tokio::test]

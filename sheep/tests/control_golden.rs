@@ -44,7 +44,13 @@ fn commands() -> Vec<Command> {
         vnodes: Some(64),
         gateway: false,
         incarnation: 9,
-        disks: vec![DiskEntry { id: DiskId(5), path: "/disk".into(), capacity: 1 << 40, retired: false }],
+        disks: vec![DiskEntry {
+            id: DiskId(5),
+            path: "/disk".into(),
+            capacity: 1 << 40,
+            retired: false,
+            missing: false,
+        }],
         version: "0.1.0".into(),
         has_data: false,
     };

@@ -46,6 +46,8 @@ pub enum Invariant {
     OwnersAreUp,
     /// Nobody is synced, came up, went down or lost data later than now (losing data may be one epoch ahead of none).
     EpochsAreNotAhead,
+    /// A lost disk is remembered for what had no other copy, and nothing else.
+    LossesAreOfOnlyCopies,
     /// Rings are ordered by epoch, the last one is that of the members now.
     RingsAreOrdered,
     /// History ascends, ends now with the nodes that are up, and tells who came and went in each step.
@@ -256,6 +258,11 @@ fn membership(s: &ClusterState, f: &mut Findings) {
     for n in s.nodes.values() {
         let latest = n.synced.max(n.down_at).max(n.lost_at).max(n.up_since);
         f.expect(latest <= s.epoch, I::EpochsAreNotAhead, (n.id, latest));
+    }
+    for ((node, disk), lost) in &s.lost {
+        let single = |f: &LayerId| s.families.get(f).is_some_and(|f| f.redundancy.width() == 1);
+        let sane = !lost.families.is_empty() && lost.families.iter().all(single) && lost.epoch <= s.epoch;
+        f.expect(sane, I::LossesAreOfOnlyCopies, (node, disk));
     }
     let ordered = s.rings.windows(2).all(|w| w[0].epoch < w[1].epoch);
     let last = s.rings.last();

@@ -1,8 +1,8 @@
 //! The data plane's view of membership, built once per epoch.
 
-use crate::state::{NodeAddr, NodeState, Redundancy, RingVersion};
+use crate::state::{LostDisk, NodeAddr, NodeState, Redundancy, RingVersion};
 use sheepdog_placement::{Member, Ring};
-use sheepdog_proto::{Epoch, NodeId, PlacementKey};
+use sheepdog_proto::{DiskId, Epoch, NodeId, PlacementKey};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A node as the data plane sees it.
@@ -42,10 +42,10 @@ pub struct NodeMap {
     /// Nodes that keep data and are away (down or out) or have lost it, with the last epoch of which they may know something that nobody
     /// else does.
     pub away: BTreeMap<NodeId, Epoch>,
+    /// Disks that took only copies with them.
+    pub lost: Vec<((NodeId, DiskId), LostDisk)>,
     /// Smallest number of copies of any family.
     pub min_width: usize,
-    /// Largest number of copies of any family.
-    pub max_width: usize,
     /// (epoch, ring), oldest first; the last is current. Never empty after format.
     pub rings: Vec<(Epoch, Ring)>,
 }
@@ -105,27 +105,36 @@ impl NodeMap {
         }
         let regained = self.rings.last().is_some_and(|(e, _)| *e > synced);
         let blocks = |n: &NodeId, until: &Epoch| *n != me && (*until > synced || (regained && held(n)));
-        // It has lost data itself, and nobody has another copy of any.
-        if self.max_width == 1
-            && self.away.contains_key(&me)
-            && self.nodes.get(&me).is_some_and(NodeView::is_up)
-        {
-            return Some(me);
-        }
         self.away.iter().find(|(n, until)| blocks(n, until)).map(|(n, _)| *n)
     }
 
     /// The same for one object of which no copy vouches for itself: may the longest of those that are up be taken for the truth? `known` is the
-    /// latest epoch as of which one of them is right.
+    /// latest epoch as of which one of them is right. `owns`: has the longest; what it may have lost was other objects.
     pub fn unknowable_object(
         &self,
         key: PlacementKey,
         redundancy: Redundancy,
         known: Epoch,
+        owns: Option<NodeId>,
     ) -> Option<NodeId> {
         let width = redundancy.width();
         let holds = |n: &NodeId| self.rings.iter().any(|(_, r)| r.targets(key, width).contains(n));
-        self.away.iter().find(|(n, until)| **until > known && holds(n)).map(|(n, _)| *n)
+        let better = |n: &NodeId, until: Epoch| until > known && Some(*n) != owns && holds(n);
+        self.away.iter().find(|(n, until)| better(n, **until)).map(|(n, _)| *n)
+    }
+
+    /// Of an object that is `here`: may what was written to it be lost? Of one that is nowhere: may it have been on a disk that is lost, and not only never have been
+    /// written?
+    pub fn may_be_lost(&self, key: PlacementKey, redundancy: Redundancy, here: bool) -> bool {
+        self.lost.iter().any(|((node, _), lost)| {
+            // Who held it then is known as long as the ring of then is.
+            let member = |r: &&Ring| r.members().iter().any(|m| m.node == *node);
+            let known = self.ring_at(lost.epoch).filter(member).is_some();
+            let targets = |(_, r): &(Epoch, Ring)| r.targets(key, redundancy.width()).contains(node);
+            lost.families.contains(&key.family)
+                && (!here || lost.rewound)
+                && (!known || self.rings.iter().any(targets))
+        })
     }
 
     /// The latest epoch at which a node had everything at `key`; 0 when it is not known to have had it at all: what a ring gave to it after it was
@@ -194,7 +203,7 @@ impl crate::ClusterState {
             .filter(|(_, until)| until.0 > 0)
             .collect();
         let copies = self.families.values().map(|f| f.redundancy.width());
-        let max_width = copies.clone().max().unwrap_or(1);
+        let lost = self.lost.iter().map(|(disk, lost)| (*disk, lost.clone())).collect();
         let rings: Vec<(Epoch, Ring)> = self
             .rings
             .iter()
@@ -208,7 +217,7 @@ impl crate::ClusterState {
             .collect();
         let members = rings.last().map_or(0, |(_, r): &(Epoch, Ring)| r.members().len());
         let min_width = copies.min().unwrap_or(1).min(members.max(1));
-        NodeMap { epoch: self.epoch, nodes, away, min_width, max_width, rings }
+        NodeMap { epoch: self.epoch, nodes, away, lost, min_width, rings }
     }
 
     /// Layers from `top` down to the root of its family, newest first.

@@ -116,8 +116,17 @@ pub struct DiskEntry {
     pub path: String,
     /// Bytes.
     pub capacity: u64,
-    /// Failed or unplugged: what it held is gone from that node (committed, so that writes may go on without it).
+    /// Failed or unplugged: what it held is gone from that node (committed, so that writes may go on without it). It is not taken back.
     pub retired: bool,
+    /// The node came up without it. It may come back until the node is complete without it; with the only copy of something, also later.
+    pub missing: bool,
+}
+
+impl DiskEntry {
+    /// In use.
+    pub fn is_there(&self) -> bool {
+        !self.retired && !self.missing
+    }
 }
 
 /// One sheep.
@@ -188,6 +197,19 @@ pub struct Family {
     pub object_size: u32,
     /// How many layers it has: it goes with the last.
     pub layers: u32,
+}
+
+/// A disk that is gone, and with it the only copy of something.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct LostDisk {
+    /// Last epoch in which it was there.
+    pub epoch: Epoch,
+    /// Families of one copy that there were then, by root layer. Never empty.
+    pub families: BTreeSet<LayerId>,
+    /// Its node has become complete without it: should it come back, all else that is on it is old.
+    pub outdated: bool,
+    /// Its objects are there, but not all that was written to them: it is another disk since because its journal was damaged.
+    pub rewound: bool,
 }
 
 /// Where a layer is in its life.
@@ -389,6 +411,9 @@ pub struct ClusterState {
     pub layers: BTreeMap<LayerId, Layer>,
     /// Families, by root layer.
     pub families: BTreeMap<LayerId, Family>,
+    /// Disks that took only copies with them. Until they are back and their node is complete, or an operator accepts the loss, objects of these families that are nowhere count as lost, not as
+    /// never written.
+    pub lost: BTreeMap<(NodeId, DiskId), LostDisk>,
     /// Bumped whenever a chain changes shape (snapshot, rollback, merge, delete): caches of chains key on it.
     pub layers_revision: u64,
     /// Last id given.

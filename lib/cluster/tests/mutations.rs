@@ -22,7 +22,13 @@ fn hello(n: u128) -> NodeHello {
         vnodes: None,
         gateway: false,
         incarnation: 5,
-        disks: vec![DiskEntry { id: DiskId(n), path: "/d".into(), capacity: 1 << 40, retired: false }],
+        disks: vec![DiskEntry {
+            id: DiskId(n),
+            path: "/d".into(),
+            capacity: 1 << 40,
+            retired: false,
+            missing: false,
+        }],
         version: "0.1.0".into(),
         has_data: true,
     }
@@ -75,7 +81,13 @@ fn commands() -> Vec<Command> {
         Command::NodeDrain { node, on: true },
         Command::DiskAdded {
             node,
-            disk: DiskEntry { id: DiskId(77), path: "/e".into(), capacity: 1, retired: false },
+            disk: DiskEntry {
+                id: DiskId(77),
+                path: "/e".into(),
+                capacity: 1,
+                retired: false,
+                missing: false,
+            },
         },
         Command::DiskRetired { node, disk: DiskId(77) },
         Command::NodeDown { node, incarnation: 5 },

@@ -6,7 +6,7 @@ use common::{Cluster, create, format, hello, node};
 use sheepdog_cluster::{
     Command, CommandError, DiskEntry, Node, NodeHello, NodeState, Redundancy, Reply, Session, Timing,
 };
-use sheepdog_proto::{ClusterId, DiskId, Epoch, Generation, MAX_NODES};
+use sheepdog_proto::{ClusterId, DiskId, Epoch, Generation, MAX_NODES, PlacementKey};
 
 fn up(n: u64, incarnation: u64) -> Command {
     Command::NodeUp(hello(n, incarnation))
@@ -155,6 +155,89 @@ fn a_node_that_lost_its_disk_starts_from_nothing() {
 }
 
 #[test]
+fn only_copies_that_a_disk_took_with_it_are_remembered() {
+    let mut c = three();
+    let single = |c: &mut Cluster, name| {
+        let mut command = create(name, u128::from(c.s.index.0) + 1000);
+        if let Command::VdiCreate { redundancy, .. } = &mut command {
+            *redundancy = Some(Redundancy::Copies(1));
+        }
+        match c.ok(command) {
+            Reply::Vdi(id) => id,
+            r => panic!("{r:?}"),
+        }
+    };
+    let (one, double) = (single(&mut c, "s"), c.vdi("d"));
+    let family = |c: &Cluster, v| c.s.vdis[&v].family;
+    let (fs, fd) = (family(&c, one), family(&c, double));
+    let key = |family, index| PlacementKey { family, index };
+    let of_node = |c: &Cluster, index| {
+        let r = c.s.families[&fs].redundancy;
+        c.s.node_map().acting(key(fs, index), r).targets == [node(1)]
+    };
+    let lost =
+        |c: &Cluster, f, index| c.s.node_map().may_be_lost(key(f, index), c.s.families[&f].redundancy, false);
+    let mut without = hello(1, 2);
+    let disk = without.disks[0].id;
+    without.disks[0].id = DiskId(999);
+    c.ok(Command::NodeUp(without));
+    let later = single(&mut c, "later");
+    let fl = family(&c, later);
+    for i in 0..100 {
+        assert_eq!(lost(&c, fs, i), of_node(&c, i), "what it was the holder of");
+        assert!(!lost(&c, fd, i) && !lost(&c, fl, i), "another copy, or not there yet");
+    }
+    // Complete again it still does not have it, and once the ring of then is forgotten nobody knows what it had.
+    c.ok(synced(1, 2, c.s.epoch.0));
+    assert!((0..100).any(|i| lost(&c, fs, i)));
+    c.ok(up(3, 1));
+    for n in 0..4 {
+        c.ok(synced(n, if n == 1 { 2 } else { 1 }, c.s.epoch.0));
+    }
+    assert_eq!(rings(&c).len(), 1);
+    assert!((0..100).all(|i| lost(&c, fs, i)));
+    // The disk is back.
+    let mut with = Cluster { s: c.s.clone(), ..Cluster::default() };
+    let mut again = hello(1, 3);
+    again.disks.push(DiskEntry { id: DiskId(999), ..again.disks[0].clone() });
+    assert_eq!(again.disks[0].id, disk);
+    with.ok(Command::NodeUp(again));
+    // Complete it was without it, so all else that is on it may be old: it starts from nothing, and has everything again once it is complete.
+    assert_eq!(of(&with, 1).synced, Epoch(0));
+    assert!(with.s.lost.values().all(|l| l.outdated));
+    with.ok(synced(1, 3, with.s.epoch.0));
+    assert!((0..100).all(|i| !lost(&with, fs, i)) && with.s.lost.is_empty());
+    // Or its loss accepted, or nothing is left to lose.
+    let mut forced = Cluster { s: c.s.clone(), ..Cluster::default() };
+    forced.ok(Command::Force { reason: "scrap".into() });
+    assert!((0..100).all(|i| !lost(&forced, fs, i)));
+    c.ok(Command::VdiDelete { vdi: one, snapshot: None });
+    assert!(c.s.lost.is_empty());
+}
+
+#[test]
+fn a_disk_that_was_missing_may_come_back_until_its_node_is_complete_without_it() {
+    let with = |incarnation, extra: &[u128]| {
+        let mut h = hello(1, incarnation);
+        let entry = |d: &u128| DiskEntry { id: DiskId(*d), ..h.disks[0].clone() };
+        let more: Vec<DiskEntry> = extra.iter().map(entry).collect();
+        h.disks.extend(more);
+        Command::NodeUp(h)
+    };
+    let mut c = three();
+    c.ok(with(2, &[500]));
+    c.ok(with(3, &[]));
+    assert_eq!(of(&c, 1).synced, Epoch(0));
+    c.ok(with(4, &[500]));
+    assert!(of(&c, 1).disks.iter().all(DiskEntry::is_there));
+    assert_eq!(of(&c, 1).synced, Epoch(0), "what the others did meanwhile it has not");
+    c.ok(with(5, &[]));
+    c.ok(synced(1, 5, c.s.epoch.0));
+    assert!(matches!(c.refused(with(6, &[500])), CommandError::Invalid(_)));
+    c.ok(with(6, &[501]));
+}
+
+#[test]
 fn going_out_leaves_the_ring_and_coming_back_joins_it() {
     let mut c = three();
     c.ok(up(3, 1));
@@ -261,7 +344,7 @@ fn disks_come_and_go() {
     let mut c = three();
     let retire = |disk| Command::DiskRetired { node: node(0), disk: DiskId(disk) };
     assert!(matches!(c.refused(retire(77)), CommandError::NotFound(_)));
-    let disk = DiskEntry { id: DiskId(77), path: "/e".into(), capacity: 1, retired: false };
+    let disk = DiskEntry { id: DiskId(77), path: "/e".into(), capacity: 1, retired: false, missing: false };
     assert_eq!(c.run(Command::DiskAdded { node: node(0), disk: disk.clone() }), epoch(5));
     assert_eq!(of(&c, 0).disks.len(), 2);
     assert_eq!(c.run(retire(77)), epoch(6));

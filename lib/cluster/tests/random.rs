@@ -70,6 +70,7 @@ fn membership(d: &mut Dice, s: &ClusterState) -> Command {
                 path: "/d".into(),
                 capacity: 1,
                 retired: false,
+                missing: false,
             }],
             has_data: !d.chance(6),
             ..hello(n, incarnation + d.below(2))
@@ -98,6 +99,7 @@ fn membership(d: &mut Dice, s: &ClusterState) -> Command {
                     path: "/e".into(),
                     capacity: 1,
                     retired: false,
+                    missing: false,
                 },
             },
         },

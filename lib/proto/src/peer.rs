@@ -561,6 +561,8 @@ pub struct PullHead {
     pub dirty: BlockMap,
     /// See `dirty`.
     pub dirty_since: Option<Epoch>,
+    /// Its last steps may not be everywhere: those after this version, which changed these blocks. Who copies them has to remember as much.
+    pub tail: Option<(Version, Range<u32>)>,
     /// Of present, zero and block checksums.
     pub digest: u64,
 }
@@ -573,6 +575,9 @@ impl PullHead {
             return Err(WireError::Malformed("object size"));
         }
         let blocks = size >> crate::BLOCK_SHIFT;
+        if self.tail.as_ref().is_some_and(|(_, t)| t.start >= t.end || t.end > blocks) {
+            return Err(WireError::Malformed("blocks of the tail"));
+        }
         match [&self.present, &self.zero, &self.dirty].iter().all(|m| m.capacity() <= blocks) {
             true => Ok(()),
             false => Err(WireError::Malformed("block map")),

@@ -132,6 +132,7 @@ fn responses() -> Vec<Vec<u8>> {
         zero: map(50..60),
         dirty: map(3..4),
         dirty_since: Some(Epoch(4)),
+        tail: Some((version(3), 3..9)),
         digest: 0x1234_5678_9abc_def0,
     };
     let digest = CopyDigest { status: Status::Ok, version: version(5), digest: Some(7), corrupt: vec![1..2] };

@@ -393,6 +393,7 @@ pub fn disk_entries(disks: &[crate::store::DiskInfo]) -> Vec<sheepdog_cluster::D
             path: d.path.clone(),
             capacity: d.total,
             retired: matches!(d.state, DiskState::Failed(_)),
+            missing: false,
         })
         .collect()
 }

@@ -239,7 +239,8 @@ impl Replica {
         if store.digest(oid).await? != Some(head.digest) {
             return Ok((false, fetched));
         }
-        store.finish_fill(oid, head.version, head.epoch, head.dirty.clone(), head.dirty_since).await?;
+        let (dirty, tail) = (head.dirty.clone(), head.tail.clone());
+        store.finish_fill(oid, head.version, head.epoch, dirty, head.dirty_since, tail).await?;
         tracing::trace!(me = %self.control.me().short(), %oid, source = %source.short(), version = %head.version, "adopted");
         Ok((true, fetched))
     }

@@ -177,8 +177,17 @@ impl Replica {
         if self.store.as_ref().is_some_and(|s| s.has_unplaced()) {
             return false;
         }
+        // Zeros would be a lie.
+        if self.may_be_lost(map, key, !layers.is_empty()) {
+            return false;
+        }
         // An object that is listed under a layer which is not here yet counts too.
         !self.sync.lacks_any_at(key) && self.knows(map, key)
+    }
+
+    /// Was what there was at `key` lost with the only disk that had it?
+    fn may_be_lost(&self, map: &NodeMap, key: PlacementKey, here: bool) -> bool {
+        !map.lost.is_empty() && self.redundancy(key.family).is_some_and(|r| map.may_be_lost(key, r, here))
     }
 
     /// Would this node know it if it lacked something at `key`?
@@ -358,7 +367,8 @@ impl Replica {
                 let key = PlacementKey { family, index: oid.index() };
                 // Of this object only: what is missing at other layers does not matter here.
                 let whole = info.as_ref().is_none_or(|i| !i.filling) && !self.sync.lacks(oid);
-                let clean = whole && self.knows(&map, key);
+                let lost = self.may_be_lost(&map, key, !store.layers_at(key).is_empty());
+                let clean = whole && self.knows(&map, key) && !lost;
                 let status = match clean {
                     _ if info.as_ref().is_some_and(|i| i.filling) => Status::Behind,
                     true => Status::Ok,
@@ -398,6 +408,7 @@ impl Replica {
                 zero: i.zero,
                 dirty: i.dirty,
                 dirty_since: i.dirty_since,
+                tail: store.tail_of(i.vdi, oid),
                 digest,
             }))),
             (Ok(_), Ok(None)) => Response::Head(None),

@@ -735,7 +735,7 @@ impl Disk {
                 self.touch(&obj, position);
                 self.unlink.borrow_mut().remove(oid);
             }
-            Record::FinishFill { oid, version, epoch, dirty, dirty_since } => {
+            Record::FinishFill { oid, version, epoch, dirty, dirty_since, tail } => {
                 let Some(obj) = self.object(*oid) else { return };
                 if let Some(m) = obj.meta.borrow_mut().as_mut() {
                     m.version = *version;
@@ -747,9 +747,15 @@ impl Disk {
                     m.dirty_last = *epoch;
                 }
                 self.touch(&obj, position);
-                // What it had beyond the copy it became equal to is no more.
+                // What it had beyond the copy it became equal to is no more; what that one has that may not be everywhere, this one has, too.
                 for t in self.tails.borrow_mut().values_mut() {
                     t.entries.retain(|e| e.oid != *oid);
+                }
+                if let Some((prev, blocks)) = tail {
+                    let vdi = obj.summary.borrow().vdi;
+                    let entry =
+                        TailEntry { oid: *oid, version: *version, prev: *prev, blocks: blocks.clone() };
+                    self.note_tail(vdi, entry);
                 }
             }
             Record::Remove { oid } => {
@@ -804,7 +810,8 @@ impl Disk {
     fn note_tail(&self, vdi: VdiId, entry: TailEntry) {
         let mut tails = self.tails.borrow_mut();
         let t = tails.entry(vdi).or_default();
-        if entry.version > t.mark {
+        let of_ended = self.keep_old_tails.get() && entry.version.generation < t.mark.generation;
+        if entry.version > t.mark || of_ended {
             let dropped = t.push(entry, (MAX_TAIL, MAX_TAIL_OBJECTS));
             if dropped > 0 {
                 tracing::error!(%vdi, dropped, "too many objects were written while one write waited: a takeover would not compare all of them; check the VDI");

@@ -120,6 +120,8 @@ pub enum Record {
         dirty: BlockMap,
         /// Since.
         dirty_since: Option<Epoch>,
+        /// Its tail: the version before, and the blocks.
+        tail: Option<(Version, Range<u32>)>,
     },
     /// The object is gone.
     Remove {

@@ -19,6 +19,7 @@ mod journal;
 mod object;
 mod open;
 mod read;
+mod returned;
 #[cfg(test)]
 mod tests;
 pub mod types;
@@ -277,7 +278,7 @@ impl Store {
         self.locate(oid).map(|(_, o)| o.summary.borrow().version)
     }
 
-    /// Layers that have an object at this key, oldest first. For tests; reads ask `layers_in`.
+    /// Layers that have an object at this key, oldest first. Reads ask `layers_in`.
     pub fn layers_at(&self, key: PlacementKey) -> Vec<LayerId> {
         let mut out = Vec::new();
         for d in self.disks.borrow().iter() {
@@ -306,6 +307,11 @@ impl Store {
     /// Every write above the last known watermark; survives a restart.
     pub fn tail(&self, vdi: VdiId) -> Vec<TailEntry> {
         self.disks.borrow().iter().flat_map(|d| d.tail(vdi)).collect()
+    }
+    /// The tail of one object: the version before it, and all blocks it changed.
+    pub fn tail_of(&self, vdi: VdiId, oid: ObjectId) -> Option<(Version, Range<u32>)> {
+        let tail = self.tail(vdi).into_iter().filter(|t| t.oid == oid).map(|t| (t.prev, t.blocks));
+        tail.reduce(|(p, a), (q, b)| (p.min(q), a.start.min(b.start)..a.end.max(b.end)))
     }
     /// VDIs with a tail.
     pub fn tail_vdis(&self) -> Vec<VdiId> {
@@ -352,7 +358,7 @@ impl Store {
         result
     }
 
-    /// End a fill: the object is a valid copy at this version.
+    /// End a fill: the object is a valid copy at this version. `tail`: what the copy it is equal to says with `tail_of`.
     pub async fn finish_fill(
         &self,
         oid: ObjectId,
@@ -360,11 +366,12 @@ impl Store {
         epoch: Epoch,
         dirty: BlockMap,
         dirty_since: Option<Epoch>,
+        tail: Option<(Version, Range<u32>)>,
     ) -> Result<(), StoreError> {
         let Some((disk, _)) = self.loaded(oid).await? else {
             return Err(StoreError::Invalid("no such object to finish".into()));
         };
-        let rx = disk.log(Record::FinishFill { oid, version, epoch, dirty, dirty_since });
+        let rx = disk.log(Record::FinishFill { oid, version, epoch, dirty, dirty_since, tail });
         durable(&disk, rx).await
     }
 

@@ -312,7 +312,8 @@ impl Store {
         tokio::task::spawn_local(apply::run(Rc::downgrade(&disk)));
         tokio::task::spawn_local(apply::look_after(Rc::downgrade(&disk)));
         disk.work.notify_one();
-        self.disks.borrow_mut().push(disk);
+        self.disks.borrow_mut().push(disk.clone());
+        self.settle_twins(&disk);
         self.share_files();
         Ok(id.disk)
     }

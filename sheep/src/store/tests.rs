@@ -220,7 +220,7 @@ fn flipped_bits_are_found_and_repaired() {
             .await
             .expect("fills");
         let v = Version { generation: 1, seq: 1 };
-        store.finish_fill(oid, v, Epoch(3), BlockMap::new(BLOCKS), None).await.expect("finishes");
+        store.finish_fill(oid, v, Epoch(3), BlockMap::new(BLOCKS), None, None).await.expect("finishes");
         assert_eq!(store.verify(oid).await, Ok(vec![]));
     });
 }
@@ -358,7 +358,7 @@ fn a_file_that_is_gone_is_not_read_as_zeros() {
         store.fill(oid, key(2), VdiId(1), SIZE, vec![fill]).await.expect("filled");
         let v = Version { generation: 1, seq: 1 };
         let none = sheepdog_proto::BlockMap::new(BLOCKS);
-        store.finish_fill(oid, v, Epoch(3), none, None).await.expect("finished");
+        store.finish_fill(oid, v, Epoch(3), none, None, None).await.expect("finished");
         store.close().await.expect("closes");
         drop(store);
         let store = Store::open(config(&[dir.path().to_owned()]), fs).await.expect("opens");

@@ -16,9 +16,9 @@ use crate::peer::Replica;
 use crate::peer::adopt::AdoptError;
 use crate::store::ObjectSummary;
 use futures::stream::{FuturesUnordered, StreamExt};
-use sheepdog_cluster::{Command, LayerState, NodeMap, Redundancy, Session};
+use sheepdog_cluster::{Command, LayerState, LostDisk, NodeMap, Redundancy, Session};
 use sheepdog_proto::peer::{Request, Response, Status};
-use sheepdog_proto::{Epoch, LayerId, NodeId, ObjectId, PlacementKey, VdiId, Version};
+use sheepdog_proto::{DiskId, Epoch, LayerId, NodeId, ObjectId, PlacementKey, VdiId, Version};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
@@ -378,10 +378,13 @@ impl Worker {
             && r.sync.complete_as.get() == Some(since)
             && map.rings.last().is_some_and(|(e, _)| *e <= since);
         if let Some(id) = map.unknowable(me, since).filter(|_| !stood) {
-            if id == me {
-                return Err("this node has lost a disk, and some volumes may have no other copy of what was on it: bring the disk back, or accept the loss with `dog cluster recover force`".into());
-            }
             return Err(format!("node {} is away and may have newer data", id.short()));
+        }
+        let outdated = |((node, _), lost): &&((NodeId, DiskId), LostDisk)| *node == me && lost.outdated;
+        for ((_, disk), _) in map.lost.iter().filter(outdated) {
+            // Complete without it this node was: what is elsewhere as well it has newer, or it was removed since.
+            let single = |row: &ObjectSummary| r.redundancy(row.key.family).is_some_and(|x| x.width() == 1);
+            store.keep_only(*disk, single).await.map_err(|e| e.to_string())?;
         }
         let mut wanted: Wanted = BTreeMap::new();
         tracing::trace!(me = %me.short(), %since, epoch = %map.epoch, was_down, "taking the inventory");
@@ -654,8 +657,9 @@ pub async fn choose_source(
     {
         return Err(format!("node {} fills its copy", n.short()));
     }
-    let Some((known, _, _, source)) = best else { return Err("no copy is whole".into()) };
-    if let Some(away) = map.unknowable_object(key, redundancy, known) {
+    let Some((known, version, _, source)) = best else { return Err("no copy is whole".into()) };
+    let owns = (version != Version::NONE).then_some(source);
+    if let Some(away) = map.unknowable_object(key, redundancy, known, owns) {
         return Err(format!("node {} is away and may have newer data", away.short()));
     }
     if r.control.map().epoch != map.epoch {

@@ -125,7 +125,14 @@ async fn left_behind() -> Image {
     let ops =
         vec![FillOp { blocks: 0..1, kind: data(&(0..1), 9) }, FillOp { blocks: 1..3, kind: WriteKind::Zero }];
     store.fill(oid, key(5), VdiId(1), SIZE, ops).await.unwrap();
-    let done = store.finish_fill(oid, Version { generation: 1, seq: 4 }, Epoch(3), Default::default(), None);
+    let done = store.finish_fill(
+        oid,
+        Version { generation: 1, seq: 4 },
+        Epoch(3),
+        Default::default(),
+        None,
+        Some((Version::NONE, 0..3)),
+    );
     done.await.unwrap();
     let all = image(&fs).await;
     drop(store);

@@ -4,7 +4,7 @@ use super::{Outcome, clip};
 use crate::{
     ClusterState, CommandError, EventLevel, Format, Millis, NodeState, Redundancy, Reply, Session, Timing,
 };
-use sheepdog_proto::{Epoch, Generation, MAX_OBJECT_SIZE, MIN_OBJECT_SIZE};
+use sheepdog_proto::{Epoch, Generation, MAX_OBJECT_SIZE, MIN_OBJECT_SIZE, NodeId};
 
 pub(super) fn check_object_size(size: u32) -> Result<(), CommandError> {
     if size.is_power_of_two() && (MIN_OBJECT_SIZE..=MAX_OBJECT_SIZE).contains(&size) {
@@ -149,6 +149,9 @@ impl ClusterState {
         for n in self.nodes.values_mut().filter(|n| n.state == NodeState::Down) {
             n.synced = Epoch(0);
         }
+        self.lost.clear();
+        let up: Vec<NodeId> = self.nodes.values().filter(|n| n.is_up()).map(|n| n.id).collect();
+        up.into_iter().for_each(|n| self.disks_settled(n));
         self.settle();
         self.event(now, EventLevel::Error, format!("an operator accepted loss: {reason}"));
         Ok(Reply::Epoch(self.epoch))

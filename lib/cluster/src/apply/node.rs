@@ -6,10 +6,10 @@
 
 use super::Outcome;
 use crate::{
-    ClusterState, CommandError, DiskEntry, EpochRecord, EventLevel, Millis, Node, NodeHello, NodeState,
-    Reply, RingVersion, Session,
+    ClusterState, CommandError, DiskEntry, EpochRecord, EventLevel, LostDisk, Millis, Node, NodeHello,
+    NodeState, Reply, RingVersion, Session,
 };
-use sheepdog_proto::{DEFAULT_VNODES, DiskId, Epoch, MAX_NODES, NodeId};
+use sheepdog_proto::{DEFAULT_VNODES, DiskId, Epoch, LayerId, MAX_NODES, NodeId};
 use std::collections::BTreeSet;
 
 /// A ring's weights count 125ths of a virtual node: then 128 of them for a weight of 1,000 is a whole number.
@@ -165,7 +165,7 @@ impl ClusterState {
             )));
         }
         // Its data is where its disks are: one that is missing took its part with it.
-        let mut disks = old.disks.iter().filter(|d| !d.retired).peekable();
+        let mut disks = old.disks.iter().filter(|d| d.is_there()).peekable();
         let keeps = old.gateway
             || match disks.peek() {
                 None => hello.has_data,
@@ -179,15 +179,17 @@ impl ClusterState {
             node.weight = old.weight;
         }
         node.vnodes = node.vnodes.or(old.vnodes);
-        node.disks.extend(
-            old.disks.iter().filter(|d| d.retired && hello.disks.iter().all(|h| h.id != d.id)).cloned(),
-        );
+        node.disks.iter_mut().for_each(|d| d.missing = false);
+        let not_told = old.disks.iter().filter(|d| hello.disks.iter().all(|h| h.id != d.id));
+        node.disks.extend(not_told.map(|d| DiskEntry { missing: !d.retired, ..d.clone() }));
+        // It was not mounted, say. Whatever else is on it may be old, and what is nowhere else is needed.
+        let returned = old.disks.iter().any(|d| d.missing && hello.disks.iter().any(|h| h.id == d.id));
         node.synced = match old.state {
             NodeState::Out => Epoch(0),
-            _ if !keeps => Epoch(0),
+            _ if !keeps || returned => Epoch(0),
             _ => old.synced,
         };
-        node.up_since = if was_up && keeps { old.up_since } else { self.epoch.next() };
+        node.up_since = if was_up && keeps && !returned { old.up_since } else { self.epoch.next() };
         node.down_at = old.down_at;
         node.lost_at = match keeps {
             true => old.lost_at,
@@ -197,6 +199,7 @@ impl ClusterState {
         };
         let same = was_up
             && keeps
+            && !returned
             && (&old.addr, &old.zone, old.weight, old.vnodes, old.gateway)
                 == (&node.addr, &node.zone, node.weight, node.vnodes, node.gateway);
         if self.layers.is_empty() {
@@ -204,7 +207,16 @@ impl ClusterState {
             node.lost_at = Epoch(0);
         }
         let lost = node.synced == Epoch(0);
+        let gone = |d: &&DiskEntry| d.is_there() && hello.disks.iter().all(|h| h.id != d.id);
+        let gone: Vec<DiskEntry> = old.disks.iter().filter(gone).cloned().collect();
         self.nodes.insert(hello.id, node);
+        for d in gone {
+            // The same directory as another disk, and not an empty one as far as can be seen.
+            let rewound = hello.has_data && hello.disks.iter().any(|h| h.path == d.path);
+            self.only_copies_lost(hello.id, d.id, rewound);
+            let text = format!("node {} came up without its disk at {}", hello.id.short(), d.path);
+            self.event(now, EventLevel::Error, text);
+        }
         if lost {
             self.forget_merges(hello.id);
         }
@@ -280,6 +292,30 @@ impl ClusterState {
         Ok(Reply::Epoch(self.epoch))
     }
 
+    /// From the next epoch on these disks are gone.
+    fn only_copies_lost(&mut self, node: NodeId, disk: DiskId, rewound: bool) {
+        let single = self.families.iter().filter(|(_, f)| f.redundancy.width() == 1);
+        let families: BTreeSet<LayerId> = single.map(|(id, _)| *id).collect();
+        if !families.is_empty() {
+            // One that was missing already had nothing newer.
+            let lost = LostDisk { epoch: self.epoch, families, outdated: false, rewound };
+            self.lost.entry((node, disk)).or_insert(lost);
+        }
+    }
+
+    /// The node is complete: of what is missing it needs nothing any more but only copies.
+    pub(super) fn disks_settled(&mut self, id: NodeId) {
+        let Some(n) = self.nodes.get_mut(&id) else { return };
+        for d in n.disks.iter_mut().filter(|d| d.missing) {
+            match self.lost.get_mut(&(id, d.id)) {
+                Some(lost) => lost.outdated = true,
+                None => (d.missing, d.retired) = (false, true),
+            }
+        }
+        self.lost
+            .retain(|(node, disk), _| *node != id || !n.disks.iter().any(|d| d.id == *disk && d.is_there()));
+    }
+
     pub(super) fn node_drain(&mut self, now: Millis, id: NodeId, on: bool) -> Outcome {
         let n = self.node_mut(id)?;
         match (n.state, on) {
@@ -309,6 +345,7 @@ impl ClusterState {
         if complete {
             // What it lost is found again, or known to be nowhere.
             n.lost_at = Epoch(0);
+            self.disks_settled(id);
         }
         self.settle();
         if complete {
@@ -352,12 +389,13 @@ impl ClusterState {
         if d.retired {
             return Ok(Reply::Epoch(self.epoch));
         }
-        d.retired = true;
+        (d.retired, d.missing) = (true, false);
         // What was on it is gone: the node looks at everything again.
         n.synced = Epoch(0);
         n.up_since = next;
         n.lost_at = if empty { Epoch(0) } else { next };
         self.forget_merges(id);
+        self.only_copies_lost(id, disk, false);
         let text = format!("disk {} of node {} was retired", disk.short(), id.short());
         self.event(now, EventLevel::Error, text.clone());
         self.membership_changed(now, text, Some(id));
@@ -369,6 +407,12 @@ impl ClusterState {
         if n.disks.iter().any(|d| d.id == disk.id && d.retired) {
             return Err(CommandError::Invalid(format!(
                 "the disk at {} was retired, and the cluster went on without it: empty that directory first",
+                disk.path
+            )));
+        }
+        if n.disks.iter().any(|d| d.id == disk.id && d.missing) {
+            return Err(CommandError::Invalid(format!(
+                "the sheep was started without the disk at {}, and what is on it may be old: stop it and start it with that disk",
                 disk.path
             )));
         }

@@ -280,6 +280,10 @@ impl ClusterState {
             f.layers = f.layers.saturating_sub(1);
             if f.layers == 0 {
                 self.families.remove(&l.family);
+                self.lost.retain(|_, lost| {
+                    lost.families.remove(&l.family);
+                    !lost.families.is_empty()
+                });
             }
         }
         self.layers_revision += 1;

@@ -42,6 +42,7 @@ pub fn hello(n: u64, incarnation: u64) -> NodeHello {
             path: "/d".into(),
             capacity: 1 << 40,
             retired: false,
+            missing: false,
         }],
         version: "1".into(),
         has_data: false,

@@ -8,6 +8,7 @@ use sheepdog_cluster::{
     Snapshot, Vdi,
 };
 use sheepdog_proto::NodeId;
+use std::collections::BTreeSet;
 
 use crate::control::ControlError;
 use crate::store::DiskInfo;
@@ -243,6 +244,20 @@ pub(super) fn condition(state: &ClusterState) -> (pb::cluster_info::Status, Vec<
     let width = width.unwrap_or(1);
     if holders.len() < width {
         degraded(format!("{width} copies are asked for, but only {} sheep store data", holders.len()));
+    }
+    let lost: BTreeSet<_> = state.lost.values().flat_map(|l| &l.families).collect();
+    if !lost.is_empty() {
+        let of = state.vdis.values().filter(|v| lost.contains(&v.family));
+        let mut named: Vec<&str> = of.map(|v| v.name.as_str()).take(6).collect();
+        if named.len() > 5 {
+            named[5] = "and more";
+        }
+        status = Status::Impaired;
+        reasons.push(format!(
+            "volumes of one copy have lost a disk: {}. Requests for what may have been on it wait: start its sheep with the disk, \
+             delete the volumes, or accept the loss with `dog cluster recover force`",
+            named.join(", ")
+        ));
     }
     let min = format.min_copies.map_or((format.redundancy.width() - 1).max(1), usize::from);
     if up < min {

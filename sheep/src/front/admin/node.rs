@@ -90,8 +90,10 @@ impl Admin {
         let node = self.find_node("")?;
         let disks = self.data().disks().await;
         let mut rows: Vec<NodeDisk> = disks.iter().map(convert::disk).collect();
-        for gone in node.disks.iter().filter(|d| d.retired && !disks.iter().any(|x| x.id == d.id)) {
+        for gone in node.disks.iter().filter(|d| !d.is_there() && !disks.iter().any(|x| x.id == d.id)) {
+            let reason = if gone.missing { "the sheep was started without it" } else { "" };
             rows.push(NodeDisk {
+                reason: reason.into(),
                 id: gone.id.to_string(),
                 path: gone.path.clone(),
                 total: gone.capacity,

@@ -66,7 +66,7 @@ impl Deep {
         self.store.fill(object(*layer), key(0), VdiId(1), SIZE, ops).await.expect("fills");
         let version = Version { generation: 1, seq: self.seq };
         let none = BlockMap::new(BLOCKS);
-        self.store.finish_fill(object(*layer), version, Epoch(3), none, None).await.expect("fills");
+        self.store.finish_fill(object(*layer), version, Epoch(3), none, None, None).await.expect("fills");
         self.heads.insert(*layer, self.seq);
         contents.extend(blocks.map(|b| (b, value)));
     }
