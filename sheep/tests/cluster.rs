@@ -360,6 +360,48 @@ async fn writes_go_on_while_sheep_die_and_return() {
 }
 
 #[tokio::test]
+async fn copies_of_a_volume_are_added_and_taken_away_while_it_is_written() {
+    const OBJECTS: u64 = 32;
+    let c = Cluster::new(4, false);
+    c.format(1).await;
+    c.create("disk", OBJECTS << 22).await;
+    c.whole().await;
+    ok("qemu-io", &["-f", "raw", "-c", "write -P 7 0 128M", &c.uri(1, "disk")]);
+    let uri = format!("--uri={}", c.uri(0, "disk"));
+    let mut fio = Command::new("fio")
+        .args(["--name=verify", "--ioengine=nbd", &uri, "--rw=randwrite", "--bs=4k", "--iodepth=8"])
+        .args(["--size=64m", "--time_based=1", "--runtime=20", "--verify=crc32c", "--verify_backlog=2048"])
+        .args(["--verify_state_save=0", "--output-format=terse"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("fio: scripts/setup.sh installs it");
+    for copies in [3, 2, 1, 3] {
+        let redundancy = Some(pb::Redundancy { copies, ..Default::default() });
+        let disk = pb::VdiRef { by: Some(pb::vdi_ref::By::Name("disk".into())) };
+        let request = pb::AlterVdiCopiesRequest { vdi: Some(disk), redundancy };
+        c.client(0).await.vdi().alter_copies(request).await.expect("alters");
+        c.whole().await;
+        // What is too much goes when it is proved that it is not needed.
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let info = c.client(0).await.node().info(pb::NodeInfoRequest::default()).await.expect("info");
+            let objects: u64 = info.into_inner().nodes.iter().map(|n| n.objects).sum();
+            if objects == OBJECTS * u64::from(copies) {
+                break;
+            }
+            assert!(Instant::now() < deadline, "{objects} objects for {copies} copies");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+    fio.kill().expect("it ends in the middle");
+    fio.wait().expect("reaped");
+    c.check("disk").await;
+    let text = ok("qemu-io", &["-f", "raw", "-c", "read -P 7 64M 64M", &c.uri(2, "disk")]);
+    assert!(!text.contains("failed"), "{text}");
+}
+
+#[tokio::test]
 async fn what_a_frozen_gateway_still_had_to_do_does_not_come_after_an_open_elsewhere() {
     let mut c = Cluster::new(3, false);
     c.format(3).await;

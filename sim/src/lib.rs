@@ -107,6 +107,7 @@ async fn scenario(options: Options, report: Rc<RefCell<Report>>) {
     let world = world::World::new(options.seed).await;
     let clients = actors::client::start(&world);
     let operator = actors::operator::start(&world);
+    let altering = actors::operator::start_altering(&world);
     actors::chaos::run(&world, options.seconds).await;
     world.heal();
     // The liveness phase: nothing is broken any more, so everything must come to an end.
@@ -116,6 +117,9 @@ async fn scenario(options: Options, report: Rc<RefCell<Report>>) {
             let _ = c.await;
         }
         let _ = operator.await;
+        if let Some(altering) = altering {
+            let _ = altering.await;
+        }
     };
     if tokio::time::timeout(Duration::from_secs(900), calm).await.is_err() {
         report.borrow_mut().violations.push(("liveness", world.explain("operations do not come to an end")));

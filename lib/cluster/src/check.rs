@@ -48,6 +48,8 @@ pub enum Invariant {
     EpochsAreNotAhead,
     /// A lost disk is remembered for what had no other copy, and nothing else.
     LossesAreOfOnlyCopies,
+    /// Of a family whose redundancy was changed it is known what it was in each ring.
+    AlteredReachesBack,
     /// Rings are ordered by epoch, the last one is that of the members now.
     RingsAreOrdered,
     /// History ascends, ends now with the nodes that are up, and tells who came and went in each step.
@@ -260,9 +262,16 @@ fn membership(s: &ClusterState, f: &mut Findings) {
         f.expect(latest <= s.epoch, I::EpochsAreNotAhead, (n.id, latest));
     }
     for ((node, disk), lost) in &s.lost {
-        let single = |f: &LayerId| s.families.get(f).is_some_and(|f| f.redundancy.width() == 1);
+        let single = |f: &LayerId| s.redundancy(*f).is_some_and(|r| r.width() == 1);
         let sane = !lost.families.is_empty() && lost.families.iter().all(single) && lost.epoch <= s.epoch;
         f.expect(sane, I::LossesAreOfOnlyCopies, (node, disk));
+    }
+    for (family, steps) in &s.altered {
+        let ascend = steps.windows(2).all(|w| w[0].0 < w[1].0);
+        let known = s.families.contains_key(family) && steps.last().is_some_and(|(e, _)| *e <= s.epoch);
+        let oldest = s.rings.first().map_or(Epoch(0), |r| r.epoch);
+        let reach = steps.first().is_some_and(|(e, _)| *e <= oldest);
+        f.expect(ascend && known && reach, I::AlteredReachesBack, (family, steps));
     }
     let ordered = s.rings.windows(2).all(|w| w[0].epoch < w[1].epoch);
     let last = s.rings.last();

@@ -2,7 +2,7 @@
 
 use crate::state::{LostDisk, NodeAddr, NodeState, Redundancy, RingVersion};
 use sheepdog_placement::{Member, Ring};
-use sheepdog_proto::{DiskId, Epoch, NodeId, PlacementKey};
+use sheepdog_proto::{DiskId, Epoch, LayerId, NodeId, PlacementKey};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A node as the data plane sees it.
@@ -42,6 +42,9 @@ pub struct NodeMap {
     /// Nodes that keep data and are away (down or out) or have lost it, with the last epoch of which they may know something that nobody
     /// else does.
     pub away: BTreeMap<NodeId, Epoch>,
+    /// `ClusterState::altered`. A redundancy given to the functions here is the one a family was made with; this says what it is in each ring, so that whoever has
+    /// this map knows where things are in it, whatever has been changed since.
+    pub altered: BTreeMap<LayerId, Vec<(Epoch, Redundancy)>>,
     /// Disks that took only copies with them.
     pub lost: Vec<((NodeId, DiskId), LostDisk)>,
     /// Smallest number of copies of any family.
@@ -69,13 +72,12 @@ impl Acting {
 impl NodeMap {
     /// Holders of an object.
     pub fn acting(&self, key: PlacementKey, redundancy: Redundancy) -> Acting {
-        let width = redundancy.width();
         let mut targets = Vec::new();
         let mut extra = Vec::new();
-        if let Some(((_, current), older)) = self.rings.split_last() {
-            targets = current.targets(key, width);
-            for (_, ring) in older {
-                for n in ring.targets(key, width) {
+        if let Some((current, older)) = self.rings.split_last() {
+            targets = self.targets(current, key, redundancy);
+            for ring in older {
+                for n in self.targets(ring, key, redundancy) {
                     if !targets.contains(&n) && !extra.contains(&n) && self.nodes.contains_key(&n) {
                         extra.push(n);
                     }
@@ -117,8 +119,7 @@ impl NodeMap {
         known: Epoch,
         owns: Option<NodeId>,
     ) -> Option<NodeId> {
-        let width = redundancy.width();
-        let holds = |n: &NodeId| self.rings.iter().any(|(_, r)| r.targets(key, width).contains(n));
+        let holds = |n: &NodeId| self.rings.iter().any(|r| self.targets(r, key, redundancy).contains(n));
         let better = |n: &NodeId, until: Epoch| until > known && Some(*n) != owns && holds(n);
         self.away.iter().find(|(n, until)| better(n, **until)).map(|(n, _)| *n)
     }
@@ -129,8 +130,8 @@ impl NodeMap {
         self.lost.iter().any(|((node, _), lost)| {
             // Who held it then is known as long as the ring of then is.
             let member = |r: &&Ring| r.members().iter().any(|m| m.node == *node);
-            let known = self.ring_at(lost.epoch).filter(member).is_some();
-            let targets = |(_, r): &(Epoch, Ring)| r.targets(key, redundancy.width()).contains(node);
+            let known = self.ring_at(lost.epoch).map(|(_, r)| r).filter(member).is_some();
+            let targets = |r| self.targets(r, key, redundancy).contains(node);
             lost.families.contains(&key.family)
                 && (!here || lost.rewound)
                 && (!known || self.rings.iter().any(targets))
@@ -145,14 +146,50 @@ impl NodeMap {
             .rings
             .iter()
             .filter(|(e, _)| *e <= view.synced)
-            .any(|(_, r)| r.targets(key, redundancy.width()).contains(&node));
+            .any(|r| self.targets(r, key, redundancy).contains(&node));
         if held { view.synced } else { Epoch(0) }
     }
 
-    /// The ring that was current at an epoch; `None` when that is no longer known.
-    pub fn ring_at(&self, epoch: Epoch) -> Option<&Ring> {
-        self.rings.iter().rev().find(|(e, _)| *e <= epoch).map(|(_, r)| r)
+    fn ring_at(&self, epoch: Epoch) -> Option<&(Epoch, Ring)> {
+        self.rings.iter().rev().find(|(e, _)| *e <= epoch)
     }
+
+    /// A family's redundancy in this map.
+    pub fn redundancy(&self, family: LayerId, made_with: Redundancy) -> Redundancy {
+        self.rings.last().map_or(made_with, |(e, _)| redundancy_at(&self.altered, family, made_with, *e))
+    }
+
+    /// The smallest number of copies that a family has in any of the map's rings.
+    pub fn least_width(&self, family: LayerId, made_with: Redundancy) -> usize {
+        let widths =
+            self.rings.iter().map(|(e, _)| redundancy_at(&self.altered, family, made_with, *e).width());
+        widths.min().unwrap_or(made_with.width())
+    }
+
+    /// Holders of an object in one of the map's rings, in ring order.
+    pub fn targets(
+        &self,
+        (epoch, ring): &(Epoch, Ring),
+        key: PlacementKey,
+        made_with: Redundancy,
+    ) -> Vec<NodeId> {
+        ring.targets(key, redundancy_at(&self.altered, key.family, made_with, *epoch).width())
+    }
+
+    /// Was it a holder of the object at an epoch? No, when that is no longer known.
+    pub fn was_target(&self, node: NodeId, epoch: Epoch, key: PlacementKey, made_with: Redundancy) -> bool {
+        self.ring_at(epoch).is_some_and(|r| self.targets(r, key, made_with).contains(&node))
+    }
+}
+
+fn redundancy_at(
+    altered: &BTreeMap<LayerId, Vec<(Epoch, Redundancy)>>,
+    family: LayerId,
+    made_with: Redundancy,
+    epoch: Epoch,
+) -> Redundancy {
+    let then = altered.get(&family).and_then(|steps| steps.iter().rev().find(|(e, _)| *e <= epoch));
+    then.map_or(made_with, |(_, r)| *r)
 }
 
 impl RingVersion {
@@ -202,7 +239,8 @@ impl crate::ClusterState {
             .map(|n| (n.id, if n.is_up() { n.lost_at } else { n.lost_at.max(n.down_at) }))
             .filter(|(_, until)| until.0 > 0)
             .collect();
-        let copies = self.families.values().map(|f| f.redundancy.width());
+        let altered = self.altered.values().flatten().map(|(_, r)| r.width());
+        let copies = self.families.values().map(|f| f.redundancy.width()).chain(altered);
         let lost = self.lost.iter().map(|(disk, lost)| (*disk, lost.clone())).collect();
         let rings: Vec<(Epoch, Ring)> = self
             .rings
@@ -217,7 +255,13 @@ impl crate::ClusterState {
             .collect();
         let members = rings.last().map_or(0, |(_, r): &(Epoch, Ring)| r.members().len());
         let min_width = copies.min().unwrap_or(1).min(members.max(1));
-        NodeMap { epoch: self.epoch, nodes, away, lost, min_width, rings }
+        NodeMap { epoch: self.epoch, nodes, away, altered: self.altered.clone(), lost, min_width, rings }
+    }
+
+    /// How many copies a family is to have.
+    pub fn redundancy(&self, family: LayerId) -> Option<Redundancy> {
+        let made_with = self.families.get(&family)?.redundancy;
+        Some(redundancy_at(&self.altered, family, made_with, self.epoch))
     }
 
     /// Layers from `top` down to the root of its family, newest first.

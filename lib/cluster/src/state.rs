@@ -191,7 +191,7 @@ pub struct EpochRecord {
 /// Objects of one chain share this.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
 pub struct Family {
-    /// Redundancy of all its objects.
+    /// Redundancy it was made with: what it is now `ClusterState::redundancy` tells, or `NodeMap::redundancy` as of one map.
     pub redundancy: Redundancy,
     /// Bytes.
     pub object_size: u32,
@@ -411,6 +411,8 @@ pub struct ClusterState {
     pub layers: BTreeMap<LayerId, Layer>,
     /// Families, by root layer.
     pub families: BTreeMap<LayerId, Family>,
+    /// Families whose redundancy was changed: (from the ring of this epoch on, so), ascending, what it was before first, as far back as there are rings.
+    pub altered: BTreeMap<LayerId, Vec<(Epoch, Redundancy)>>,
     /// Disks that took only copies with them. Until they are back and their node is complete, or an operator accepts the loss, objects of these families that are nowhere count as lost, not as
     /// never written.
     pub lost: BTreeMap<(NodeId, DiskId), LostDisk>,

@@ -4,7 +4,7 @@ mod common;
 
 use common::{Cluster, create, format, hello, node};
 use sheepdog_cluster::{Command, CommandError, NodeHello, Redundancy, Reply, Session, SnapshotRef};
-use sheepdog_proto::{Generation, LayerId, VdiId};
+use sheepdog_proto::{Generation, LayerId, PlacementKey, VdiId};
 
 const GONE: VdiId = VdiId(999);
 
@@ -266,10 +266,46 @@ fn altering_copies() {
     assert_eq!((of(&c, v), of(&c, w)), (Redundancy::Copies(3), Redundancy::Copies(2)));
     assert!(matches!(c.refused(alter(None, 4)), CommandError::NotEnough(_)));
     assert!(matches!(c.refused(alter(None, 0)), CommandError::Invalid(_)));
-    assert!(matches!(c.refused(alter(Some(v), 2)), CommandError::Invalid(_)));
-    c.open(v, 0);
-    assert!(matches!(c.refused(alter(Some(v), 2)), CommandError::Busy(_)));
     assert!(matches!(c.refused(alter(Some(GONE), 2)), CommandError::NotFound(_)));
+    // Of one that is there, also in use: old holders stay until the new ones are complete.
+    c.open(v, 0);
+    let (family, made_with) = (c.s.vdis[&v].family, of(&c, v));
+    let acting = |c: &Cluster, index| {
+        let a = c.s.node_map().acting(PlacementKey { family, index }, made_with);
+        (a.targets.len(), a.extra.len())
+    };
+    let settle = |c: &mut Cluster| {
+        for n in 0..3 {
+            c.ok(Command::NodeSynced { node: node(n), incarnation: 1, epoch: c.s.epoch });
+        }
+    };
+    let epoch = c.s.epoch;
+    assert_eq!(c.run(alter(Some(v), 3)), Reply::Done);
+    assert_eq!(c.s.epoch, epoch, "nothing to change");
+    assert_eq!(c.run(alter(Some(v), 1)), Reply::Done);
+    assert_eq!((c.s.epoch, c.s.redundancy(family)), (epoch.next(), Some(Redundancy::Copies(1))));
+    assert!((0..20).all(|i| acting(&c, i) == (1, 2)));
+    let before = c.s.node_map();
+    assert_eq!(c.run(alter(Some(v), 2)), Reply::Done);
+    assert!((0..20).all(|i| acting(&c, i) == (2, 1)));
+    let least = |c: &Cluster| c.s.node_map().least_width(family, made_with);
+    assert_eq!(least(&c), 1);
+    settle(&mut c);
+    assert_eq!((least(&c), c.s.altered[&family].len()), (2, 1));
+    assert!((0..20).all(|i| acting(&c, i) == (2, 0)));
+    // Whoever has an older map goes by that.
+    assert_eq!(before.acting(PlacementKey { family, index: 0 }, made_with).targets.len(), 1);
+    // A clone has as many as its source has now, and what is known of the family goes with it.
+    assert!(matches!(c.refused(alter(Some(v), 4)), CommandError::NotEnough(_)));
+    for n in [3, 2, 3, 2, 3, 2, 3] {
+        c.ok(alter(Some(v), n));
+    }
+    assert!(matches!(c.refused(alter(Some(v), 2)), CommandError::Busy(_)), "one after the other");
+    settle(&mut c);
+    let generation = c.s.vdis[&v].generation;
+    c.ok(Command::SessionClose { vdi: v, generation });
+    c.ok(Command::VdiDelete { vdi: v, snapshot: None });
+    assert!(c.s.altered.is_empty());
 }
 
 #[test]

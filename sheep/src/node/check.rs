@@ -37,7 +37,7 @@ fn shape(n: &DataNode, image: Image) -> DataResult<Shape> {
                 layers: s.chain(top)?,
                 family,
                 object_size: f.object_size,
-                width: f.redundancy.width(),
+                width: s.redundancy(family)?.width(),
             })
         })
         .ok_or_else(|| DataError::NotFound("the image was deleted".into()))

@@ -35,7 +35,6 @@ impl Replica {
         let map = self.control.map();
         store.refuse_waiting(|op| op.epoch < map.epoch);
         let synced = self.is_synced();
-        let then = (since.0 > 0).then(|| map.ring_at(since)).flatten();
         let page = store.list(after, PAGE);
         let next = (page.len() == PAGE).then(|| page.last().map(|r| r.oid)).flatten();
         let families: Vec<_> = self.control.read(|s| {
@@ -56,7 +55,7 @@ impl Replica {
             if !map.acting(key, redundancy).all().any(|n| n == node) {
                 continue;
             }
-            let had = then.as_ref().is_some_and(|r| r.targets(key, redundancy.width()).contains(&node));
+            let had = since.0 > 0 && map.was_target(node, since, key, redundancy);
             if row.epoch < since && had && !unsettled.contains(&row.oid) {
                 continue;
             }

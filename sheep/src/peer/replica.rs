@@ -205,9 +205,10 @@ impl Replica {
         }
         // Up all along: what it was a target of when it was last complete, it still has.
         let Some(redundancy) = self.redundancy(key.family) else { return false };
-        map.ring_at(node.synced).is_some_and(|r| r.targets(key, redundancy.width()).contains(&me))
+        map.was_target(me, node.synced, key, redundancy)
     }
 
+    /// What a family was made with: the map makes of it what it is.
     pub(crate) fn redundancy(&self, family: LayerId) -> Option<Redundancy> {
         self.control.read(|s| s.families.get(&family).map(|f| f.redundancy))
     }

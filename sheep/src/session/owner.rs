@@ -57,7 +57,8 @@ pub(crate) struct Object {
     /// Latest step given out; `None`: not looked up yet.
     pub(crate) version: Cell<Option<Version>>,
     opening: tokio::sync::Mutex<()>,
-    acting: RefCell<Option<(Epoch, Rc<Acting>)>>,
+    /// With the epoch, and how many rings the map had: some are forgotten within an epoch.
+    acting: RefCell<Option<((Epoch, usize), Rc<Acting>)>>,
     /// Times a copy joined: a replica that was left out is asked again.
     pub(crate) joins: Cell<u64>,
 }
@@ -263,11 +264,12 @@ impl Session {
 
     pub(crate) fn acting(&self, object: &Object, map: &NodeMap, key: PlacementKey) -> Rc<Acting> {
         let mut cached = object.acting.borrow_mut();
+        let of = (map.epoch, map.rings.len());
         match &*cached {
-            Some((epoch, acting)) if *epoch == map.epoch => acting.clone(),
+            Some((made_for, acting)) if *made_for == of => acting.clone(),
             _ => {
                 let acting = Rc::new(map.acting(key, self.redundancy));
-                *cached = Some((map.epoch, acting.clone()));
+                *cached = Some((of, acting.clone()));
                 acting
             }
         }

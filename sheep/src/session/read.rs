@@ -86,7 +86,7 @@ async fn read_family(
                 }
             }
         }
-        let redundancy = r.redundancy(key.family).map_or(0, |x| x.width());
+        let redundancy = r.redundancy(key.family).map_or(0, |x| map.redundancy(key.family, x).width());
         if corrupt > 0 && corrupt == nodes.len() && nodes.len() >= redundancy {
             return Err(VolumeError::Io(format!(
                 "blocks {}..{} of object {} are damaged on every copy",

@@ -54,8 +54,9 @@ impl Round<'_> {
 }
 
 impl Session {
-    fn min_copies(&self) -> usize {
-        let width = self.redundancy.width();
+    fn min_copies(&self, map: &NodeMap) -> usize {
+        // While copies are added those of before count, or writes would wait until the object is copied.
+        let width = map.least_width(self.family, self.redundancy);
         let asked = self.control.read(|s| s.format.as_ref().and_then(|f| f.min_copies));
         asked.map_or(width.saturating_sub(1), usize::from).clamp(1, width)
     }
@@ -95,7 +96,6 @@ impl Session {
     }
 
     pub(crate) async fn replicate(&self, step: &Step) -> Result<(), SessionError> {
-        let min = self.min_copies();
         let mut watch = self.control.watch();
         let mut round = Round {
             copies: Vec::with_capacity(4),
@@ -106,6 +106,7 @@ impl Session {
         loop {
             watch.borrow_and_update();
             let map = self.control.map();
+            let min = self.min_copies(&map);
             let acting = self.acting(&step.object, &map, step.key);
             let oldest = step.object.locks.borrow().is_oldest(step.ticket);
             let changed = step.object.changed.notified();

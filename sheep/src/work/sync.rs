@@ -148,12 +148,9 @@ impl Sync {
     /// This node has been up since it was last complete, and the object was its own then.
     pub fn was_up_since(&self, map: &NodeMap, key: PlacementKey, redundancy: Redundancy) -> bool {
         let me = self.control.me();
-        map.nodes.get(&me).is_some_and(|n| n.up_since <= n.synced && n.synced.0 > 0)
-            && map
-                .nodes
-                .get(&me)
-                .and_then(|n| map.ring_at(n.synced))
-                .is_some_and(|r| r.targets(key, redundancy.width()).contains(&me))
+        map.nodes.get(&me).is_some_and(|n| {
+            n.up_since <= n.synced && n.synced.0 > 0 && map.was_target(me, n.synced, key, redundancy)
+        })
     }
     /// A write could not be applied because an earlier one is missing.
     pub fn missed(&self, oid: ObjectId, family: LayerId) {
@@ -381,10 +378,10 @@ impl Worker {
             return Err(format!("node {} is away and may have newer data", id.short()));
         }
         let outdated = |((node, _), lost): &&((NodeId, DiskId), LostDisk)| *node == me && lost.outdated;
-        for ((_, disk), _) in map.lost.iter().filter(outdated) {
+        for ((_, disk), lost) in map.lost.iter().filter(outdated) {
             // Complete without it this node was: what is elsewhere as well it has newer, or it was removed since.
-            let single = |row: &ObjectSummary| r.redundancy(row.key.family).is_some_and(|x| x.width() == 1);
-            store.keep_only(*disk, single).await.map_err(|e| e.to_string())?;
+            let only = |row: &ObjectSummary| lost.families.contains(&row.key.family);
+            store.keep_only(*disk, only).await.map_err(|e| e.to_string())?;
         }
         let mut wanted: Wanted = BTreeMap::new();
         tracing::trace!(me = %me.short(), %since, epoch = %map.epoch, was_down, "taking the inventory");
@@ -434,7 +431,10 @@ impl Worker {
         loop {
             let page = store.list(after, 4096);
             // Of the only copy nothing can be fetched: its damage is an error to who reads it.
-            let other = |row: &&ObjectSummary| r.redundancy(row.key.family).is_none_or(|x| x.width() > 1);
+            let other = |row: &&ObjectSummary| {
+                let family = row.key.family;
+                r.redundancy(family).is_none_or(|x| map.redundancy(family, x).width() > 1)
+            };
             for row in page.iter().filter(|row| row.filling).filter(other) {
                 r.sync.missed(row.oid, row.key.family);
             }
@@ -583,8 +583,9 @@ impl Worker {
                     break;
                 }
             }
-            left |= !healed && redundancy.width() > 1;
-            if !healed && redundancy.width() == 1 {
+            let only = map.redundancy(m.family, redundancy).width() == 1;
+            left |= !healed && !only;
+            if !healed && only {
                 r.sync.heal.borrow_mut().remove(&oid);
             }
         }

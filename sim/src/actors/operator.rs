@@ -1,4 +1,4 @@
-//! An operator: takes snapshots while clients write, reads them again later, and deletes some.
+//! An operator: takes snapshots while clients write, reads them again later, and deletes some; with one seed in five also changes how many copies the volume has.
 
 use super::client::{decode, registers};
 use crate::oracle::history::REGISTER;
@@ -7,7 +7,7 @@ use rand::Rng;
 use sheep::session::HoldError;
 use sheep::session::volume::open_image;
 use sheep::volume::VolumeError;
-use sheepdog_cluster::{Command, Reply, Session, SnapshotRef};
+use sheepdog_cluster::{Command, Redundancy, Reply, Session, SnapshotRef};
 use sheepdog_proto::LayerId;
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -44,6 +44,27 @@ async fn operate(world: Rc<World>) {
         } else {
             take(&world, n).await;
         }
+    }
+}
+
+/// Of every fifth seed.
+const ALTERS: u64 = 5;
+
+/// Start changing the number of copies, if this seed does.
+pub fn start_altering(world: &Rc<World>) -> Option<JoinHandle<()>> {
+    (world.seed % ALTERS == 2 && world.nodes.len() > 2)
+        .then(|| tokio::task::spawn_local(alter(world.clone())))
+}
+
+async fn alter(world: Rc<World>) {
+    let mut rng = world.rng(4);
+    while !world.stopping.is_cancelled() {
+        tokio::time::sleep(Duration::from_millis(rng.random_range(3_000..20_000))).await;
+        let (n, copies) = (rng.random_range(0..world.nodes.len()), rng.random_range(2..=3));
+        let command = Command::AlterCopies { vdi: Some(world.vdi), redundancy: Redundancy::Copies(copies) };
+        let done = world.call(n, move |ctx| async move { ctx.node.control.propose(command).await.is_ok() });
+        // Refused while others are being moved.
+        let _ = tokio::time::timeout(Duration::from_secs(60), done).await;
     }
 }
 

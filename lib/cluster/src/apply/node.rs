@@ -78,6 +78,12 @@ impl ClusterState {
         if self.rings.last().is_some_and(|r| r.members == members) {
             return self.membership_changed(at, what, None);
         }
+        self.holders_changed(at, what);
+    }
+
+    /// Who holds what is not what it was: everybody looks.
+    pub(super) fn holders_changed(&mut self, at: Millis, what: String) {
+        let members: Vec<_> = self.nodes.values().filter_map(Node::ring_member).collect();
         let before = self.epoch;
         self.epoch = before.next();
         let now = self.epoch;
@@ -101,7 +107,12 @@ impl ClusterState {
         if self.layers.is_empty() || complete(current.epoch) {
             let last = self.rings.pop();
             self.rings.clear();
+            let current = last.as_ref().map_or(Epoch(0), |r| r.epoch);
             self.rings.extend(last);
+            for steps in self.altered.values_mut() {
+                let now = steps.iter().rposition(|(e, _)| *e <= current).unwrap_or(0);
+                steps.drain(..now);
+            }
         }
     }
 
@@ -294,8 +305,8 @@ impl ClusterState {
 
     /// From the next epoch on these disks are gone.
     fn only_copies_lost(&mut self, node: NodeId, disk: DiskId, rewound: bool) {
-        let single = self.families.iter().filter(|(_, f)| f.redundancy.width() == 1);
-        let families: BTreeSet<LayerId> = single.map(|(id, _)| *id).collect();
+        let single = |id: &LayerId| self.redundancy(*id).is_some_and(|r| r.width() == 1);
+        let families: BTreeSet<LayerId> = self.families.keys().copied().filter(single).collect();
         if !families.is_empty() {
             // One that was missing already had nothing newer.
             let lost = LostDisk { epoch: self.epoch, families, outdated: false, rewound };

@@ -157,7 +157,7 @@ impl ClusterState {
             .get(&layer.family)
             .cloned()
             .ok_or_else(|| CommandError::NotFound("no such family".into()))?;
-        let redundancy = redundancy.unwrap_or(family.redundancy);
+        let redundancy = redundancy.or(self.redundancy(layer.family)).unwrap_or(family.redundancy);
         self.check_width(redundancy)?;
         check_size(s.size, family.object_size)?;
         let id = self.insert_vdi(now, name, uuid, s.size, redundancy, family.object_size, Some(s.layer))?;
@@ -280,6 +280,7 @@ impl ClusterState {
             f.layers = f.layers.saturating_sub(1);
             if f.layers == 0 {
                 self.families.remove(&l.family);
+                self.altered.remove(&l.family);
                 self.lost.retain(|_, lost| {
                     lost.families.remove(&l.family);
                     !lost.families.is_empty()

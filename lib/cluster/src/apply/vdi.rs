@@ -5,11 +5,13 @@ use super::lifecycle::{check_object_size, check_redundancy};
 use crate::{
     ClusterState, CommandError, EventLevel, Family, Lock, Millis, NodeState, Redundancy, Reply, Session, Vdi,
 };
-use sheepdog_proto::{Generation, VdiId};
+use sheepdog_proto::{Epoch, Generation, LayerId, VdiId};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Attribute limits, bytes.
 const MAX_KEY: usize = 256;
+/// Rings that are not settled yet at which the copies of no further VDI are changed: whoever asks where an object is looks at all of them.
+const MAX_MOVES: usize = 8;
 const MAX_VALUE: usize = 64 << 10;
 /// Attributes of one VDI.
 const MAX_ATTRS: usize = 1024;
@@ -184,14 +186,36 @@ impl ClusterState {
             }
             Some(id) => {
                 let v = self.vdi_mut(id)?;
-                if !matches!(v.session, Session::Closed) {
-                    return Err(CommandError::Busy(format!("VDI {} is in use: detach it first", v.name)));
-                }
-                Err(CommandError::Invalid(
-                    "changing the copies of an existing VDI is not part of this release: clone it with --copies and --flatten".into(),
-                ))
+                let (family, name) = (v.family, v.name.clone());
+                self.alter_family(now, family, &name, redundancy)
             }
         }
+    }
+
+    /// As a change of the ring: holders of before take part until those of now are complete.
+    fn alter_family(&mut self, now: Millis, family: LayerId, name: &str, redundancy: Redundancy) -> Outcome {
+        let Some(before) = self.redundancy(family) else {
+            return Err(CommandError::NotFound(format!("VDI {name} has no objects' family")));
+        };
+        if before == redundancy {
+            return Ok(Reply::Done);
+        }
+        if self.rings.len() >= MAX_MOVES {
+            return Err(CommandError::Busy(
+                "data is still being moved after earlier changes: wait (`dog node recovery --progress`), then try again".into(),
+            ));
+        }
+        if self.lost.values().any(|l| l.families.contains(&family)) {
+            return Err(CommandError::Busy(format!(
+                "VDI {name} has lost a disk with its only copy: bring it back or accept the loss (`dog cluster recover force`) first"
+            )));
+        }
+        let text = format!("VDI {name} gets {} copies instead of {}", redundancy.width(), before.width());
+        self.event(now, EventLevel::Info, text.clone());
+        self.holders_changed(now, text);
+        let steps = self.altered.entry(family).or_insert_with(|| vec![(Epoch(0), before)]);
+        steps.push((self.epoch, redundancy));
+        Ok(Reply::Done)
     }
 
     pub(super) fn set_attr(

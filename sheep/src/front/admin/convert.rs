@@ -111,7 +111,7 @@ pub(super) fn vdi(state: &ClusterState, v: &Vdi) -> pb::Vdi {
         uuid: uuid::Uuid::from_u128(v.uuid).to_string(),
         name: v.name.clone(),
         size: v.size,
-        redundancy: family.map(|f| redundancy_out(f.redundancy)),
+        redundancy: state.redundancy(v.family).map(redundancy_out),
         object_size: family.map_or(0, |f| f.object_size),
         working: v.top.is_some(),
         created_ms: v.created,
@@ -239,8 +239,13 @@ pub(super) fn condition(state: &ClusterState) -> (pb::cluster_info::Status, Vec<
     if !behind.is_empty() {
         degraded(format!("being filled: {}", names(&behind)));
     }
-    let width =
-        state.families.values().map(|f| f.redundancy.width()).chain([format.redundancy.width()]).max();
+    let width = state
+        .families
+        .keys()
+        .filter_map(|f| state.redundancy(*f))
+        .map(|r| r.width())
+        .chain([format.redundancy.width()])
+        .max();
     let width = width.unwrap_or(1);
     if holders.len() < width {
         degraded(format!("{width} copies are asked for, but only {} sheep store data", holders.len()));

@@ -260,10 +260,7 @@ impl Admin {
             if !incomplete.is_empty() {
                 return Some(format!("{} do not have all their data yet", incomplete.join(", ")));
             }
-            let single = s
-                .vdis
-                .values()
-                .find(|v| s.families.get(&v.family).is_some_and(|f| f.redundancy.width() == 1))?;
+            let single = s.vdis.values().find(|v| s.redundancy(v.family).is_some_and(|r| r.width() == 1))?;
             Some(format!("VDI {} has one copy only", single.name))
         })
     }

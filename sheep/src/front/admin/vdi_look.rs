@@ -154,9 +154,9 @@ pub(super) fn track(admin: &Arc<Admin>, r: &TrackRequest) -> Result<TrackReply, 
     let shape = shape(admin, &r.vdi)?;
     let key = shape.key(r.index)?;
     let map = admin.control().map();
-    let placements = map.rings.iter().map(|(epoch, ring)| track_reply::Placement {
-        epoch: epoch.0,
-        nodes: ring.targets(key, shape.redundancy.width()).iter().map(NodeId::to_string).collect(),
+    let placements = map.rings.iter().map(|at| track_reply::Placement {
+        epoch: at.0.0,
+        nodes: map.targets(at, key, shape.redundancy).iter().map(NodeId::to_string).collect(),
     });
     Ok(TrackReply {
         object: ObjectId::data(shape.family, r.index).to_string(),
