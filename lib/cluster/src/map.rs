@@ -239,8 +239,9 @@ impl crate::ClusterState {
             .map(|n| (n.id, if n.is_up() { n.lost_at } else { n.lost_at.max(n.down_at) }))
             .filter(|(_, until)| until.0 > 0)
             .collect();
-        let altered = self.altered.values().flatten().map(|(_, r)| r.width());
-        let copies = self.families.values().map(|f| f.redundancy.width()).chain(altered);
+        // Of a family that was altered the smallest of those that count in some ring.
+        let least = |id| self.altered.get(id).and_then(|steps| steps.iter().map(|(_, r)| r.width()).min());
+        let copies = self.families.iter().map(|(id, f)| least(id).unwrap_or(f.redundancy.width()));
         let lost = self.lost.iter().map(|(disk, lost)| (*disk, lost.clone())).collect();
         let rings: Vec<(Epoch, Ring)> = self
             .rings

@@ -293,6 +293,7 @@ fn altering_copies() {
     settle(&mut c);
     assert_eq!((least(&c), c.s.altered[&family].len()), (2, 1));
     assert!((0..20).all(|i| acting(&c, i) == (2, 0)));
+    assert_eq!(c.s.node_map().min_width, 2);
     // Whoever has an older map goes by that.
     assert_eq!(before.acting(PlacementKey { family, index: 0 }, made_with).targets.len(), 1);
     // A clone has as many as its source has now, and what is known of the family goes with it.
