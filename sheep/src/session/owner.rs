@@ -50,6 +50,14 @@ pub enum SessionError {
     Volume(#[from] VolumeError),
 }
 
+/// Holders of an object, as worked out from one map.
+struct Cached {
+    epoch: Epoch,
+    /// How many the map had: some are forgotten within an epoch.
+    rings: usize,
+    acting: Rc<Acting>,
+}
+
 /// What the session knows of one object.
 pub(crate) struct Object {
     pub(crate) locks: RefCell<RangeLocks>,
@@ -57,8 +65,7 @@ pub(crate) struct Object {
     /// Latest step given out; `None`: not looked up yet.
     pub(crate) version: Cell<Option<Version>>,
     opening: tokio::sync::Mutex<()>,
-    /// With the epoch, and how many rings the map had: some are forgotten within an epoch.
-    acting: RefCell<Option<((Epoch, usize), Rc<Acting>)>>,
+    acting: RefCell<Option<Cached>>,
     /// Times a copy joined: a replica that was left out is asked again.
     pub(crate) joins: Cell<u64>,
 }
@@ -264,12 +271,12 @@ impl Session {
 
     pub(crate) fn acting(&self, object: &Object, map: &NodeMap, key: PlacementKey) -> Rc<Acting> {
         let mut cached = object.acting.borrow_mut();
-        let of = (map.epoch, map.rings.len());
+        let (epoch, rings) = (map.epoch, map.rings.len());
         match &*cached {
-            Some((made_for, acting)) if *made_for == of => acting.clone(),
+            Some(c) if (c.epoch, c.rings) == (epoch, rings) => c.acting.clone(),
             _ => {
                 let acting = Rc::new(map.acting(key, self.redundancy));
-                *cached = Some((of, acting.clone()));
+                *cached = Some(Cached { epoch, rings, acting: acting.clone() });
                 acting
             }
         }
