@@ -5,7 +5,7 @@
 use super::core::{Core, wall_millis};
 use super::rpc::{Heartbeat, LeaseReply, PeerInfo, Request, Response, StatusReply};
 use super::{boottime_millis, link};
-use sheepdog_cluster::{Command, Entry, NodeState, Reply};
+use sheepdog_cluster::{Command, CommandError, Entry, NodeState, Reply};
 use sheepdog_proto::{ClusterId, NodeId};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -106,6 +106,8 @@ impl Core {
         let request = uuid::Uuid::new_v4().as_u128();
         let entry = Entry { now: wall_millis(), request, command: Command::NodeUp(hello) };
         match self.propose(entry, deadline).await {
+            // The first entry of its log is on its way: this is tried again.
+            Ok((Reply::Error(CommandError::NotFormatted), _)) => false,
             Ok((Reply::Error(error), _)) => {
                 tracing::error!(%error, "the cluster does not take this sheep");
                 false
