@@ -22,6 +22,8 @@ const LOOK: Duration = Duration::from_secs(2);
 /// Watch while not part of raft.
 pub(super) async fn follow(core: Arc<Core>) {
     let mut source: Option<NodeId> = None;
+    // Did not answer last: one that stands still would cost as long again.
+    let mut silent: Option<NodeId> = None;
     let mut looked = None;
     let mut fed = Fed::default();
     loop {
@@ -37,7 +39,7 @@ pub(super) async fn follow(core: Arc<Core>) {
         }
         let voter = match source {
             Some(v) => v,
-            None => match pick(&core).await {
+            None => match pick(&core, silent).await {
                 Some(v) => v,
                 None => {
                     tokio::select! {
@@ -53,6 +55,7 @@ pub(super) async fn follow(core: Arc<Core>) {
         };
         source = match step {
             Ok(()) => {
+                silent = None;
                 if looked.is_none_or(|at: Instant| at.elapsed() >= LOOK) {
                     looked = Some(Instant::now());
                     look(&core, voter).await;
@@ -60,6 +63,7 @@ pub(super) async fn follow(core: Arc<Core>) {
                 Some(voter)
             }
             Err(error) => {
+                silent = Some(voter);
                 tracing::debug!(%error, voter = %voter.short(), "watch stream moves on");
                 // So that a cluster in trouble is not asked without pause.
                 tokio::time::sleep(Duration::from_millis(50)).await;
@@ -127,12 +131,15 @@ async fn look(core: &Core, voter: NodeId) {
     }
 }
 
-/// Any voter; the leader only when nobody else is known, it has enough to do.
-async fn pick(core: &Core) -> Option<NodeId> {
+/// Any voter, rather not the one that was silent; the leader only when nobody else is known, it has enough to do.
+async fn pick(core: &Core, silent: Option<NodeId>) -> Option<NodeId> {
     core.ask_around().await;
     let leader = core.leader();
     let mut voters = core.voters_hint.lock().expect("no panic under this lock").clone();
     voters.retain(|v| *v != core.me && core.peers.pool.book.get(*v).is_some());
+    if voters.iter().any(|v| Some(*v) != silent) {
+        voters.retain(|v| Some(*v) != silent);
+    }
     if voters.is_empty() {
         return leader.filter(|l| *l != core.me);
     }
