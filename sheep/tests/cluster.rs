@@ -330,20 +330,32 @@ async fn an_image_goes_in_and_comes_back_from_every_gateway() {
     c.check("disk").await;
 }
 
+/// fio, writing at random and reading back what it wrote.
+fn verified_writes(uri: &str, size: &str, seconds: u32) -> Child {
+    Command::new("fio")
+        .args(["--name=verify", "--ioengine=nbd", "--rw=randwrite", "--bs=4k", "--iodepth=8"])
+        .args([format!("--uri={uri}"), format!("--size={size}"), format!("--runtime={seconds}")])
+        .args(["--time_based=1", "--verify=crc32c", "--verify_backlog=2048"])
+        .args(["--verify_state_save=0", "--output-format=terse"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("fio: scripts/setup.sh installs it")
+}
+
+/// Wait for its end.
+fn saw_no_error(fio: Child) {
+    let out = fio.wait_with_output().expect("fio");
+    let text = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(out.status.success(), "fio saw an error: {text}");
+}
+
 #[tokio::test]
 async fn writes_go_on_while_sheep_die_and_return() {
     let mut c = Cluster::new(4, false);
     c.format(3).await;
     c.create("disk", 256 << 20).await;
-    let uri = format!("--uri={}", c.uri(0, "disk"));
-    let mut fio = Command::new("fio")
-        .args(["--name=verify", "--ioengine=nbd", &uri, "--rw=randwrite", "--bs=4k", "--iodepth=8"])
-        .args(["--size=128m", "--time_based=1", "--runtime=24", "--verify=crc32c", "--verify_backlog=2048"])
-        .args(["--verify_state_save=0", "--output-format=terse"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("fio: scripts/setup.sh installs it");
+    let mut fio = verified_writes(&c.uri(0, "disk"), "128m", 24);
     let mut victim = 1;
     while fio.try_wait().expect("fio").is_none() {
         c.kill(victim);
@@ -352,9 +364,7 @@ async fn writes_go_on_while_sheep_die_and_return() {
         tokio::time::sleep(Duration::from_secs(3)).await;
         victim = victim % 3 + 1;
     }
-    let out = fio.wait_with_output().expect("fio");
-    let text = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
-    assert!(out.status.success(), "fio saw an error: {text}");
+    saw_no_error(fio);
     c.whole().await;
     c.check("disk").await;
 }
@@ -367,15 +377,7 @@ async fn copies_of_a_volume_are_added_and_taken_away_while_it_is_written() {
     c.create("disk", OBJECTS << 22).await;
     c.whole().await;
     ok("qemu-io", &["-f", "raw", "-c", "write -P 7 0 128M", &c.uri(1, "disk")]);
-    let uri = format!("--uri={}", c.uri(0, "disk"));
-    let mut fio = Command::new("fio")
-        .args(["--name=verify", "--ioengine=nbd", &uri, "--rw=randwrite", "--bs=4k", "--iodepth=8"])
-        .args(["--size=64m", "--time_based=1", "--runtime=20", "--verify=crc32c", "--verify_backlog=2048"])
-        .args(["--verify_state_save=0", "--output-format=terse"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("fio: scripts/setup.sh installs it");
+    let fio = verified_writes(&c.uri(0, "disk"), "64m", 20);
     for copies in [3, 2, 1, 3] {
         let redundancy = Some(pb::Redundancy { copies, ..Default::default() });
         let disk = pb::VdiRef { by: Some(pb::vdi_ref::By::Name("disk".into())) };
@@ -394,8 +396,7 @@ async fn copies_of_a_volume_are_added_and_taken_away_while_it_is_written() {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
-    fio.kill().expect("it ends in the middle");
-    fio.wait().expect("reaped");
+    saw_no_error(fio);
     c.check("disk").await;
     let text = ok("qemu-io", &["-f", "raw", "-c", "read -P 7 64M 64M", &c.uri(2, "disk")]);
     assert!(!text.contains("failed"), "{text}");

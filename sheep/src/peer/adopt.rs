@@ -195,8 +195,8 @@ impl Replica {
                 for r in hint.iter().flatten() {
                     want.set(r.clone());
                 }
-                for t in store.tail(l.vdi).iter().filter(|t| t.oid == oid) {
-                    want.set(t.blocks.clone());
+                for t in store.tail_of(l.vdi, oid) {
+                    want.set(t.blocks);
                 }
                 for b in 0..total {
                     if l.present.get(b) != head.present.get(b) || l.zero.get(b) != head.zero.get(b) {

@@ -178,7 +178,7 @@ impl Replica {
             return false;
         }
         // Zeros would be a lie.
-        if self.may_be_lost(map, key, !layers.is_empty()) {
+        if self.may_be_lost(map, key, || !layers.is_empty()) {
             return false;
         }
         // An object that is listed under a layer which is not here yet counts too.
@@ -186,8 +186,8 @@ impl Replica {
     }
 
     /// Was what there was at `key` lost with the only disk that had it?
-    fn may_be_lost(&self, map: &NodeMap, key: PlacementKey, here: bool) -> bool {
-        !map.lost.is_empty() && self.redundancy(key.family).is_some_and(|r| map.may_be_lost(key, r, here))
+    fn may_be_lost(&self, map: &NodeMap, key: PlacementKey, here: impl FnOnce() -> bool) -> bool {
+        !map.lost.is_empty() && self.redundancy(key.family).is_some_and(|r| map.may_be_lost(key, r, here()))
     }
 
     /// Would this node know it if it lacked something at `key`?
@@ -200,12 +200,8 @@ impl Replica {
         if node.synced >= map.epoch || self.sync.inventory_done(map.epoch) {
             return true;
         }
-        if node.up_since > node.synced {
-            return false;
-        }
         // Up all along: what it was a target of when it was last complete, it still has.
-        let Some(redundancy) = self.redundancy(key.family) else { return false };
-        map.was_target(me, node.synced, key, redundancy)
+        self.redundancy(key.family).is_some_and(|r| self.sync.was_up_since(map, key, r))
     }
 
     /// What a family was made with: the map makes of it what it is.
@@ -368,7 +364,7 @@ impl Replica {
                 let key = PlacementKey { family, index: oid.index() };
                 // Of this object only: what is missing at other layers does not matter here.
                 let whole = info.as_ref().is_none_or(|i| !i.filling) && !self.sync.lacks(oid);
-                let lost = self.may_be_lost(&map, key, !store.layers_at(key).is_empty());
+                let lost = self.may_be_lost(&map, key, || !store.layers_at(key).is_empty());
                 let clean = whole && self.knows(&map, key) && !lost;
                 let status = match clean {
                     _ if info.as_ref().is_some_and(|i| i.filling) => Status::Behind,
@@ -409,7 +405,7 @@ impl Replica {
                 zero: i.zero,
                 dirty: i.dirty,
                 dirty_since: i.dirty_since,
-                tail: store.tail_of(i.vdi, oid),
+                tail: store.tail_bounds(i.vdi, oid),
                 digest,
             }))),
             (Ok(_), Ok(None)) => Response::Head(None),

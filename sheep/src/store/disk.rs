@@ -104,14 +104,11 @@ impl Tails {
         }
         let mut last: BTreeMap<ObjectId, TailEntry> = BTreeMap::new();
         for e in self.entries.drain(..) {
-            match last.get_mut(&e.oid) {
-                None => drop(last.insert(e.oid, e)),
-                Some(l) => {
-                    l.version = l.version.max(e.version);
-                    l.prev = l.prev.min(e.prev);
-                    l.blocks = l.blocks.start.min(e.blocks.start)..l.blocks.end.max(e.blocks.end);
-                }
-            }
+            let whole = match last.remove(&e.oid) {
+                None => e,
+                Some(earlier) => earlier.and(e),
+            };
+            last.insert(whole.oid, whole);
         }
         let mut left: Vec<TailEntry> = last.into_values().collect();
         left.sort_unstable_by_key(|e| e.version);
@@ -842,6 +839,12 @@ impl Disk {
 
     pub(super) fn tail(&self, vdi: VdiId) -> Vec<TailEntry> {
         self.tails.borrow().get(&vdi).map(|t| t.entries.iter().cloned().collect()).unwrap_or_default()
+    }
+
+    pub(super) fn tail_of(&self, vdi: VdiId, oid: ObjectId) -> Vec<TailEntry> {
+        let tails = self.tails.borrow();
+        let entries = tails.get(&vdi).into_iter().flat_map(|t| &t.entries);
+        entries.filter(|e| e.oid == oid).cloned().collect()
     }
 
     pub(super) fn tail_vdis(&self) -> Vec<VdiId> {

@@ -308,10 +308,13 @@ impl Store {
     pub fn tail(&self, vdi: VdiId) -> Vec<TailEntry> {
         self.disks.borrow().iter().flat_map(|d| d.tail(vdi)).collect()
     }
-    /// The tail of one object: the version before it, and all blocks it changed.
-    pub fn tail_of(&self, vdi: VdiId, oid: ObjectId) -> Option<(Version, Range<u32>)> {
-        let tail = self.tail(vdi).into_iter().filter(|t| t.oid == oid).map(|t| (t.prev, t.blocks));
-        tail.reduce(|(p, a), (q, b)| (p.min(q), a.start.min(b.start)..a.end.max(b.end)))
+    /// The tail of one object.
+    pub fn tail_of(&self, vdi: VdiId, oid: ObjectId) -> Vec<TailEntry> {
+        self.disks.borrow().iter().flat_map(|d| d.tail_of(vdi, oid)).collect()
+    }
+    /// The same in short: the version before it, and all blocks between the outermost it changed.
+    pub fn tail_bounds(&self, vdi: VdiId, oid: ObjectId) -> Option<(Version, Range<u32>)> {
+        self.tail_of(vdi, oid).into_iter().reduce(TailEntry::and).map(|t| (t.prev, t.blocks))
     }
     /// VDIs with a tail.
     pub fn tail_vdis(&self) -> Vec<VdiId> {
@@ -358,7 +361,7 @@ impl Store {
         result
     }
 
-    /// End a fill: the object is a valid copy at this version. `tail`: what the copy it is equal to says with `tail_of`.
+    /// End a fill: the object is a valid copy at this version. `tail`: what the copy it is equal to says with `tail_bounds`.
     pub async fn finish_fill(
         &self,
         oid: ObjectId,

@@ -128,6 +128,18 @@ pub struct TailEntry {
     pub blocks: Range<u32>,
 }
 
+impl TailEntry {
+    /// Two entries of one object as one: from before the earlier one, all blocks between the outermost.
+    pub(super) fn and(self, other: Self) -> Self {
+        Self {
+            oid: self.oid,
+            version: self.version.max(other.version),
+            prev: self.prev.min(other.prev),
+            blocks: self.blocks.start.min(other.blocks.start)..self.blocks.end.max(other.blocks.end),
+        }
+    }
+}
+
 /// What a read of a chain of layers found.
 #[derive(Debug, Clone)]
 pub struct ReadResult {

@@ -74,11 +74,12 @@ impl ClusterState {
 
     /// The ring is not what it was.
     pub(crate) fn ring_changed(&mut self, at: Millis, what: String) {
-        let members: Vec<_> = self.nodes.values().filter_map(Node::ring_member).collect();
-        if self.rings.last().is_some_and(|r| r.members == members) {
-            return self.membership_changed(at, what, None);
+        let same =
+            |r: &RingVersion| self.nodes.values().filter_map(Node::ring_member).eq(r.members.iter().cloned());
+        match self.rings.last().is_some_and(same) {
+            true => self.membership_changed(at, what, None),
+            false => self.holders_changed(at, what),
         }
-        self.holders_changed(at, what);
     }
 
     /// Who holds what is not what it was: everybody looks.
@@ -104,10 +105,10 @@ impl ClusterState {
         let members = current.members.iter().filter_map(|(n, ..)| self.nodes.get(n));
         let complete =
             |since: Epoch| members.clone().filter(|n| n.state != NodeState::Out).all(|n| n.synced >= since);
-        if self.layers.is_empty() || complete(current.epoch) {
+        let current = current.epoch;
+        if self.layers.is_empty() || complete(current) {
             let last = self.rings.pop();
             self.rings.clear();
-            let current = last.as_ref().map_or(Epoch(0), |r| r.epoch);
             self.rings.extend(last);
             for steps in self.altered.values_mut() {
                 let now = steps.iter().rposition(|(e, _)| *e <= current).unwrap_or(0);
@@ -191,16 +192,17 @@ impl ClusterState {
         }
         node.vnodes = node.vnodes.or(old.vnodes);
         node.disks.iter_mut().for_each(|d| d.missing = false);
-        let not_told = old.disks.iter().filter(|d| hello.disks.iter().all(|h| h.id != d.id));
-        node.disks.extend(not_told.map(|d| DiskEntry { missing: !d.retired, ..d.clone() }));
+        let told = |d: &DiskEntry| hello.disks.iter().any(|h| h.id == d.id);
+        let not_told = old.disks.iter().filter(|d| !told(d));
+        node.disks.extend(not_told.clone().map(|d| DiskEntry { missing: !d.retired, ..d.clone() }));
         // It was not mounted, say. Whatever else is on it may be old, and what is nowhere else is needed.
-        let returned = old.disks.iter().any(|d| d.missing && hello.disks.iter().any(|h| h.id == d.id));
+        let as_it_was = keeps && !old.disks.iter().any(|d| d.missing && told(d));
         node.synced = match old.state {
             NodeState::Out => Epoch(0),
-            _ if !keeps || returned => Epoch(0),
+            _ if !as_it_was => Epoch(0),
             _ => old.synced,
         };
-        node.up_since = if was_up && keeps && !returned { old.up_since } else { self.epoch.next() };
+        node.up_since = if was_up && as_it_was { old.up_since } else { self.epoch.next() };
         node.down_at = old.down_at;
         node.lost_at = match keeps {
             true => old.lost_at,
@@ -209,8 +211,7 @@ impl ClusterState {
             false => old.lost_at.max(old.down_at),
         };
         let same = was_up
-            && keeps
-            && !returned
+            && as_it_was
             && (&old.addr, &old.zone, old.weight, old.vnodes, old.gateway)
                 == (&node.addr, &node.zone, node.weight, node.vnodes, node.gateway);
         if self.layers.is_empty() {
@@ -218,10 +219,8 @@ impl ClusterState {
             node.lost_at = Epoch(0);
         }
         let lost = node.synced == Epoch(0);
-        let gone = |d: &&DiskEntry| d.is_there() && hello.disks.iter().all(|h| h.id != d.id);
-        let gone: Vec<DiskEntry> = old.disks.iter().filter(gone).cloned().collect();
         self.nodes.insert(hello.id, node);
-        for d in gone {
+        for d in not_told.filter(|d| d.is_there()) {
             // The same directory as another disk, and not an empty one as far as can be seen.
             let rewound = hello.has_data && hello.disks.iter().any(|h| h.path == d.path);
             self.only_copies_lost(hello.id, d.id, rewound);

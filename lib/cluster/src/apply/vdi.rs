@@ -10,11 +10,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Attribute limits, bytes.
 const MAX_KEY: usize = 256;
-/// Rings that are not settled yet at which the copies of no further VDI are changed: whoever asks where an object is looks at all of them.
-const MAX_MOVES: usize = 8;
 const MAX_VALUE: usize = 64 << 10;
 /// Attributes of one VDI.
 const MAX_ATTRS: usize = 1024;
+/// Rings that are not settled yet at which the copies of no further VDI are changed: whoever asks where an object is looks at all of them.
+const MAX_MOVES: usize = 8;
 
 /// A name that can be an export, a file name and a command line word.
 pub(super) fn check_name(name: &str) -> Result<(), CommandError> {

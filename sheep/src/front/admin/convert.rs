@@ -201,11 +201,17 @@ pub(super) fn event(e: &sheepdog_cluster::Event) -> pb::Event {
     pb::Event { id: e.id, at_ms: e.at, level: level.into(), text: e.text.clone() }
 }
 
-/// Number of nodes named in words.
+/// Nodes, named in words.
 fn names(ids: &[NodeId]) -> String {
-    let mut all: Vec<String> = ids.iter().take(5).map(|n| n.short()).collect();
-    if ids.len() > 5 {
-        all.push(format!("and {} more", ids.len() - 5));
+    some_of(ids.iter().map(|n| n.short()).collect())
+}
+
+/// A few of them, and how many more there are.
+fn some_of(mut all: Vec<String>) -> String {
+    if all.len() > 5 {
+        let more = all.len() - 5;
+        all.truncate(5);
+        all.push(format!("and {more} more"));
     }
     all.join(", ")
 }
@@ -253,15 +259,11 @@ pub(super) fn condition(state: &ClusterState) -> (pb::cluster_info::Status, Vec<
     let lost: BTreeSet<_> = state.lost.values().flat_map(|l| &l.families).collect();
     if !lost.is_empty() {
         let of = state.vdis.values().filter(|v| lost.contains(&v.family));
-        let mut named: Vec<&str> = of.map(|v| v.name.as_str()).take(6).collect();
-        if named.len() > 5 {
-            named[5] = "and more";
-        }
         status = Status::Impaired;
         reasons.push(format!(
             "volumes of one copy have lost a disk: {}. Requests for what may have been on it wait: start its sheep with the disk, \
              delete the volumes, or accept the loss with `dog cluster recover force`",
-            named.join(", ")
+            some_of(of.map(|v| v.name.clone()).collect())
         ));
     }
     let min = format.min_copies.map_or((format.redundancy.width() - 1).max(1), usize::from);
