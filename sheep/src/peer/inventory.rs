@@ -55,7 +55,10 @@ impl Replica {
             if !map.acting(key, redundancy).all().any(|n| n == node) {
                 continue;
             }
-            let had = since.0 > 0 && map.was_target(node, since, key, redundancy);
+            // What was on a lost disk that is back its holders of meanwhile have never had.
+            let had = since.0 > 0
+                && map.was_target(node, since, key, redundancy)
+                && !map.may_be_lost(key, redundancy, false);
             if row.epoch < since && had && !unsettled.contains(&row.oid) {
                 continue;
             }

@@ -114,6 +114,11 @@ impl ClusterState {
                 let now = steps.iter().rposition(|(e, _)| *e <= current).unwrap_or(0);
                 steps.drain(..now);
             }
+            // Only now has everybody looked at what came back: a holder by a ring in between does not have it.
+            let there = |node: &NodeId, disk: &DiskId| {
+                self.nodes.get(node).is_some_and(|n| n.disks.iter().any(|d| d.id == *disk && d.is_there()))
+            };
+            self.lost.retain(|(node, disk), _| !there(node, disk));
         }
     }
 
@@ -322,8 +327,6 @@ impl ClusterState {
                 None => (d.missing, d.retired) = (false, true),
             }
         }
-        self.lost
-            .retain(|(node, disk), _| *node != id || !n.disks.iter().any(|d| d.id == *disk && d.is_there()));
     }
 
     pub(super) fn node_drain(&mut self, now: Millis, id: NodeId, on: bool) -> Outcome {
