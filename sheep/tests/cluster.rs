@@ -615,7 +615,6 @@ async fn a_rebuild_wants_all_sheep_that_the_disks_remember() {
 }
 
 #[tokio::test]
-#[ignore = "fails one time in four: gap (h) of docs/failure-model.md"]
 async fn what_was_on_a_lost_disk_and_nowhere_else_is_waited_for() {
     const SIZE: u64 = 256 << 20;
     let mut c = Cluster::new(3, false);

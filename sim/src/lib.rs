@@ -107,7 +107,7 @@ async fn scenario(options: Options, report: Rc<RefCell<Report>>) {
     let world = world::World::new(options.seed).await;
     let clients = actors::client::start(&world);
     let operator = actors::operator::start(&world);
-    let altering = actors::operator::start_altering(&world);
+    let altering = actors::operator::start_moving(&world);
     actors::chaos::run(&world, options.seconds).await;
     world.heal();
     // The liveness phase: nothing is broken any more, so everything must come to an end.

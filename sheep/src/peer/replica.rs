@@ -182,7 +182,13 @@ impl Replica {
             return false;
         }
         // An object that is listed under a layer which is not here yet counts too.
-        !self.sync.lacks_any_at(key) && self.knows(map, key)
+        !self.sync.lacks_any_at(key) && self.knows(map, key) && self.holds(map, key)
+    }
+
+    /// Is this node a holder of what is at `key`? Who asks may not have heard that it is none any more, and that its copies are being removed.
+    fn holds(&self, map: &NodeMap, key: PlacementKey) -> bool {
+        let me = self.control.me();
+        self.redundancy(key.family).is_some_and(|r| map.acting(key, r).all().any(|n| n == me))
     }
 
     /// Was what there was at `key` lost with the only disk that had it?
@@ -365,7 +371,9 @@ impl Replica {
                 // Of this object only: what is missing at other layers does not matter here.
                 let whole = info.as_ref().is_none_or(|i| !i.filling) && !self.sync.lacks(oid);
                 let lost = self.may_be_lost(&map, key, || !store.layers_at(key).is_empty());
-                let clean = whole && self.knows(&map, key) && !lost;
+                // A copy that is not to be here is as good as any until it is removed.
+                let gone = info.is_none() && !self.holds(&map, key);
+                let clean = whole && self.knows(&map, key) && !lost && !gone;
                 let status = match clean {
                     _ if info.as_ref().is_some_and(|i| i.filling) => Status::Behind,
                     true => Status::Ok,

@@ -121,6 +121,10 @@ impl Reclaim {
             return false;
         }
         let mine = r.stat_one(oid, key.family).await;
+        // What cannot be read may be later than what the targets have.
+        if !matches!(mine.status, Status::Ok | Status::NotHere | Status::Behind) {
+            return true;
+        }
         for target in &acting.targets {
             if !map.nodes.get(target).is_some_and(|n| n.is_up() && n.synced >= map.epoch) {
                 return true;

@@ -635,8 +635,13 @@ pub async fn choose_source(
             continue;
         }
         let stat = stat(r, *n, oid, family).await?;
-        tracing::trace!(me = %r.control.me().short(), %oid, node = %n.short(), ?stat, complete = %map.complete_at(*n, key, redundancy), "candidate");
-        let right = stat.epoch.max(map.complete_at(*n, key, redundancy));
+        // That it has had everything but what a lost disk took with it says nothing about what was on that.
+        let complete = match map.may_be_lost(key, redundancy, stat.version != Version::NONE) {
+            true => Epoch(0),
+            false => map.complete_at(*n, key, redundancy),
+        };
+        tracing::trace!(me = %r.control.me().short(), %oid, node = %n.short(), ?stat, %complete, "candidate");
+        let right = stat.epoch.max(complete);
         match stat.status {
             Status::Ok if *n != node => return Ok(Choice { source: Some(*n), decided: None }),
             Status::Ok | Status::NotHere => {

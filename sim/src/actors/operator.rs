@@ -1,4 +1,5 @@
-//! An operator: takes snapshots while clients write, reads them again later, and deletes some; with one seed in five also changes how many copies the volume has.
+//! An operator: takes snapshots while clients write, reads them again later, and deletes some; with one seed in five also changes how many copies the volume has, with another one
+//! who is to hold how much.
 
 use super::client::{decode, registers};
 use crate::oracle::history::REGISTER;
@@ -47,21 +48,31 @@ async fn operate(world: Rc<World>) {
     }
 }
 
-/// Of every fifth seed.
-const ALTERS: u64 = 5;
-
-/// Start changing the number of copies, if this seed does.
-pub fn start_altering(world: &Rc<World>) -> Option<JoinHandle<()>> {
-    (world.seed % ALTERS == 2 && world.nodes.len() > 2)
-        .then(|| tokio::task::spawn_local(alter(world.clone())))
+/// Start moving data around, if this seed does.
+pub fn start_moving(world: &Rc<World>) -> Option<JoinHandle<()>> {
+    let copies = match world.seed % 5 {
+        2 => true,
+        4 => false,
+        _ => return None,
+    };
+    (world.nodes.len() > 2).then(|| tokio::task::spawn_local(move_data(world.clone(), copies)))
 }
 
-async fn alter(world: Rc<World>) {
+/// Every few seconds another number of copies, or another weight of some node, or a node that is emptied, or is not any more.
+async fn move_data(world: Rc<World>, copies: bool) {
     let mut rng = world.rng(4);
     while !world.stopping.is_cancelled() {
         tokio::time::sleep(Duration::from_millis(rng.random_range(3_000..20_000))).await;
-        let (n, copies) = (rng.random_range(0..world.nodes.len()), rng.random_range(2..=3));
-        let command = Command::AlterCopies { vdi: Some(world.vdi), redundancy: Redundancy::Copies(copies) };
+        let (n, which) = (rng.random_range(0..world.nodes.len()), rng.random_range(0..world.nodes.len()));
+        let node = world.nodes[which].id;
+        let command = match copies {
+            true => {
+                let redundancy = Redundancy::Copies(rng.random_range(2..=3));
+                Command::AlterCopies { vdi: Some(world.vdi), redundancy }
+            }
+            false if rng.random_bool(0.3) => Command::NodeDrain { node, on: rng.random_bool(0.5) },
+            false => Command::NodeWeight { node, weight: Some(rng.random_range(200..4_000)), vnodes: None },
+        };
         let done = world.call(n, move |ctx| async move { ctx.node.control.propose(command).await.is_ok() });
         // Refused while others are being moved.
         let _ = tokio::time::timeout(Duration::from_secs(60), done).await;

@@ -61,6 +61,10 @@ impl Authority {
     pub fn read<R>(&self, f: impl FnOnce(&ClusterState) -> R) -> R {
         f(&self.lock().state)
     }
+    /// Ticks at every commit.
+    pub fn commits(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.committed.subscribe()
+    }
     /// Commit at once.
     pub fn commit(&self, command: Command) -> Reply {
         let entry = {
@@ -205,7 +209,9 @@ impl Authority {
                 if committed.changed().await.is_err() {
                     return;
                 }
-                let pause = self.pause(100..5_000);
+                // Some hear of it when others act on it already.
+                let late = self.lock().rng.random_bool(0.05);
+                let pause = self.pause(if late { 5_000..800_000 } else { 100..5_000 });
                 tokio::time::sleep(pause).await;
                 continue;
             }

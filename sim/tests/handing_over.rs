@@ -1,0 +1,168 @@
+//! When data has moved, a node that holds something no more does not answer for it, whether it or who asks has heard of that or not.
+
+use bytes::Bytes;
+use sheep::session::volume::open_image;
+use sheepdog_cluster::{Command, Redundancy, Reply};
+use sheepdog_proto::{NodeId, ObjectId, PlacementKey, VdiId};
+use sheepdog_sim::world::World;
+use std::rc::Rc;
+use std::time::Duration;
+
+fn simulate<F: Future>(scenario: F) -> F::Output {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    tokio::task::LocalSet::new().block_on(&runtime.expect("a runtime"), scenario)
+}
+
+/// A volume, and who holds its only object.
+struct Case {
+    world: Rc<World>,
+    vdi: VdiId,
+}
+
+impl Case {
+    /// Open on every node; the first of them is the owner.
+    async fn new(seed: u64, copies: u8, owner: usize) -> Self {
+        let world = World::new(seed).await;
+        let create = Command::VdiCreate {
+            name: "small".into(),
+            uuid: 2,
+            size: 4096,
+            redundancy: Some(Redundancy::Copies(copies)),
+            object_size: None,
+        };
+        let Reply::Vdi(vdi) = world.authority.commit(create) else { panic!("not made") };
+        let owner = owner % world.nodes.len();
+        for i in 0..world.nodes.len() {
+            let opened = world.call((owner + i) % world.nodes.len(), move |ctx| async move {
+                let volume = open_image(&ctx.node.gateway, vdi, None).await.expect("opens");
+                ctx.volumes.borrow_mut().insert(0, volume);
+            });
+            opened.await.expect("it runs");
+        }
+        let case = Self { world, vdi };
+        case.write(owner, 1).await;
+        case
+    }
+
+    fn targets(&self) -> Vec<usize> {
+        let ids: Vec<NodeId> = self.world.authority.read(|s| {
+            let family = s.vdis[&self.vdi].family;
+            s.node_map().acting(PlacementKey { family, index: 0 }, s.families[&family].redundancy).targets
+        });
+        ids.iter().filter_map(|id| self.world.nodes.iter().position(|n| n.id == *id)).collect()
+    }
+
+    /// Another weight for the first holder, so that it is no holder any more.
+    fn move_away(&self) -> usize {
+        let first = self.targets()[0];
+        for weight in [500, 200, 50, 10, 1] {
+            let node = self.world.nodes[first].id;
+            self.world.authority.commit(Command::NodeWeight { node, weight: Some(weight), vnodes: None });
+            if !self.targets().contains(&first) {
+                break;
+            }
+        }
+        first
+    }
+
+    async fn write(&self, node: usize, byte: u8) {
+        let done = self.world.call(node, move |ctx| async move {
+            let volume = ctx.volumes.borrow()[&0].clone();
+            volume.write(0, Bytes::from(vec![byte; 4096])).await
+        });
+        done.await.expect("it runs").expect("writes");
+    }
+
+    async fn read(&self, node: usize) -> u8 {
+        let done = self.world.call(node, move |ctx| async move {
+            let volume = ctx.volumes.borrow()[&0].clone();
+            volume.read(0, 4096).await
+        });
+        done.await.expect("it runs").expect("reads").concat()[0]
+    }
+
+    async fn has(&self, node: usize) -> bool {
+        let layer = self.world.authority.read(|s| s.vdis[&self.vdi].top).expect("a layer");
+        let info = self.world.call(node, move |ctx| async move {
+            let store = ctx.node.replica.store.clone().expect("a store");
+            store.info(ObjectId::data(layer, 0)).await
+        });
+        info.await.expect("it runs").expect("a sane object").is_some()
+    }
+
+    async fn settled(&self) {
+        let mut commits = self.world.authority.commits();
+        while self.world.authority.read(|s| s.rings.len() > 1) {
+            commits.changed().await.expect("there are more");
+        }
+    }
+}
+
+/// Waits for no one who cannot say.
+async fn soon<T>(answer: impl Future<Output = T>) -> Option<T> {
+    tokio::time::timeout(Duration::from_secs(1), answer).await.ok()
+}
+
+#[test]
+fn a_former_holder_that_has_not_heard_of_it_does_not_answer() {
+    let mut told = 0;
+    for seed in 1..=30 {
+        told += simulate(async {
+            let c = Case::new(seed, 2, seed as usize).await;
+            let former = c.move_away();
+            c.settled().await;
+            // In this very moment it is cut off from the control plane. Its lease is good for some seconds.
+            c.world.authority.cut(c.world.nodes[former].id, true);
+            let owner = c.world.authority.read(|s| format!("{:?}", s.vdis[&c.vdi].session));
+            let writer = c.world.nodes.iter().position(|n| owner.contains(&format!("{:?}", n.id)));
+            c.write(writer.expect("an owner"), 2).await;
+            let seen = soon(c.read(former)).await;
+            assert!(seen.is_none_or(|byte| byte == 2), "seed {seed}: what was there before");
+            c.world.nodes.iter().for_each(|n| n.fs.wipe());
+            usize::from(seen.is_some())
+        });
+    }
+    assert!(told > 10, "{told}");
+}
+
+#[test]
+fn nobody_takes_what_a_former_holder_has_no_more_for_never_written() {
+    let mut told = 0;
+    for seed in 1..=30 {
+        told += simulate(async {
+            let c = Case::new(seed, 1, seed as usize).await;
+            let former = c.move_away();
+            let owner = seed as usize % c.world.nodes.len();
+            if owner == former || c.targets().contains(&owner) {
+                return 0;
+            }
+            // The owner is complete, and does not hear that the new holder is, too.
+            let (id, new) = (c.world.nodes[owner].id, c.world.nodes[c.targets()[0]].id);
+            let mut commits = c.world.authority.commits();
+            loop {
+                let complete = |n: &NodeId| c.world.authority.read(|s| s.nodes[n].synced == s.epoch);
+                if complete(&new) {
+                    return 0;
+                }
+                if complete(&id) {
+                    break;
+                }
+                commits.changed().await.expect("there are more");
+            }
+            c.world.authority.cut(id, true);
+            let gone = async {
+                while c.has(former).await {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            };
+            if tokio::time::timeout(Duration::from_secs(3), gone).await.is_err() {
+                return 0;
+            }
+            let seen = soon(c.read(owner)).await;
+            assert!(seen.is_none_or(|byte| byte == 1), "seed {seed}: zeros");
+            c.world.nodes.iter().for_each(|n| n.fs.wipe());
+            usize::from(seen.is_some())
+        });
+    }
+    assert!(told > 3, "{told}");
+}
