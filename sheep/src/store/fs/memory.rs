@@ -21,9 +21,12 @@ use std::time::Duration;
 
 const PAGE: u64 = 4096;
 
+/// Shared by all states of a file in which it is the same: most of a simulation's time would go into copies.
+type Page = Rc<[u8; PAGE as usize]>;
+
 #[derive(Default, Clone)]
 struct Contents {
-    pages: BTreeMap<u64, Box<[u8]>>,
+    pages: BTreeMap<u64, Page>,
     len: u64,
 }
 
@@ -46,12 +49,17 @@ impl Contents {
         while at < end {
             let (page, from) = (at / PAGE, at % PAGE);
             let n = (PAGE - from).min(end - at);
-            let p = self.pages.entry(page).or_insert_with(|| vec![0; PAGE as usize].into());
+            let p = self.pages.entry(page).or_insert_with(|| Rc::new([0; PAGE as usize]));
             let src = (at - offset) as usize;
-            p[from as usize..(from + n) as usize].copy_from_slice(&data[src..src + n as usize]);
+            Rc::make_mut(p)[from as usize..(from + n) as usize]
+                .copy_from_slice(&data[src..src + n as usize]);
             at += n;
         }
         self.len = self.len.max(end);
+    }
+    fn write_page(&mut self, page: u64, data: Page) {
+        self.pages.insert(page, data);
+        self.len = self.len.max((page + 1) * PAGE);
     }
     fn punch(&mut self, offset: u64, len: u64) {
         for page in offset.div_ceil(PAGE)..(offset + len) / PAGE {
@@ -62,6 +70,8 @@ impl Contents {
 
 enum Unsynced {
     Write(u64, Bytes),
+    /// Whole pages from this one on.
+    Pages(u64, Vec<Page>),
     Punch(u64, u64),
     SetLen(u64),
 }
@@ -79,6 +89,11 @@ impl MemoryFile {
     fn settle(&mut self, step: &Unsynced) {
         match step {
             Unsynced::Write(at, data) => self.durable.write(*at, data),
+            Unsynced::Pages(first, pages) => {
+                for (page, data) in (*first..).zip(pages) {
+                    self.durable.write_page(page, data.clone());
+                }
+            }
             Unsynced::Punch(at, len) => self.durable.punch(*at, *len),
             Unsynced::SetLen(len) => self.durable.len = *len,
         }
@@ -88,6 +103,18 @@ impl MemoryFile {
             self.settle(&step);
         }
         self.linked = true;
+    }
+    fn write(&mut self, at: u64, data: Bytes) {
+        if !at.is_multiple_of(PAGE) || !(data.len() as u64).is_multiple_of(PAGE) {
+            self.now.write(at, &data);
+            return self.unsynced.push(Unsynced::Write(at, data));
+        }
+        let page = |p: &[u8; PAGE as usize]| Rc::new(*p);
+        let pages: Vec<Page> = data.as_chunks::<{ PAGE as usize }>().0.iter().map(page).collect();
+        for (page, data) in (at / PAGE..).zip(&pages) {
+            self.now.write_page(page, data.clone());
+        }
+        self.unsynced.push(Unsynced::Pages(at / PAGE, pages));
     }
 }
 
@@ -181,6 +208,14 @@ impl MemoryFs {
                         for (i, page) in data.chunks(PAGE as usize).enumerate() {
                             if fate == 1 || (fate == 2 && rng.random_bool(0.5)) {
                                 f.durable.write(at + i as u64 * PAGE, page);
+                            }
+                        }
+                    }
+                    Unsynced::Pages(first, pages) => {
+                        let fate = rng.random_range(0..3);
+                        for (page, data) in (first..).zip(pages) {
+                            if fate == 1 || (fate == 2 && rng.random_bool(0.5)) {
+                                f.durable.write_page(page, data);
                             }
                         }
                     }
@@ -279,10 +314,9 @@ impl File for Handle {
             let mut f = file.borrow_mut();
             let mut at = offset;
             for p in parts {
-                f.now.write(at, &p);
-                let copy = Bytes::copy_from_slice(&p);
-                f.unsynced.push(Unsynced::Write(at, copy));
-                at += p.len() as u64;
+                let len = p.len() as u64;
+                f.write(at, p);
+                at += len;
             }
         }
         Box::pin(async move {
