@@ -44,6 +44,8 @@ pub enum Invariant {
     GenerationsAreTheHighest,
     /// An open session's owner is up, in the process that opened it.
     OwnersAreUp,
+    /// What a node had when it was complete it had until then at least.
+    KeptIsNotBehind,
     /// Nobody is synced, came up, went down or lost data later than now (losing data may be one epoch ahead of none).
     EpochsAreNotAhead,
     /// A lost disk is remembered for what had no other copy, and nothing else.
@@ -258,7 +260,8 @@ fn sessions(s: &ClusterState, f: &mut Findings) {
 fn membership(s: &ClusterState, f: &mut Findings) {
     use Invariant as I;
     for n in s.nodes.values() {
-        let latest = n.synced.max(n.down_at).max(n.lost_at).max(n.up_since);
+        f.expect(n.synced <= n.kept, I::KeptIsNotBehind, (n.id, n.synced, n.kept));
+        let latest = n.kept.max(n.down_at).max(n.lost_at).max(n.up_since);
         f.expect(latest <= s.epoch, I::EpochsAreNotAhead, (n.id, latest));
     }
     for ((node, disk), lost) in &s.lost {

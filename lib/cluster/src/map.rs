@@ -16,6 +16,8 @@ pub struct NodeView {
     pub incarnation: u64,
     /// Complete up to here.
     pub synced: Epoch,
+    /// Up to here it has what was its own at `synced`.
+    pub kept: Epoch,
     /// Epoch in which it last came up: later than `synced` means that it was away since it was last complete.
     pub up_since: Epoch,
 }
@@ -139,7 +141,7 @@ impl NodeMap {
     }
 
     /// The latest epoch at which a node had everything at `key`; 0 when it is not known to have had it at all: what a ring gave to it after it was
-    /// last complete it has never seen.
+    /// last complete it has never seen. What was its own then it goes on to have while it is up.
     pub fn complete_at(&self, node: NodeId, key: PlacementKey, redundancy: Redundancy) -> Epoch {
         let Some(view) = self.nodes.get(&node) else { return Epoch(0) };
         let held = self
@@ -147,7 +149,7 @@ impl NodeMap {
             .iter()
             .filter(|(e, _)| *e <= view.synced)
             .any(|r| self.targets(r, key, redundancy).contains(&node));
-        if held { view.synced } else { Epoch(0) }
+        if held { view.kept } else { Epoch(0) }
     }
 
     fn ring_at(&self, epoch: Epoch) -> Option<&(Epoch, Ring)> {
@@ -227,6 +229,7 @@ impl crate::ClusterState {
                     state: n.state,
                     incarnation: n.incarnation,
                     synced: n.synced,
+                    kept: n.kept,
                     up_since: n.up_since,
                 };
                 (n.id, view)

@@ -150,6 +150,8 @@ pub struct Node {
     pub incarnation: u64,
     /// Complete for everything up to this epoch: see `NodeMap`.
     pub synced: Epoch,
+    /// Up to here it has everything that was its own at `synced`: it moves on while the node is up, also when a ring change asks for more.
+    pub kept: Epoch,
     /// Epoch in which it last came up.
     pub up_since: Epoch,
     /// Epoch that ended its last life as a holder: it may have acknowledged writes up to there. 0: never, or given up by force.

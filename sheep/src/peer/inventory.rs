@@ -62,7 +62,9 @@ impl Replica {
             if row.epoch < since && had && !unsettled.contains(&row.oid) {
                 continue;
             }
+            // A copy that is left over from an earlier ring is given no steps any more.
             let missing = row.filling
+                || !self.holds(&map, key)
                 || self.sync.lacks(row.oid)
                 || !(synced
                     || self.sync.inventory_done(map.epoch)

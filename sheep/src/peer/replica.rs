@@ -137,7 +137,8 @@ impl Replica {
             match outcome {
                 Ok(WriteOutcome::Done | WriteOutcome::Duplicate) => reply(Status::Ok, Version::NONE),
                 Ok(WriteOutcome::Behind { current }) => {
-                    if this.is_synced() {
+                    // A good copy is not left out because steps came out of order; what is not whole is filled.
+                    if this.is_synced() || (!this.sync.lacks(oid) && this.knows(&this.control.map(), key)) {
                         reply(Status::Behind, current)
                     } else {
                         this.sync.missed(oid, key.family);
@@ -185,8 +186,8 @@ impl Replica {
         !self.sync.lacks_any_at(key) && self.knows(map, key) && self.holds(map, key)
     }
 
-    /// Is this node a holder of what is at `key`? Who asks may not have heard that it is none any more, and that its copies are being removed.
-    fn holds(&self, map: &NodeMap, key: PlacementKey) -> bool {
+    /// Is this node a holder of what is at `key`? If not, its copies get no steps any more and are being removed; who asks may not have heard of that.
+    pub(super) fn holds(&self, map: &NodeMap, key: PlacementKey) -> bool {
         let me = self.control.me();
         self.redundancy(key.family).is_some_and(|r| map.acting(key, r).all().any(|n| n == me))
     }
@@ -371,9 +372,7 @@ impl Replica {
                 // Of this object only: what is missing at other layers does not matter here.
                 let whole = info.as_ref().is_none_or(|i| !i.filling) && !self.sync.lacks(oid);
                 let lost = self.may_be_lost(&map, key, || !store.layers_at(key).is_empty());
-                // A copy that is not to be here is as good as any until it is removed.
-                let gone = info.is_none() && !self.holds(&map, key);
-                let clean = whole && self.knows(&map, key) && !lost && !gone;
+                let clean = whole && self.knows(&map, key) && !lost && self.holds(&map, key);
                 let status = match clean {
                     _ if info.as_ref().is_some_and(|i| i.filling) => Status::Behind,
                     true => Status::Ok,

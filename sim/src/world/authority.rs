@@ -80,6 +80,7 @@ impl Authority {
         let index = ControlIndex(i.log.len() as u64);
         let Inner { state, log, .. } = &mut *i;
         let reply = state.apply(index, &log[log.len() - 1]);
+        tracing::trace!(index = index.0, epoch = %state.epoch, command = ?log[log.len() - 1].command, synced = ?state.nodes.values().map(|n| (n.id.short(), n.synced.0, n.up_since.0, n.down_at.0, n.lost_at.0, n.is_up())).collect::<Vec<_>>(), "COMMIT");
         drop(i);
         self.committed.send_replace(index.0);
         (reply, index)

@@ -140,14 +140,14 @@ impl ClusterState {
         self.forced.push(clip(reason).to_owned());
         let epoch = self.epoch;
         for n in self.nodes.values_mut().filter(|n| matches!(n.state, NodeState::Up | NodeState::Draining)) {
-            n.synced = epoch;
+            n.complete_to(epoch);
             n.up_since = n.up_since.min(epoch);
         }
         for n in self.nodes.values_mut() {
             (n.down_at, n.lost_at) = (Epoch(0), Epoch(0));
         }
         for n in self.nodes.values_mut().filter(|n| n.state == NodeState::Down) {
-            n.synced = Epoch(0);
+            n.complete_to_nothing();
         }
         self.lost.clear();
         let up: Vec<NodeId> = self.nodes.values().filter(|n| n.is_up()).map(|n| n.id).collect();

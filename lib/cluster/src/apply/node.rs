@@ -25,6 +25,19 @@ impl Node {
     pub fn is_up(&self) -> bool {
         matches!(self.state, NodeState::Up | NodeState::Draining)
     }
+    /// It has been up since it was last complete: what was its own then, it has.
+    fn stands(&self) -> bool {
+        self.is_up() && self.synced > Epoch(0) && self.up_since <= self.synced
+    }
+    /// Complete, up to this epoch.
+    pub(super) fn complete_to(&mut self, epoch: Epoch) {
+        self.synced = epoch;
+        self.kept = self.kept.max(epoch);
+    }
+    /// What it had is gone.
+    pub(super) fn complete_to_nothing(&mut self) {
+        (self.synced, self.kept) = (Epoch(0), Epoch(0));
+    }
     fn ring_member(&self) -> Option<(NodeId, String, u32)> {
         if self.gateway || !matches!(self.state, NodeState::Up | NodeState::Down) {
             return None;
@@ -65,7 +78,9 @@ impl ClusterState {
         let now = self.epoch;
         for n in self.nodes.values_mut() {
             if n.gateway || (n.is_up() && n.synced == before && Some(n.id) != except) {
-                n.synced = now;
+                n.complete_to(now);
+            } else if n.stands() {
+                n.kept = now;
             }
         }
         self.record(at, what);
@@ -92,7 +107,9 @@ impl ClusterState {
         let empty = self.layers.is_empty();
         for n in self.nodes.values_mut() {
             if n.gateway || (empty && n.is_up()) {
-                n.synced = now;
+                n.complete_to(now);
+            } else if n.stands() {
+                n.kept = now;
             }
         }
         self.record(at, what);
@@ -153,6 +170,7 @@ impl ClusterState {
             state: NodeState::Up,
             incarnation: hello.incarnation,
             synced: Epoch(0),
+            kept: Epoch(0),
             up_since: self.epoch.next(),
             down_at: Epoch(0),
             lost_at: Epoch(0),
@@ -202,12 +220,15 @@ impl ClusterState {
         node.disks.extend(not_told.clone().map(|d| DiskEntry { missing: !d.retired, ..d.clone() }));
         // It was not mounted, say. Whatever else is on it may be old, and what is nowhere else is needed.
         let as_it_was = keeps && !old.disks.iter().any(|d| d.missing && told(d));
-        node.synced = match old.state {
-            NodeState::Out => Epoch(0),
-            _ if !as_it_was => Epoch(0),
-            _ => old.synced,
+        // What a process that was not complete was left out of, only that process knew.
+        let knows_all = old.gateway || old.incarnation == hello.incarnation || old.synced == self.epoch;
+        let as_it_stood = was_up && as_it_was && knows_all;
+        (node.synced, node.kept) = match old.state {
+            NodeState::Out => (Epoch(0), Epoch(0)),
+            _ if !as_it_was => (Epoch(0), Epoch(0)),
+            _ => (old.synced, old.kept),
         };
-        node.up_since = if was_up && as_it_was { old.up_since } else { self.epoch.next() };
+        node.up_since = if as_it_stood { old.up_since } else { self.epoch.next() };
         node.down_at = old.down_at;
         node.lost_at = match keeps {
             true => old.lost_at,
@@ -215,8 +236,7 @@ impl ClusterState {
             false if was_up => self.epoch.next(),
             false => old.lost_at.max(old.down_at),
         };
-        let same = was_up
-            && as_it_was
+        let same = as_it_stood
             && (&old.addr, &old.zone, old.weight, old.vnodes, old.gateway)
                 == (&node.addr, &node.zone, node.weight, node.vnodes, node.gateway);
         if self.layers.is_empty() {
@@ -353,7 +373,10 @@ impl ClusterState {
             return Ok(Reply::Epoch(current));
         }
         // What came after asks nothing of it: it has been up since, and the ring has not changed since.
-        n.synced = if epoch >= ring && n.up_since <= epoch { current } else { epoch };
+        n.complete_to(if epoch >= ring && n.up_since <= epoch { current } else { epoch });
+        if n.stands() {
+            n.kept = current;
+        }
         let complete = n.synced == current;
         if complete {
             // What it lost is found again, or known to be nowhere.
@@ -404,7 +427,7 @@ impl ClusterState {
         }
         (d.retired, d.missing) = (true, false);
         // What was on it is gone: the node looks at everything again.
-        n.synced = Epoch(0);
+        n.complete_to_nothing();
         n.up_since = next;
         n.lost_at = if empty { Epoch(0) } else { next };
         self.forget_merges(id);
