@@ -144,6 +144,36 @@ fn a_restart_that_nobody_noticed_is_no_change_of_membership() {
 }
 
 #[test]
+fn what_a_node_has_goes_on_being_complete_while_it_is_up() {
+    let mut c = three();
+    let key = PlacementKey { family: *c.s.families.keys().next().expect("a family"), index: 0 };
+    let complete = |c: &Cluster, n| c.s.node_map().complete_at(node(n), key, Redundancy::Copies(3)).0;
+    // A ring change asks for more than it has. What was its own it goes on having, until it goes.
+    c.ok(up(3, 1));
+    c.ok(down(1, 1));
+    c.ok(down(2, 1));
+    assert_eq!((0..4).map(|n| of(&c, n).synced.0).collect::<Vec<_>>(), [5, 5, 5, 0]);
+    assert_eq!((0..4).map(|n| of(&c, n).kept.0).collect::<Vec<_>>(), [8, 6, 7, 0]);
+    assert_eq!((0..4).map(|n| complete(&c, n)).collect::<Vec<_>>(), [8, 6, 7, 0]);
+    // Back, and away again: nothing of what was in between.
+    c.ok(Command::NodeUp(NodeHello { has_data: true, ..hello(1, 2) }));
+    c.ok(down(1, 2));
+    assert_eq!((c.s.epoch, of(&c, 1).kept, of(&c, 0).kept), (Epoch(10), Epoch(6), Epoch(10)));
+}
+
+#[test]
+fn who_restarts_while_not_complete_has_been_away() {
+    let mut c = three();
+    c.ok(up(3, 1));
+    let again = |incarnation| Command::NodeUp(NodeHello { has_data: true, ..hello(1, incarnation) });
+    // The same process knows what it was left out of.
+    assert_eq!(c.run(again(1)), epoch(6));
+    assert_eq!(c.run(again(2)), epoch(7));
+    assert_eq!((of(&c, 1).synced, of(&c, 1).kept, of(&c, 1).up_since), (Epoch(5), Epoch(6), Epoch(7)));
+    assert_eq!((of(&c, 0).kept, of(&c, 0).up_since.0 <= 5), (Epoch(7), true));
+}
+
+#[test]
 fn a_node_that_lost_its_disk_starts_from_nothing() {
     let mut c = three();
     let mut empty = hello(1, 2);

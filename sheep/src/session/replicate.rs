@@ -177,11 +177,11 @@ impl Session {
         }
     }
 
-    /// A copy that has the step as a change of an epoch before the one in which a holder that lacks it was last complete has to note a later
-    /// one: the holder will ask only for what changed since. `true`: some are asked again.
+    /// A copy that has the step as a change of an epoch before the one until which a holder that lacks it has everything of its own has to note a later
+    /// one: the holder will ask only for what changed since, and be believed before who has only earlier changes. `true`: some are asked again.
     fn stamp_again(&self, round: &mut Round<'_>, map: &NodeMap, acting: &Acting) -> bool {
         let lacks = |n: &NodeId| !matches!(round.get(*n), Some(Copy::Acked(..)));
-        let since = acting.all().filter(lacks).filter_map(|n| map.nodes.get(&n)).map(|v| v.synced).max();
+        let since = acting.all().filter(lacks).filter_map(|n| map.nodes.get(&n)).map(|v| v.kept).max();
         let Some(since) = since else { return false };
         let mut again = false;
         for (_, copy) in &mut round.copies {
