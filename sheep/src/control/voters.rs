@@ -78,6 +78,7 @@ mod tests {
                 state: st,
                 incarnation: 1,
                 synced: Epoch(0),
+                kept: Epoch(0),
                 since: 0,
                 disks: vec![],
                 version: String::new(),

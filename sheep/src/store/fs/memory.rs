@@ -57,8 +57,11 @@ impl Contents {
         }
         self.len = self.len.max(end);
     }
-    fn write_page(&mut self, page: u64, data: Page) {
-        self.pages.insert(page, data);
+    fn write_page(&mut self, page: u64, data: Option<Page>) {
+        match data {
+            Some(data) => self.pages.insert(page, data),
+            None => self.pages.remove(&page),
+        };
         self.len = self.len.max((page + 1) * PAGE);
     }
     fn punch(&mut self, offset: u64, len: u64) {
@@ -70,8 +73,8 @@ impl Contents {
 
 enum Unsynced {
     Write(u64, Bytes),
-    /// Whole pages from this one on.
-    Pages(u64, Vec<Page>),
+    /// Whole pages from this one on; `None`: zeros, as a new journal is full of.
+    Pages(u64, Vec<Option<Page>>),
     Punch(u64, u64),
     SetLen(u64),
 }
@@ -109,8 +112,8 @@ impl MemoryFile {
             self.now.write(at, &data);
             return self.unsynced.push(Unsynced::Write(at, data));
         }
-        let page = |p: &[u8; PAGE as usize]| Rc::new(*p);
-        let pages: Vec<Page> = data.as_chunks::<{ PAGE as usize }>().0.iter().map(page).collect();
+        let page = |p: &[u8; PAGE as usize]| (*p != [0; PAGE as usize]).then(|| Rc::new(*p));
+        let pages: Vec<Option<Page>> = data.as_chunks::<{ PAGE as usize }>().0.iter().map(page).collect();
         for (page, data) in (at / PAGE..).zip(&pages) {
             self.now.write_page(page, data.clone());
         }
