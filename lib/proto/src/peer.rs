@@ -816,6 +816,8 @@ pub enum Request {
     Settled {
         /// VDI.
         vdi: VdiId,
+        /// The process that the map knows as the gateway's: another one cannot speak for it.
+        incarnation: u64,
     },
 }
 

@@ -115,7 +115,7 @@ fn requests() -> Vec<Vec<u8>> {
         Request::Digests { objects: vec![(oid, family); 2], deep: true, control_index },
         Request::Stamp { oid, epoch: Epoch(8), blocks: vec![1..2], floor: Epoch(3) },
         Request::Missed { oid, family, epoch: Epoch(8), control_index },
-        Request::Settled { vdi },
+        Request::Settled { vdi, incarnation: 5 },
     ];
     all.iter().map(encode).collect()
 }

@@ -307,7 +307,12 @@ impl Server {
                 }
                 self.gateway.serve_forward(from.0, vdi, Open { id: open, since }, io, payload).await
             }
-            Request::Settled { vdi } => {
+            Request::Settled { vdi, incarnation } => {
+                if incarnation != self.replica.control.incarnation() {
+                    // What that process has sent may still be under way at the owner.
+                    let why = "another process was registered".into();
+                    return (Response::Failed(Status::Fenced, why), Vec::new());
+                }
                 self.gateway.settled(vdi).await;
                 (Response::Done, Vec::new())
             }

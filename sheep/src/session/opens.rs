@@ -195,12 +195,12 @@ impl Gateway {
         let control = &self.replica.control;
         let mut asked = BTreeSet::new();
         loop {
-            let others: Vec<(NodeId, ControlIndex, bool)> = control.read(|s| {
+            let others: Vec<(NodeId, ControlIndex, u64, bool)> = control.read(|s| {
                 let Some(v) = s.vdis.get(&vdi) else { return Vec::new() };
                 let others =
                     v.gateways.iter().filter(|(n, g)| **n != control.me() && !asked.contains(&g.since));
                 let up = |n: &NodeId, i| s.nodes.get(n).is_some_and(|x| x.is_up() && x.incarnation == i);
-                others.map(|(n, g)| (*n, g.since, up(n, g.incarnation))).collect()
+                others.map(|(n, g)| (*n, g.since, g.incarnation, up(n, g.incarnation))).collect()
             });
             if others.is_empty() {
                 return Ok(());
@@ -208,12 +208,12 @@ impl Gateway {
             if self.is_over() {
                 return Err(VolumeError::ShuttingDown);
             }
-            let answers = others.iter().map(|(node, since, up)| async move {
+            let answers = others.iter().map(|(node, since, incarnation, up)| async move {
                 if !*up {
                     let close = Command::GatewayClose { vdi, node: *node, since: *since, fence: true };
                     return matches!(control.propose(close).await, Ok(Reply::Done)).then_some(*since);
                 }
-                let ask = Request::Settled { vdi };
+                let ask = Request::Settled { vdi, incarnation: *incarnation };
                 let link = self.replica.links.to(*node);
                 match tokio::time::timeout(ANSWER, link.request(&ask, Vec::new())).await {
                     Ok(Ok((Response::Done, _))) => Some(*since),
