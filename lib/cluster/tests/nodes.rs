@@ -162,18 +162,6 @@ fn what_a_node_has_goes_on_being_complete_while_it_is_up() {
 }
 
 #[test]
-fn who_restarts_while_not_complete_has_been_away() {
-    let mut c = three();
-    c.ok(up(3, 1));
-    let again = |incarnation| Command::NodeUp(NodeHello { has_data: true, ..hello(1, incarnation) });
-    // The same process knows what it was left out of.
-    assert_eq!(c.run(again(1)), epoch(6));
-    assert_eq!(c.run(again(2)), epoch(7));
-    assert_eq!((of(&c, 1).synced, of(&c, 1).kept, of(&c, 1).up_since), (Epoch(5), Epoch(6), Epoch(7)));
-    assert_eq!((of(&c, 0).kept, of(&c, 0).up_since.0 <= 5), (Epoch(7), true));
-}
-
-#[test]
 fn a_node_that_lost_its_disk_starts_from_nothing() {
     let mut c = three();
     let mut empty = hello(1, 2);

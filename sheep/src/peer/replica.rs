@@ -137,8 +137,7 @@ impl Replica {
             match outcome {
                 Ok(WriteOutcome::Done | WriteOutcome::Duplicate) => reply(Status::Ok, Version::NONE),
                 Ok(WriteOutcome::Behind { current }) => {
-                    // A good copy is not left out because steps came out of order; what is not whole is filled.
-                    if this.is_synced() || (!this.sync.lacks(oid) && this.knows(&this.control.map(), key)) {
+                    if this.wants_all(oid, key) {
                         reply(Status::Behind, current)
                     } else {
                         this.sync.missed(oid, key.family);
@@ -190,6 +189,14 @@ impl Replica {
     pub(super) fn holds(&self, map: &NodeMap, key: PlacementKey) -> bool {
         let me = self.control.me();
         self.redundancy(key.family).is_some_and(|r| map.acting(key, r).all().any(|n| n == me))
+    }
+
+    /// Is this node to be given every step of this object, in order, rather than be left out until it has filled it? A good copy is not left out because steps came
+    /// out of order. And nothing that was its own all along ever is: the map takes it for right until it goes, and it may restart without anybody noticing.
+    fn wants_all(&self, oid: ObjectId, key: PlacementKey) -> bool {
+        let map = self.control.map();
+        let stands = || self.redundancy(key.family).is_some_and(|r| self.sync.was_up_since(&map, key, r));
+        self.is_synced() || stands() || (!self.sync.lacks(oid) && self.knows(&map, key))
     }
 
     /// Was what there was at `key` lost with the only disk that had it?

@@ -1,7 +1,9 @@
-//! What goes wrong: processes die, hosts lose power, hosts freeze, networks split, slow down and reset, the control plane loses its leader.
+//! What goes wrong: processes die, disks are lost (one at a time, while the others have everything), hosts lose power, hosts freeze, networks split, slow down and reset, the control plane loses its leader.
 
 use crate::world::World;
 use rand::Rng;
+use sheepdog_cluster::ClusterState;
+use sheepdog_proto::NodeId;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -12,6 +14,7 @@ pub async fn run(world: &Rc<World>, seconds: u64) {
     let pace = rng.random_range(300..6_000u64);
     // In every fourth world the power of all is cut often: what was acknowledged and is not on any disk is seen only then.
     let cuts = if world.seed % 4 == 1 { 20..60 } else { 45..48 };
+    let mut emptied = None;
     while tokio::time::Instant::now() < until {
         tokio::time::sleep(Duration::from_millis(rng.random_range(50..pace))).await;
         world.faults.set(world.faults.get() + 1);
@@ -34,6 +37,24 @@ pub async fn run(world: &Rc<World>, seconds: u64) {
                     let pause = Duration::from_millis(rng.random_range(100..8_000));
                     later(pause, move || x.start(), async {}).await;
                 }
+            }
+            0..6 if world.seed % 3 == 2 && everybody_is_whole(world, &emptied) => {
+                // Its disk is replaced by an empty one. All the others have everything, and are there until it is known: otherwise two copies are lost at once.
+                emptied = incarnation(world, id).map(|i| (id, i));
+                world.nodes[n].kill(true).await;
+                node.fs.wipe();
+                let known = async {
+                    let mut commits = world.authority.commits();
+                    let before = incarnation(world, id);
+                    let stands = |s: &ClusterState| {
+                        s.nodes.get(&id).is_some_and(|n| n.is_up() && Some(n.incarnation) == before)
+                    };
+                    while world.authority.read(stands) {
+                        let _ = commits.changed().await;
+                    }
+                };
+                known.await;
+                later(lasts, move || node.start(), async {}).await;
             }
             0..30 => later(lasts, move || node.start(), world.nodes[n].kill(false)).await,
             30..48 => later(lasts, move || node.start(), world.nodes[n].kill(true)).await,
@@ -74,6 +95,19 @@ pub async fn run(world: &Rc<World>, seconds: u64) {
             _ => w.authority.leaderless(rng.random_range(200..6_000)),
         }
     }
+}
+
+fn incarnation(world: &World, node: NodeId) -> Option<u64> {
+    world.authority.read(|s| s.nodes.get(&node).map(|n| n.incarnation))
+}
+
+/// Every node has everything it should have, also the one whose disk was emptied last (by its process then).
+fn everybody_is_whole(world: &World, emptied: &Option<(NodeId, u64)>) -> bool {
+    let again = emptied.is_none_or(|(node, before)| incarnation(world, node) != Some(before));
+    let whole =
+        |s: &ClusterState| s.rings.len() == 1 && s.nodes.values().all(|n| n.is_up() && n.synced == s.epoch);
+    let runs = world.nodes.iter().all(|n| n.is_running() && !n.is_paused());
+    again && runs && world.net.is_whole() && world.authority.reaches_all() && world.authority.read(whole)
 }
 
 /// Do it now, undo it later.

@@ -97,6 +97,11 @@ impl Authority {
             i.cut.remove(&node);
         }
     }
+    /// Is nobody cut off?
+    pub fn reaches_all(&self) -> bool {
+        let i = self.lock();
+        i.cut.is_empty() && clock::millis() >= i.leaderless_until
+    }
     /// No leader for a while.
     pub fn leaderless(&self, millis: u64) {
         let mut i = self.lock();

@@ -64,6 +64,10 @@ impl Net {
     pub fn unlisten(&self, node: NodeId) {
         self.listening.borrow_mut().remove(&node);
     }
+    /// Nothing is cut.
+    pub fn is_whole(&self) -> bool {
+        self.cut.borrow().is_empty()
+    }
     /// Nothing goes from `a` to `b`.
     pub fn cut(&self, a: NodeId, b: NodeId) {
         self.cut.borrow_mut().insert((a, b));

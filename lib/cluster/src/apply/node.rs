@@ -220,9 +220,8 @@ impl ClusterState {
         node.disks.extend(not_told.clone().map(|d| DiskEntry { missing: !d.retired, ..d.clone() }));
         // It was not mounted, say. Whatever else is on it may be old, and what is nowhere else is needed.
         let as_it_was = keeps && !old.disks.iter().any(|d| d.missing && told(d));
-        // What a process that was not complete was left out of, only that process knew.
-        let knows_all = old.gateway || old.incarnation == hello.incarnation || old.synced == self.epoch;
-        let as_it_stood = was_up && as_it_was && knows_all;
+        // Also of a process that was not complete: it was left out of nothing that was its own.
+        let as_it_stood = was_up && as_it_was;
         (node.synced, node.kept) = match old.state {
             NodeState::Out => (Epoch(0), Epoch(0)),
             _ if !as_it_was => (Epoch(0), Epoch(0)),

@@ -51,8 +51,7 @@ impl Contents {
             let n = (PAGE - from).min(end - at);
             let p = self.pages.entry(page).or_insert_with(|| Rc::new([0; PAGE as usize]));
             let src = (at - offset) as usize;
-            Rc::make_mut(p)[from as usize..(from + n) as usize]
-                .copy_from_slice(&data[src..src + n as usize]);
+            Rc::make_mut(p)[from as usize..(from + n) as usize].copy_from_slice(&data[src..src + n as usize]);
             at += n;
         }
         self.len = self.len.max(end);
