@@ -26,6 +26,8 @@ const LOOK: Duration = Duration::from_millis(500);
 const VOTERS_PAUSE: Duration = Duration::from_secs(1);
 /// Between two invitations to the same waiting sheep.
 const INVITE_PAUSE: Duration = Duration::from_millis(500);
+/// How long an election of one's own making may ask for votes although a leader is known.
+const TAKE_OVER: u64 = 1_500;
 /// When a suspect is probed, counted from the suspicion.
 const PROBES: [u64; 7] = [0, 20, 60, 120, 250, 500, 1_000];
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -46,8 +48,17 @@ pub(super) async fn lead(core: Arc<Core>) {
     let mut metrics = core.raft.server_metrics();
     let mut voters_tried = None;
     let mut invited = None;
+    let mut barren = Barren::default();
     loop {
         let view = core.raft_view();
+        let should = view.am_leader && !core.local && !core.quiet() && core.am_up();
+        let serves = core.publisher.lease().valid(boottime_millis());
+        if barren.look(should, serves, Instant::now(), Duration::from_millis(core.timing().lease * 3 / 2)) {
+            let c = core.clone();
+            core.tracker.spawn(async move {
+                tokio::select! { () = c.stop.cancelled() => {} () = lead_again(&c) => {} }
+            });
+        }
         let mut wait = Duration::from_secs(3600);
         if view.established {
             begin(&core);
@@ -75,6 +86,49 @@ pub(super) async fn lead(core: Arc<Core>) {
             r = metrics.changed() => if r.is_err() { return },
         }
     }
+}
+
+/// Notices a leader that cannot even give itself a lease, for longer than any lease lasts.
+///
+/// That is so in a minority, where nothing can be done. But twice (in `xtask e2e disks`) it was so while all voters followed the leader and the log went on: the one before
+/// it had come back within a tenth of a second, as leader of its old term. All I/O of the cluster stood still until, by chance, somebody else was elected. What was wrong
+/// in there is not known; a new term ends it.
+#[derive(Default)]
+struct Barren(Option<Instant>);
+
+impl Barren {
+    /// `true`: it has lasted for `limit`, again.
+    fn look(&mut self, should_serve: bool, serves: bool, now: Instant, limit: Duration) -> bool {
+        if !should_serve || serves {
+            self.0 = None;
+            return false;
+        }
+        let since = *self.0.get_or_insert(now);
+        let long = now.saturating_duration_since(since) >= limit;
+        if long {
+            self.0 = Some(now);
+        }
+        long
+    }
+}
+
+/// Begin a new term, if a majority of the voters is there and follows this node.
+async fn lead_again(core: &Core) {
+    let voters = core.raft_view().voters;
+    let others = voters.iter().filter(|v| **v != core.me).map(|v| async move {
+        let answer = core.peers.call(*v, &Request::Status, PROBE_TIMEOUT).await;
+        matches!(answer, Ok(Response::Status(s)) if s.leader.as_ref().is_some_and(|l| l.node == core.me))
+    });
+    let follow = futures::future::join_all(others).await.into_iter().filter(|f| *f).count();
+    if !core.raft_view().am_leader || (follow + 1) * 2 <= voters.len() {
+        return;
+    }
+    tracing::warn!(
+        "leading for long without being able to grant a lease, though a majority follows: beginning a new term"
+    );
+    core.peers.takeover_until.store(boottime_millis() + TAKE_OVER, Ordering::Release);
+    // It only fails when raft has ended.
+    let _ = core.raft.trigger().elect(false).await;
 }
 
 fn due(last: &mut Option<Instant>, pause: Duration) -> bool {
@@ -301,9 +355,34 @@ async fn examine_leader(core: &Arc<Core>, leader: NodeId) {
             // Somebody's election is under way.
             continue;
         }
-        core.peers.takeover_until.store(boottime_millis() + 1_500, Ordering::Release);
+        core.peers.takeover_until.store(boottime_millis() + TAKE_OVER, Ordering::Release);
         if core.raft.trigger().elect(false).await.is_err() {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_leader_without_a_lease_of_its_own_is_noticed_once_per_limit() {
+        let t0 = Instant::now();
+        let limit = Duration::from_secs(6);
+        let mut b = Barren::default();
+        let mut look = |should, serves, at: u64| b.look(should, serves, t0 + Duration::from_secs(at), limit);
+        assert!(!look(true, false, 0));
+        assert!(!look(true, false, 5));
+        assert!(look(true, false, 6));
+        assert!(!look(true, false, 11));
+        assert!(look(true, false, 12));
+        // It serves, or somebody else leads: counted anew.
+        assert!(!look(true, true, 13));
+        assert!(!look(true, false, 14));
+        assert!(!look(false, false, 19));
+        assert!(!look(true, false, 20));
+        assert!(!look(true, false, 25));
+        assert!(look(true, false, 26));
     }
 }
