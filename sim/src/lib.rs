@@ -120,6 +120,7 @@ async fn scenario(options: Options, report: Rc<RefCell<Report>>) {
         if let Some(altering) = altering {
             let _ = altering.await;
         }
+        actors::operator::keep_all(&world);
     };
     if tokio::time::timeout(Duration::from_secs(900), calm).await.is_err() {
         report.borrow_mut().violations.push(("liveness", world.explain("operations do not come to an end")));

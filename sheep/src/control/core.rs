@@ -349,11 +349,10 @@ impl Core {
             return Err(self.leader().and_then(|l| self.peer_info(l)));
         }
         let timing = self.timing();
-        let (known, min_index) = self.publisher.read(|s| {
-            let up = s.nodes.get(&hb.node).is_some_and(|n| {
-                n.incarnation == hb.incarnation && matches!(n.state, NodeState::Up | NodeState::Draining)
-            });
-            (up, s.index)
+        let (known, emptied, min_index) = self.publisher.read(|s| {
+            let node = s.nodes.get(&hb.node).filter(|n| n.incarnation == hb.incarnation && n.is_up());
+            let emptied = node.is_some_and(|n| n.state == NodeState::Draining && s.rings.len() <= 1);
+            (node.is_some(), emptied, s.index)
         });
         let now = boottime_millis();
         let mono = Instant::now();
@@ -365,6 +364,10 @@ impl Core {
         }
         if !known {
             return Ok(LeaseReply::NotUp);
+        }
+        if emptied {
+            // Drained: it is taken out as soon as the lease it has is over.
+            return Ok(LeaseReply::NotNow);
         }
         let mut d = self.detector.lock().expect("no panic under this lock");
         if !d.leads() {

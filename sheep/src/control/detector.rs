@@ -24,7 +24,7 @@ pub struct Watched {
     pub state: NodeState,
     /// Wall-clock time of the last change, as in `Node::since`.
     pub since: Millis,
-    /// Draining and nothing is left on it.
+    /// Draining and nothing is left on it: it is granted no lease any more.
     pub settled: bool,
 }
 
@@ -133,7 +133,8 @@ impl Detector {
         let mut next: Option<u64> = None;
         for n in nodes {
             let (at, what) = match n.state {
-                NodeState::Draining if n.settled => (Some(now), Decision::Out { node: n.node }),
+                // It lives, and serves as long as its last lease lasts: being out ends its sessions, so others must not begin before. It gets no new one.
+                NodeState::Draining if n.settled => (self.silent_at(n, t), Decision::Out { node: n.node }),
                 NodeState::Up | NodeState::Draining => {
                     // A process that has just come up gets as long to ask for its first lease as one that had one.
                     let up_for = wall.saturating_sub(n.since);
@@ -275,13 +276,15 @@ mod tests {
     }
 
     #[test]
-    fn a_settled_drain_goes_out_at_once_and_an_unsettled_one_stays() {
+    fn a_settled_drain_goes_out_when_its_lease_has_run_out_and_an_unsettled_one_stays() {
         let mut d = Detector::default();
         d.lead(0, 0, &T);
+        d.grant(A, 20_000);
         let mut n = Watched { state: NodeState::Draining, ..up(1) };
         assert_eq!(d.tick(1, 1, &T, &[n], false).0, vec![]);
         n.settled = true;
-        assert_eq!(d.tick(2, 2, &T, &[n], false).0, vec![Decision::Out { node: A }]);
+        assert_eq!(d.tick(20_999, 20_999, &T, &[n], false), (vec![], Some(21_000)));
+        assert_eq!(d.tick(21_000, 21_000, &T, &[n], false).0, vec![Decision::Out { node: A }]);
     }
 
     #[test]

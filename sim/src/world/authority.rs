@@ -193,7 +193,8 @@ impl Authority {
         let up = i.state.nodes.get(&node).is_some_and(|n| {
             n.incarnation == incarnation && matches!(n.state, NodeState::Up | NodeState::Draining)
         });
-        if !up || !i.detector.leads() {
+        let drained = |n: &sheepdog_cluster::Node| n.state == NodeState::Draining && i.state.rings.len() <= 1;
+        if !up || !i.detector.leads() || i.state.nodes.get(&node).is_some_and(drained) {
             return None;
         }
         i.detector.grant(node, clock::millis() + timing.lease);
