@@ -128,11 +128,6 @@ async fn scenario(options: Options, report: Rc<RefCell<Report>>) {
         let found = invariants::all(&world).await;
         report.borrow_mut().violations.extend(found);
     }
-    world.authority.read(|s| {
-        for r in &s.history {
-            tracing::trace!(epoch = %r.epoch, what = r.what, came = ?r.came, went = ?r.went, "HISTORY")
-        }
-    });
     let mut r = report.borrow_mut();
     r.operations = world.history.finished();
     r.faults = world.faults.get();

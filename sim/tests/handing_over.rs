@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use sheep::session::volume::open_image;
-use sheepdog_cluster::{ClusterState, Command, Redundancy, Reply};
+use sheepdog_cluster::{ClusterState, Command, Redundancy, Reply, Session};
 use sheepdog_proto::{NodeId, ObjectId, PlacementKey, VdiId, Version};
 use sheepdog_sim::world::World;
 use std::rc::Rc;
@@ -50,6 +50,13 @@ impl Case {
             s.node_map().acting(PlacementKey { family, index: 0 }, s.families[&family].redundancy).targets
         });
         ids.iter().filter_map(|id| self.world.nodes.iter().position(|n| n.id == *id)).collect()
+    }
+
+    /// Who orders the writes now.
+    fn owner(&self) -> usize {
+        let session = self.world.authority.read(|s| s.vdis[&self.vdi].session.clone());
+        let Session::Open { owner, .. } = session else { panic!("{session:?}") };
+        self.world.nodes.iter().position(|n| n.id == owner).expect("a node")
     }
 
     /// Another weight for the first holder, so that it is no holder any more.
@@ -124,9 +131,7 @@ fn a_former_holder_that_has_not_heard_of_it_does_not_answer() {
             c.settled().await;
             // In this very moment it is cut off from the control plane. Its lease is good for some seconds.
             c.world.authority.cut(c.world.nodes[former].id, true);
-            let owner = c.world.authority.read(|s| format!("{:?}", s.vdis[&c.vdi].session));
-            let writer = c.world.nodes.iter().position(|n| owner.contains(&format!("{:?}", n.id)));
-            c.write(writer.expect("an owner"), 2).await;
+            c.write(c.owner(), 2).await;
             let seen = soon(c.read(former)).await;
             assert!(seen.is_none_or(|byte| byte == 2), "seed {seed}: what was there before");
             c.world.nodes.iter().for_each(|n| n.fs.wipe());

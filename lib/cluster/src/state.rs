@@ -460,6 +460,11 @@ impl Vdi {
 }
 
 impl ClusterState {
+    /// Drained: no ring that is in force needs this node any more.
+    pub fn is_emptied(&self, node: &Node) -> bool {
+        node.state == NodeState::Draining && self.rings.len() <= 1
+    }
+
     /// The latest epochs, latest first, each with the nodes that were up (or draining) in it.
     pub fn latest_epochs(&self, count: usize) -> Vec<(&EpochRecord, Vec<NodeId>)> {
         let mut up = self.up.clone();

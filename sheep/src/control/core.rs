@@ -351,8 +351,7 @@ impl Core {
         let timing = self.timing();
         let (known, emptied, min_index) = self.publisher.read(|s| {
             let node = s.nodes.get(&hb.node).filter(|n| n.incarnation == hb.incarnation && n.is_up());
-            let emptied = node.is_some_and(|n| n.state == NodeState::Draining && s.rings.len() <= 1);
-            (node.is_some(), emptied, s.index)
+            (node.is_some(), node.is_some_and(|n| s.is_emptied(n)), s.index)
         });
         let now = boottime_millis();
         let mono = Instant::now();

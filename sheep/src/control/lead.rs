@@ -38,7 +38,7 @@ fn watched(state: &ClusterState) -> Vec<Watched> {
 }
 
 fn watch_node(state: &ClusterState, n: &Node) -> Watched {
-    let settled = n.state == NodeState::Draining && state.rings.len() <= 1;
+    let settled = state.is_emptied(n);
     Watched { node: n.id, incarnation: n.incarnation, state: n.state, since: n.since, settled }
 }
 

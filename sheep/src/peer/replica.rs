@@ -195,8 +195,7 @@ impl Replica {
     /// out of order. And nothing that was its own all along ever is: the map takes it for right until it goes, and it may restart without anybody noticing.
     fn wants_all(&self, oid: ObjectId, key: PlacementKey) -> bool {
         let map = self.control.map();
-        let stands = || self.redundancy(key.family).is_some_and(|r| self.sync.was_up_since(&map, key, r));
-        self.is_synced() || stands() || (!self.sync.lacks(oid) && self.knows(&map, key))
+        self.is_synced() || self.stands(&map, key) || (!self.sync.lacks(oid) && self.knows(&map, key))
     }
 
     /// Was what there was at `key` lost with the only disk that had it?
@@ -215,6 +214,11 @@ impl Replica {
             return true;
         }
         // Up all along: what it was a target of when it was last complete, it still has.
+        self.stands(map, key)
+    }
+
+    /// Has this node been up since it was last complete, and was what is at `key` its own then?
+    pub(crate) fn stands(&self, map: &NodeMap, key: PlacementKey) -> bool {
         self.redundancy(key.family).is_some_and(|r| self.sync.was_up_since(map, key, r))
     }
 

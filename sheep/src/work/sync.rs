@@ -408,7 +408,7 @@ impl Worker {
         }
         for (oid, (family, versions)) in wanted {
             let key = PlacementKey { family, index: oid.index() };
-            if r.redundancy(family).is_some_and(|x| r.sync.was_up_since(map, key, x)) && !r.sync.lacks(oid) {
+            if r.stands(map, key) && !r.sync.lacks(oid) {
                 // It has been given every step since, or will be: to leave it out of any now would lose what only it and another have.
                 continue;
             }

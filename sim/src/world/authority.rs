@@ -80,7 +80,7 @@ impl Authority {
         let index = ControlIndex(i.log.len() as u64);
         let Inner { state, log, .. } = &mut *i;
         let reply = state.apply(index, &log[log.len() - 1]);
-        tracing::trace!(index = index.0, epoch = %state.epoch, command = ?log[log.len() - 1].command, synced = ?state.nodes.values().map(|n| (n.id.short(), n.synced.0, n.up_since.0, n.down_at.0, n.lost_at.0, n.is_up())).collect::<Vec<_>>(), "COMMIT");
+        tracing::trace!(index = index.0, epoch = %state.epoch, command = ?log[log.len() - 1].command, synced = ?state.nodes.values().map(|n| (n.id.short(), n.synced.0, n.up_since.0, n.down_at.0, n.lost_at.0, n.is_up())).collect::<Vec<_>>(), "committed");
         drop(i);
         self.committed.send_replace(index.0);
         (reply, index)
@@ -165,7 +165,7 @@ impl Authority {
                 incarnation: n.incarnation,
                 state: n.state,
                 since: n.since,
-                settled: n.state == NodeState::Draining && i.state.rings.len() <= 1,
+                settled: i.state.is_emptied(n),
             })
             .collect();
         let mut all = Vec::new();
@@ -193,8 +193,7 @@ impl Authority {
         let up = i.state.nodes.get(&node).is_some_and(|n| {
             n.incarnation == incarnation && matches!(n.state, NodeState::Up | NodeState::Draining)
         });
-        let drained = |n: &sheepdog_cluster::Node| n.state == NodeState::Draining && i.state.rings.len() <= 1;
-        if !up || !i.detector.leads() || i.state.nodes.get(&node).is_some_and(drained) {
+        if !up || !i.detector.leads() || i.state.nodes.get(&node).is_some_and(|n| i.state.is_emptied(n)) {
             return None;
         }
         i.detector.grant(node, clock::millis() + timing.lease);

@@ -222,11 +222,9 @@ impl ClusterState {
         let as_it_was = keeps && !old.disks.iter().any(|d| d.missing && told(d));
         // Also of a process that was not complete: it was left out of nothing that was its own.
         let as_it_stood = was_up && as_it_was;
-        (node.synced, node.kept) = match old.state {
-            NodeState::Out => (Epoch(0), Epoch(0)),
-            _ if !as_it_was => (Epoch(0), Epoch(0)),
-            _ => (old.synced, old.kept),
-        };
+        if as_it_was && old.state != NodeState::Out {
+            (node.synced, node.kept) = (old.synced, old.kept);
+        }
         node.up_since = if as_it_stood { old.up_since } else { self.epoch.next() };
         node.down_at = old.down_at;
         node.lost_at = match keeps {
