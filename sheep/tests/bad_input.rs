@@ -7,7 +7,6 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long anything here may take before the test is called failed. Not a measure of speed.
@@ -18,18 +17,9 @@ const CUT: Duration = Duration::from_secs(30);
 const GROWTH: u64 = 64 << 20;
 const MIB: usize = 1 << 20;
 
-/// Neighbouring free ports: client, peer, NBD, metrics. Below the range from which the kernel takes ports of outgoing connections.
+/// Neighbouring free ports: client, peer, NBD, metrics.
 fn ports() -> u16 {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    let seed = std::process::id().wrapping_mul(6007);
-    for _ in 0..1000 {
-        let n = seed.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
-        let port = 10_000 + (n % 5_000) as u16 * 4;
-        if (0..4).all(|i| TcpListener::bind(("127.0.0.1", port + i)).is_ok()) {
-            return port;
-        }
-    }
-    panic!("no neighbouring free ports");
+    sheepdog_testing::ports(4).expect("ports")
 }
 
 fn log_of(dir: &Path) -> PathBuf {

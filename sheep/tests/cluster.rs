@@ -1,7 +1,6 @@
 //! A real cluster on loopback: real processes, real disks, clients nobody here wrote. Each test has its own directory and ports.
 
 use sheepdog_client::{Client, ConnectOptions, Credentials, Role, pb};
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -87,21 +86,6 @@ struct Cluster {
     secret: Option<PathBuf>,
 }
 
-/// Three neighbouring free ports: client, peer, NBD.
-fn ports() -> u16 {
-    for _ in 0..200 {
-        let Ok(first) = TcpListener::bind("127.0.0.1:0") else { continue };
-        let port = first.local_addr().expect("address").port();
-        if port < 65_000
-            && TcpListener::bind(("127.0.0.1", port + 1)).is_ok()
-            && TcpListener::bind(("127.0.0.1", port + 2)).is_ok()
-        {
-            return port;
-        }
-    }
-    panic!("no three neighbouring free ports");
-}
-
 impl Cluster {
     fn new(n: usize, secure: bool) -> Self {
         let dir = tempfile::tempdir().expect("tempdir");
@@ -112,7 +96,8 @@ impl Cluster {
         });
         let sheep = (0..n)
             .map(|i| {
-                let port = ports();
+                // Client, peer, NBD.
+                let port = sheepdog_testing::ports(3).expect("ports");
                 Sheep {
                     child: None,
                     port,

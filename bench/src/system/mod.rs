@@ -8,7 +8,7 @@ use crate::fio::SPAN;
 use crate::plan::Kind;
 use crate::proc::{self, PATIENCE, Proc};
 use anyhow::{Context as _, Result, bail, ensure};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -140,11 +140,5 @@ fn image(lab: &Lab, kind: Kind) -> Result<PathBuf> {
 
 /// So many neighbouring free ports.
 fn ports(count: u16) -> Result<u16> {
-    for _ in 0..200 {
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        if port < 65_000 && (0..count).all(|i| TcpListener::bind(("127.0.0.1", port + i)).is_ok()) {
-            return Ok(port);
-        }
-    }
-    bail!("no {count} neighbouring free ports")
+    sheepdog_testing::ports(count).map_err(anyhow::Error::msg)
 }

@@ -3,7 +3,6 @@
 #![allow(dead_code, clippy::unwrap_used)]
 
 use std::io::Write;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -76,13 +75,7 @@ pub fn dog_with(words: &[&str], envs: &[(&str, &str)], input: &[u8]) -> Said {
 
 /// Two neighbouring free ports.
 pub fn free_port() -> u16 {
-    loop {
-        let first = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = first.local_addr().unwrap().port();
-        if port < u16::MAX && TcpListener::bind(("127.0.0.1", port + 1)).is_ok() {
-            return port;
-        }
-    }
+    sheepdog_testing::ports(2).expect("ports")
 }
 
 /// A daemon.

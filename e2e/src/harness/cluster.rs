@@ -3,10 +3,9 @@
 use super::Lab;
 use super::proc::{self, Proc};
 use super::wait::{PATIENCE, until};
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Error, Result, bail, ensure};
 use rustix::process::Signal;
 use serde_json::Value;
-use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -60,17 +59,6 @@ pub struct Cluster {
     bin: PathBuf,
 }
 
-/// Three neighbouring free ports: client, peer, NBD.
-fn ports() -> Result<u16> {
-    for _ in 0..200 {
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        if port < 65_000 && (0..3).all(|i| TcpListener::bind(("127.0.0.1", port + i)).is_ok()) {
-            return Ok(port);
-        }
-    }
-    bail!("no three neighbouring free ports")
-}
-
 impl Cluster {
     /// Start all sheep and format.
     pub fn start(lab: &Lab, plan: Plan) -> Result<Self> {
@@ -97,7 +85,7 @@ impl Cluster {
     fn add(&mut self, i: usize) -> Result<()> {
         let (netns, host, port) = match self.plan.places.get(i) {
             Some((ns, host)) => (Some(ns.clone()), host.clone(), 7000),
-            None => (None, "127.0.0.1".into(), ports()?),
+            None => (None, "127.0.0.1".into(), sheepdog_testing::ports(3).map_err(Error::msg)?),
         };
         let dir = self.dir.join(format!("sheep{i}"));
         let mut disks = vec![dir.clone()];
