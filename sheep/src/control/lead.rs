@@ -7,11 +7,12 @@ use super::boottime_millis;
 use super::core::{Core, wall_millis};
 use super::detector::{Decision, Detector, Probe, Watched};
 use super::link::{CallError, host_port};
-use super::raft_types::RaftId;
+use super::raft_types::{RaftId, TypeConfig};
 use super::rpc::{Request, Response};
 use super::voters::choose_voters;
-use openraft::async_runtime::WatchReceiver;
-use openraft::{ChangeMembers, EmptyNode};
+use openraft::async_runtime::{RecvError, WatchReceiver};
+use openraft::type_config::alias::WatchReceiverOf;
+use openraft::{ChangeMembers, EmptyNode, RaftMetrics, ServerState};
 use sheepdog_cluster::{ClusterState, Command, Entry, Node, NodeState};
 use sheepdog_proto::NodeId;
 use std::collections::{BTreeMap, BTreeSet};
@@ -45,20 +46,12 @@ fn watch_node(state: &ClusterState, n: &Node) -> Watched {
 /// The leader's loop.
 pub(super) async fn lead(core: Arc<Core>) {
     let mut applied = core.publisher.shared.applied.subscribe();
-    let mut metrics = core.raft.server_metrics();
+    let mut metrics = core.raft.metrics();
     let mut voters_tried = None;
     let mut invited = None;
-    let mut barren = Barren::default();
     loop {
+        let role = role_of(&metrics.borrow_and_update());
         let view = core.raft_view();
-        let should = view.am_leader && !core.local && !core.quiet() && core.am_up();
-        let serves = core.publisher.lease().valid(boottime_millis());
-        if barren.look(should, serves, Instant::now(), Duration::from_millis(core.timing().lease * 3 / 2)) {
-            let c = core.clone();
-            core.tracker.spawn(async move {
-                tokio::select! { () = c.stop.cancelled() => {} () = lead_again(&c) => {} }
-            });
-        }
         let mut wait = Duration::from_secs(3600);
         if view.established {
             begin(&core);
@@ -83,52 +76,26 @@ pub(super) async fn lead(core: Arc<Core>) {
             () = core.stop.cancelled() => return,
             () = tokio::time::sleep(wait) => {}
             _ = applied.changed(), if view.am_leader => {}
-            r = metrics.changed() => if r.is_err() { return },
+            r = another_role(&mut metrics, role) => if r.is_err() { return },
         }
     }
 }
 
-/// Notices a leader that cannot even give itself a lease, for longer than any lease lasts.
-///
-/// That is so in a minority, where nothing can be done. But twice (in `xtask e2e disks`) it was so while all voters followed the leader and the log went on: the one before
-/// it had come back within a tenth of a second, as leader of its old term. All I/O of the cluster stood still until, by chance, somebody else was elected. What was wrong
-/// in there is not known; a new term ends it.
-#[derive(Default)]
-struct Barren(Option<Instant>);
+/// What the loop above acts on: leading or not, whom raft follows, in which term.
+type Metrics = WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>;
+type Role = (bool, Option<RaftId>, u64);
 
-impl Barren {
-    /// `true`: it has lasted for `limit`, again.
-    fn look(&mut self, should_serve: bool, serves: bool, now: Instant, limit: Duration) -> bool {
-        if !should_serve || serves {
-            self.0 = None;
-            return false;
-        }
-        let since = *self.0.get_or_insert(now);
-        let long = now.saturating_duration_since(since) >= limit;
-        if long {
-            self.0 = Some(now);
-        }
-        long
-    }
+fn role_of(m: &RaftMetrics<TypeConfig>) -> Role {
+    (m.state == ServerState::Leader, m.current_leader, m.current_term)
 }
 
-/// Begin a new term, if a majority of the voters is there and follows this node.
-async fn lead_again(core: &Core) {
-    let voters = core.raft_view().voters;
-    let others = voters.iter().filter(|v| **v != core.me).map(|v| async move {
-        let answer = core.peers.call(*v, &Request::Status, PROBE_TIMEOUT).await;
-        matches!(answer, Ok(Response::Status(s)) if s.leader.as_ref().is_some_and(|l| l.node == core.me))
-    });
-    let follow = futures::future::join_all(others).await.into_iter().filter(|f| *f).count();
-    if !core.raft_view().am_leader || (follow + 1) * 2 <= voters.len() {
-        return;
+/// Completes when the role is another one. (Raft's narrower `server_metrics` would wake less often, but they are published a moment *before* the metrics that
+/// `raft_view` reads: who looks at once sees the old role, and is not woken again. A leader that slept like this granted no lease to anybody.)
+async fn another_role(metrics: &mut Metrics, role: Role) -> Result<(), RecvError> {
+    while role_of(&metrics.borrow_watched()) == role {
+        metrics.changed().await?;
     }
-    tracing::warn!(
-        "leading for long without being able to grant a lease, though a majority follows: beginning a new term"
-    );
-    core.peers.takeover_until.store(boottime_millis() + TAKE_OVER, Ordering::Release);
-    // It only fails when raft has ended.
-    let _ = core.raft.trigger().elect(false).await;
+    Ok(())
 }
 
 fn due(last: &mut Option<Instant>, pause: Duration) -> bool {
@@ -359,30 +326,5 @@ async fn examine_leader(core: &Arc<Core>, leader: NodeId) {
         if core.raft.trigger().elect(false).await.is_err() {
             return;
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_leader_without_a_lease_of_its_own_is_noticed_once_per_limit() {
-        let t0 = Instant::now();
-        let limit = Duration::from_secs(6);
-        let mut b = Barren::default();
-        let mut look = |should, serves, at: u64| b.look(should, serves, t0 + Duration::from_secs(at), limit);
-        assert!(!look(true, false, 0));
-        assert!(!look(true, false, 5));
-        assert!(look(true, false, 6));
-        assert!(!look(true, false, 11));
-        assert!(look(true, false, 12));
-        // It serves, or somebody else leads: counted anew.
-        assert!(!look(true, true, 13));
-        assert!(!look(true, false, 14));
-        assert!(!look(false, false, 19));
-        assert!(!look(true, false, 20));
-        assert!(!look(true, false, 25));
-        assert!(look(true, false, 26));
     }
 }
