@@ -97,6 +97,23 @@ fn joining_with_volumes_asks_everybody_to_look() {
     assert_eq!(rings(&c), [(6, 4)]);
 }
 
+/// What is written while a holder by the new ring is away may be only on holders by the old one, who may not be forgotten because it once was complete.
+#[test]
+fn an_older_ring_stays_while_somebody_is_away() {
+    let mut c = three();
+    c.ok(up(3, 1));
+    c.ok(synced(0, 1, 6));
+    c.ok(synced(1, 1, 6));
+    c.ok(synced(3, 1, 6));
+    c.ok(down(3, 1));
+    c.ok(synced(2, 1, 7));
+    assert_eq!(rings(&c), [(5, 3), (6, 4)], "3 has been complete by the new ring, and is away");
+    c.ok(up(3, 2));
+    assert_eq!(rings(&c), [(5, 3), (6, 4)], "it has not looked for what it missed");
+    c.ok(synced(3, 2, 8));
+    assert_eq!(rings(&c), [(6, 4)]);
+}
+
 #[test]
 fn a_node_that_is_down_stays_in_the_ring() {
     let mut c = three();

@@ -518,6 +518,16 @@ impl ReadReply {
     }
 }
 
+/// On what the choice of a copy to become equal to rests. The request may come late, after a reconnect or out of an old connection: when the map or the session is another
+/// one by then, the source may be the one that is behind.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Terms {
+    /// The epoch of the map by which the source was chosen.
+    pub epoch: Epoch,
+    /// The session whose owner asks and keeps writes away meanwhile; `None`: nobody does.
+    pub session: Option<Generation>,
+}
+
 /// First message each way on a link.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Hello {
@@ -529,6 +539,8 @@ pub struct Hello {
     pub incarnation: u64,
     /// Whom the opener wants to reach (nil in the answer): a recycled address is noticed.
     pub to: NodeId,
+    /// Number of this connection among those that the process has made to this peer, from 1 on (0 in the answer). Only the latest is listened to.
+    pub connection: u64,
 }
 
 /// What is known of an object at a replica.
@@ -703,8 +715,8 @@ pub enum Request {
         source: NodeId,
         /// Blocks that are known to differ; `None`: find out.
         blocks: Option<Vec<Range<u32>>>,
-        /// The session whose owner asks and keeps writes away meanwhile; `None`: nobody does.
-        session: Option<Generation>,
+        /// On what the choice of the source rests.
+        terms: Terms,
         /// Position the answerer must have reached.
         control_index: ControlIndex,
     },

@@ -8,8 +8,8 @@ use bytes::Bytes;
 use mutate::{each, within};
 use sheepdog_proto::peer::{
     BlockState, CopyDigest, Envelope, Forward, ForwardError, Frame, HEADER_LEN, Hello, InventoryRow, Kind,
-    ObjectStat, PullHead, ReadReply, ReadRequest, Request, Response, Status, Tail, WireError, WriteAction,
-    WriteReply, WriteRequest, decode, encode,
+    ObjectStat, PullHead, ReadReply, ReadRequest, Request, Response, Status, Tail, Terms, WireError,
+    WriteAction, WriteReply, WriteRequest, decode, encode,
 };
 use sheepdog_proto::{
     BLOCK_SHIFT, BLOCK_SIZE, BlockMap, ClusterId, ControlIndex, DiskId, Epoch, Generation, LayerId, MAX_META,
@@ -71,7 +71,7 @@ fn requests() -> Vec<Vec<u8>> {
             family,
             source: NodeId(7),
             blocks: Some(vec![1..2, 4..9]),
-            session: Some(Generation(3)),
+            terms: Terms { epoch: Epoch(8), session: Some(Generation(3)) },
             control_index,
         },
         Request::Join { vdi, oid, family },
@@ -249,7 +249,13 @@ fn reads() {
 
 #[test]
 fn greetings() {
-    let hello = Hello { cluster: ClusterId(77), node: NodeId(u128::MAX), incarnation: 5, to: NodeId(9) };
+    let hello = Hello {
+        cluster: ClusterId(77),
+        node: NodeId(u128::MAX),
+        incarnation: 5,
+        to: NodeId(9),
+        connection: 1,
+    };
     each(7, &[encode(&hello)], |bytes| {
         if let Err(e) = within(256, || decode::<Hello>(bytes)) {
             documented(&e);

@@ -14,6 +14,7 @@ pub mod log_store;
 pub mod plane;
 pub mod raft_net;
 pub mod raft_types;
+mod relay;
 pub mod rpc;
 mod server;
 pub mod state_machine;

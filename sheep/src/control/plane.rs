@@ -15,9 +15,9 @@ use super::raft_types::{RaftId, SheepRaft};
 use super::rpc::{PeerInfo, Request, Response};
 use super::state_machine::{StateMachine, write_atomically};
 use super::{
-    Control, ControlError, Driver, Publisher, SendFut, boottime_millis, join, lead, server, watching,
+    Control, ControlError, Driver, Publisher, SendFut, boottime_millis, join, lead, relay, server, watching,
 };
-use crate::transport::{DataLink, PeerListener, PeerTls};
+use crate::transport::{DataLink, PeerListener, PeerTls, Routes};
 use openraft::{Config, EmptyNode, SnapshotPolicy};
 use serde::{Deserialize, Serialize};
 use sheepdog_cluster::{ClusterState, Command, Entry, Format, Node, NodeAddr, NodeHello, NodeState, Reply};
@@ -437,9 +437,11 @@ impl ControlPlane {
 fn spawn_tasks(core: &Arc<Core>, network: Option<Network>, suspected: mpsc::Receiver<NodeId>) {
     let t = &core.tracker;
     if let Some(n) = network {
-        let (tx, rx) = mpsc::channel(256);
-        t.spawn(n.listener.run(tx, n.data_links, core.stop.clone()));
+        let (control, rx) = mpsc::channel(256);
+        let (relay, relayed) = mpsc::channel(relay::WAITING);
+        t.spawn(n.listener.run(Routes { control, data: n.data_links, relay }, core.stop.clone()));
         t.spawn(server::accept(core.clone(), rx));
+        t.spawn(relay::serve(core.clone(), relayed));
         t.spawn(watching::follow(core.clone()));
         t.spawn(keep_book(core.clone()));
     }

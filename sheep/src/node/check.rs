@@ -6,7 +6,7 @@ use crate::front::admin::backend::{
 };
 use crate::session::volume::open_image;
 use sheepdog_cluster::Command;
-use sheepdog_proto::peer::{CopyDigest, Request, Response, Status};
+use sheepdog_proto::peer::{CopyDigest, Request, Response, Status, Terms};
 use sheepdog_proto::{BLOCK_SHIFT, BlockMap, LayerId, NodeId, ObjectId, PlacementKey, VdiId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -199,6 +199,7 @@ fn judge(oid: ObjectId, copies: &[(NodeId, Option<CopyDigest>)], width: usize) -
 
 /// Have one copy adopt a clean one, through the session's owner where there is one.
 async fn mend(n: &Rc<DataNode>, oid: ObjectId, family: LayerId, node: NodeId) -> bool {
+    let terms = Terms { epoch: n.control.map().epoch, session: None };
     let Ok(copies) = digests(n, oid, family, true).await else { return false };
     let source = copies
         .iter()
@@ -213,7 +214,7 @@ async fn mend(n: &Rc<DataNode>, oid: ObjectId, family: LayerId, node: NodeId) ->
         .map(|d| d.corrupt.clone())
         .filter(|c| !c.is_empty());
     let control_index = n.control.applied().index;
-    let request = Request::Adopt { oid, family, source, blocks, session: None, control_index };
+    let request = Request::Adopt { oid, family, source, blocks, terms, control_index };
     matches!(ask(n, node, request).await, Ok(Response::Adopted(_)))
 }
 

@@ -12,6 +12,7 @@ mod quiet;
 
 use crate::config::Config;
 use crate::control::Control;
+use crate::control::link::host_port;
 use crate::front::nbd::{Limits, Listen, ListenAt, NbdConfig, NbdHandle, NbdServer};
 use crate::observe::gather::{Questions, Watched};
 use crate::peer::server::Server;
@@ -96,11 +97,21 @@ pub struct TcpConnector {
 }
 
 impl Connector for TcpConnector {
-    fn connect<'a>(&'a self, _: NodeId, addr: &'a NodeAddr) -> LocalFut<'a, io::Result<Box<dyn LinkStream>>> {
+    fn connect<'a>(
+        &'a self,
+        node: NodeId,
+        addr: &'a NodeAddr,
+        via: Option<(NodeId, &'a NodeAddr)>,
+    ) -> LocalFut<'a, io::Result<Box<dyn LinkStream>>> {
+        let client = self.tls.client.as_ref();
         Box::pin(async move {
-            let to = format!("{}:{}", addr.host, addr.peer_port);
-            let stream = transport::connect(&to, LinkKind::Data, self.tls.client.as_ref()).await?;
-            Ok(Box::new(stream) as Box<dyn LinkStream>)
+            Ok(match via {
+                None => Box::new(transport::connect(&host_port(addr), LinkKind::Data, client).await?)
+                    as Box<dyn LinkStream>,
+                Some((_, via)) => {
+                    Box::new(transport::connect_through(&host_port(via), node, LinkKind::Data, client).await?)
+                }
+            })
         })
     }
 }

@@ -91,7 +91,7 @@ pub struct DataReport {
     /// Links to peers, at most `MAX_PEERS`.
     pub links: Vec<LinkRow>,
     /// Requests waiting on all links, and links connected.
-    pub links_total: (u64, u64),
+    pub links_total: (u64, u64, u64),
     /// VDIs, at most `MAX_VDIS`.
     pub vdis: Vec<VdiReport>,
     /// VDIs that were left out.
@@ -206,7 +206,9 @@ impl Watched {
             return DataReport { disks, ..DataReport::default() };
         };
         let mut links = n.replica.links.rows();
-        let links_total = links.iter().fold((0, 0), |(d, c), l| (d + l.depth, c + u64::from(l.connected)));
+        let links_total = links.iter().fold((0, 0, 0), |(depth, connected, relayed), l| {
+            (depth + l.depth, connected + u64::from(l.connected), relayed + u64::from(l.through.is_some()))
+        });
         if links.len() > MAX_PEERS {
             links.sort_by_key(|l| std::cmp::Reverse(l.depth));
             links.truncate(MAX_PEERS);

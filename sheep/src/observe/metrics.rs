@@ -349,6 +349,8 @@ fn peers(p: &mut Page<'_>, d: &DataReport) -> fmt::Result {
         &number(d.links_total.0),
     )?;
     p.gauge("sheepdog_peer_links_connected", None, "Connections to peers", &number(d.links_total.1))?;
+    let relayed = "Connections to peers that go through a third sheep, for want of a direct one";
+    p.gauge("sheepdog_peer_links_relayed", None, relayed, &number(d.links_total.2))?;
     let ops: Vec<Row<OpCounts>> = d
         .peer_ops
         .iter()

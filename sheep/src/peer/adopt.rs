@@ -9,7 +9,7 @@ use super::replica::Replica;
 use crate::store::{FillOp, Store, StoreError, WriteKind};
 use bytes::Bytes;
 use sheepdog_cluster::{LayerState, Session};
-use sheepdog_proto::peer::{PullHead, Request, Response, Status};
+use sheepdog_proto::peer::{PullHead, Request, Response, Status, Terms};
 use sheepdog_proto::{
     BLOCK_SHIFT, BlockMap, ControlIndex, Generation, LayerId, NodeId, ObjectId, PlacementKey, Version,
 };
@@ -27,6 +27,9 @@ pub enum AdoptError {
     /// The source cannot be reached or refused.
     #[error("source: {0}")]
     Source(String),
+    /// Chosen by another map, or for another session.
+    #[error("the map or the session has changed since the source was chosen")]
+    Over,
     /// The source kept changing.
     #[error("the source kept changing")]
     Moving,
@@ -57,26 +60,27 @@ impl Replica {
         family: LayerId,
         source: NodeId,
         blocks: Option<Vec<Range<u32>>>,
-        session: Option<Generation>,
+        terms: Terms,
         index: ControlIndex,
     ) -> Response {
         if !self.catch_up(index).await {
             return Response::Failed(Status::NoLease, "behind the control plane".into());
         }
-        match self.adopt(oid, family, source, blocks, session).await {
+        match self.adopt(oid, family, source, blocks, terms).await {
             Ok(a) => Response::Adopted(a.version),
             Err(e) => Response::Failed(Status::NotHere, e.to_string()),
         }
     }
 
-    /// Make this node's copy equal to the source's. `session`: its owner asks, and keeps writes to the object away meanwhile, or sends them again.
+    /// Make this node's copy equal to the source's, for as long as the terms hold under which it was chosen. With a session in them its owner asks, and keeps writes to the object away
+    /// meanwhile, or sends them again.
     pub async fn adopt(
         self: &Rc<Self>,
         oid: ObjectId,
         family: LayerId,
         source: NodeId,
         hint: Option<Vec<Range<u32>>>,
-        session: Option<Generation>,
+        terms: Terms,
     ) -> Result<Adopted, AdoptError> {
         let store = self.store.clone().ok_or(StoreError::NoDisk)?;
         let _guard = self.sync.begin_fill(oid, family).await;
@@ -87,23 +91,31 @@ impl Replica {
         for attempt in 0..ATTEMPTS {
             let Some(head) = self.fetch_head(oid, family, source).await? else {
                 // The source has never had it, or it was removed: so shall we.
+                self.hold(oid, terms)?;
                 if store.info(oid).await?.is_some() {
                     store.remove(oid).await?;
                 }
-                self.joined(oid, session, mark);
+                self.joined(oid, terms.session, mark);
                 return Ok(Adopted { version: Version::NONE, bytes });
             };
             let hint = if attempt == 0 { hint.clone() } else { None };
-            match self.adopt_head(&store, oid, family, source, &head, hint, attempt > 0).await? {
+            match self.adopt_head(&store, oid, family, source, &head, hint, terms, attempt > 0).await? {
                 (true, n) => {
                     self.merge_again(&store, oid, merging).await?;
-                    self.joined(oid, session, mark);
+                    self.joined(oid, terms.session, mark);
                     return Ok(Adopted { version: head.version, bytes: bytes + n });
                 }
                 (false, n) => bytes += n,
             }
         }
         Err(AdoptError::Moving)
+    }
+
+    /// The terms still hold, as far as this node knows. What it does not know yet it has not taken part in: no write was acknowledged without the source and with this node.
+    fn hold(&self, oid: ObjectId, terms: Terms) -> Result<(), AdoptError> {
+        let same = self.control.map().epoch == terms.epoch
+            && terms.session.is_none_or(|g| self.session_over(oid) == Some(g));
+        if same { Ok(()) } else { Err(AdoptError::Over) }
     }
 
     /// The object is equal to a clean copy, as of `mark`; as of now, if the session whose owner saw to it is still the one that writes. An owner who asked may be
@@ -174,6 +186,7 @@ impl Replica {
         source: NodeId,
         head: &PullHead,
         hint: Option<Vec<Range<u32>>>,
+        terms: Terms,
         everything: bool,
     ) -> Result<(bool, u64), AdoptError> {
         let key = PlacementKey { family, index: oid.index() };
@@ -223,11 +236,13 @@ impl Replica {
                     return Ok((false, fetched));
                 };
                 fetched += n;
+                self.hold(oid, terms)?;
                 store.fill(oid, key, head.vdi, head.object_size, ops).await?;
                 self.sync.fetched(n);
             }
         }
         // Nothing to fetch still has to create the object and to move its version.
+        self.hold(oid, terms)?;
         if local.is_none() && want.is_empty() {
             store.fill(oid, key, head.vdi, head.object_size, Vec::new()).await?;
         }
@@ -239,6 +254,7 @@ impl Replica {
         if store.digest(oid).await? != Some(head.digest) {
             return Ok((false, fetched));
         }
+        self.hold(oid, terms)?;
         let (dirty, tail) = (head.dirty.clone(), head.tail.clone());
         store.finish_fill(oid, head.version, head.epoch, dirty, head.dirty_since, tail).await?;
         tracing::trace!(me = %self.control.me().short(), %oid, source = %source.short(), version = %head.version, "adopted");

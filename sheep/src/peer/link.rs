@@ -4,8 +4,11 @@
 //! original order; the other side carries out a forwarded change once, and everything else may be carried out again. Only the committed map ends the waiting: when it says that the peer is down or out, every pending call fails with
 //! `LinkError::Down`. So a restart of the peer, or a cut cable, is a pause and not an error.
 //!
-//! One task per peer (owned by `Links`) connects on demand, writes, reads and reconnects.
+//! One task per peer (owned by `Links`) connects on demand, writes, reads and reconnects. When the direct way is closed, `dial` finds one through a third sheep; the
+//! direct one is taken again as soon as it is open. Connections of one process are numbered, and the peer listens to the latest only: what is still on its way in an
+//! older one comes to nothing.
 
+use super::dial::{Dialed, LOOK_AGAIN, dial, straight};
 use super::frame_io::{FrameError, FrameReader, Incoming, write_frames};
 use crate::control::Control;
 use crate::volume::LocalFut;
@@ -21,8 +24,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 
-/// How long connecting and greeting may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long greeting may take.
+const GREET_TIMEOUT: Duration = Duration::from_secs(3);
 /// First and largest pause between attempts.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(300));
 /// Frames handed to one vectored write.
@@ -34,11 +37,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin> LinkStream for T {}
 
 /// Makes streams to peers: TCP with or without TLS, or the simulator's network.
 pub trait Connector {
-    /// Connect to a peer's data port. Does not greet.
+    /// Connect to a peer's data port, by way of another node's peer port if one is given. Does not greet.
     fn connect<'a>(
         &'a self,
         node: NodeId,
         addr: &'a NodeAddr,
+        via: Option<(NodeId, &'a NodeAddr)>,
     ) -> LocalFut<'a, std::io::Result<Box<dyn LinkStream>>>;
 }
 
@@ -67,6 +71,10 @@ struct State {
     unsent: VecDeque<u64>,
     pending: BTreeMap<u64, Pending>,
     connected: bool,
+    through: Option<NodeId>,
+    /// Number of the latest connection.
+    connection: u64,
+    tries: usize,
 }
 
 struct Inner {
@@ -130,6 +138,8 @@ pub struct LinkRow {
     pub depth: u64,
     /// There is a connection.
     pub connected: bool,
+    /// It goes through this sheep.
+    pub through: Option<NodeId>,
 }
 
 /// All outgoing links of this daemon.
@@ -156,7 +166,7 @@ impl Links {
     pub fn rows(&self) -> Vec<LinkRow> {
         let row = |(to, link): (&NodeId, &Link)| {
             let s = link.inner.state.borrow();
-            LinkRow { to: *to, depth: s.pending.len() as u64, connected: s.connected }
+            LinkRow { to: *to, depth: s.pending.len() as u64, connected: s.connected, through: s.through }
         };
         self.links.borrow().iter().map(row).collect()
     }
@@ -196,6 +206,8 @@ enum Ended {
     Stop,
     Down,
     Broken,
+    /// The direct way is open again.
+    Direct,
 }
 
 impl Runner {
@@ -213,16 +225,21 @@ impl Runner {
             let ended = tokio::select! {
                 biased;
                 () = stop.cancelled() => Ended::Stop,
-                () = self.until_down() => Ended::Down,
+                () = self.until_down(self.link.to) => Ended::Down,
                 r = self.connection() => match r {
-                    Ok(()) => { backoff = BACKOFF.0; Ended::Broken }
+                    Ok(()) => Ended::Direct,
                     Err(e) => { tracing::debug!(peer = %self.link.to.short(), error = %e, "data link"); Ended::Broken }
                 },
             };
-            let was_connected = std::mem::take(&mut self.link.state.borrow_mut().connected);
+            let was_connected = {
+                let mut s = self.link.state.borrow_mut();
+                s.through = None;
+                std::mem::take(&mut s.connected)
+            };
             match ended {
                 Ended::Stop => break,
                 Ended::Down => self.fail_all(LinkError::Down),
+                Ended::Direct => backoff = BACKOFF.0,
                 Ended::Broken => {
                     self.control.suspect(self.link.to);
                     if was_connected {
@@ -231,7 +248,7 @@ impl Runner {
                     tokio::select! {
                         biased;
                         () = stop.cancelled() => break,
-                        () = self.until_down() => self.fail_all(LinkError::Down),
+                        () = self.until_down(self.link.to) => self.fail_all(LinkError::Down),
                         () = tokio::time::sleep(backoff) => {}
                     }
                     backoff = (backoff * 2).min(BACKOFF.1);
@@ -252,11 +269,11 @@ impl Runner {
         }
     }
 
-    async fn until_down(&self) {
+    async fn until_down(&self, node: NodeId) {
         let mut watch = self.control.watch();
         loop {
             watch.borrow_and_update();
-            if !self.control.map().nodes.get(&self.link.to).is_some_and(|n| n.is_up()) {
+            if !self.control.map().nodes.get(&node).is_some_and(|n| n.is_up()) {
                 return;
             }
             if watch.changed().await.is_err() {
@@ -267,14 +284,24 @@ impl Runner {
 
     async fn connection(&self) -> Result<(), FrameError> {
         let addr = self.control.map().nodes.get(&self.link.to).map(|n| n.addr.clone());
-        let Some(addr) = addr else { return Ok(()) };
+        let Some(addr) = addr else {
+            return Err(std::io::Error::new(std::io::ErrorKind::NotFound, "not in the map").into());
+        };
+        let (tries, number) = {
+            let mut s = self.link.state.borrow_mut();
+            s.tries = s.tries.wrapping_add(1);
+            s.connection += 1;
+            (s.tries, s.connection)
+        };
+        let Dialed { mut stream, through } =
+            dial(self.connector.as_ref(), &self.control, (self.link.to, &addr), tries).await?;
         let greet = async {
-            let mut stream = self.connector.connect(self.link.to, &addr).await?;
             let hello = Hello {
                 cluster: self.cluster,
                 node: self.control.me(),
                 incarnation: self.control.incarnation(),
                 to: self.link.to,
+                connection: number,
             };
             let frame = Frame::new(Kind::Hello, 0, &peer::encode(&hello), Vec::new());
             write_frames(&mut stream, &[frame]).await?;
@@ -293,12 +320,13 @@ impl Runner {
             }
             Ok((reader, write))
         };
-        let (mut reader, mut writer) = tokio::time::timeout(CONNECT_TIMEOUT, greet)
+        let (mut reader, mut writer) = tokio::time::timeout(GREET_TIMEOUT, greet)
             .await
             .map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
         {
             let mut s = self.link.state.borrow_mut();
             s.connected = true;
+            s.through = through;
             // Everything unanswered goes again, oldest first.
             let all: VecDeque<u64> = s.pending.keys().copied().collect();
             s.unsent = all;
@@ -326,6 +354,22 @@ impl Runner {
             biased;
             r = read => r,
             r = write => r,
+            () = self.direct_again(&addr), if through.is_some() => Ok(()),
+            // One that stands still holds on to what it should pass on, and its sockets stay open.
+            () = self.until_down(through.unwrap_or_default()), if through.is_some() => {
+                Err(std::io::Error::other("the sheep in between is down").into())
+            }
+        }
+    }
+
+    /// Completes when the direct way is open.
+    async fn direct_again(&self, addr: &NodeAddr) {
+        loop {
+            tokio::time::sleep(LOOK_AGAIN).await;
+            if straight(self.connector.as_ref(), self.link.to, addr).await.is_ok() {
+                tracing::info!(to = %self.link.to.short(), "the direct connection is open again");
+                return;
+            }
         }
     }
 

@@ -1,6 +1,7 @@
 //! Sheep to sheep, data plane: links out (`link`), links in (`server`), and what a replica does when asked (`replica`).
 
 pub mod adopt;
+mod dial;
 pub mod frame_io;
 pub mod inventory;
 pub mod link;

@@ -270,8 +270,8 @@ impl Replica {
                 (Response::Done, none)
             }
             Request::Stat { objects, control_index } => (self.stat(&objects, control_index).await, none),
-            Request::Adopt { oid, family, source, blocks, session, control_index } => {
-                (self.adopt_request(oid, family, source, blocks, session, control_index).await, none)
+            Request::Adopt { oid, family, source, blocks, terms, control_index } => {
+                (self.adopt_request(oid, family, source, blocks, terms, control_index).await, none)
             }
             Request::PullHead { oid, family, control_index } => {
                 (self.pull_head(oid, family, control_index).await, none)

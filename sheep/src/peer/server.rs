@@ -92,7 +92,15 @@ pub struct Server {
     stop: CancellationToken,
     /// Changes forwarded to this node: one that arrives again after a reconnect is not carried out again.
     senders: RefCell<HashMap<NodeId, Sender>>,
+    /// The latest connection of each process.
+    latest: RefCell<HashMap<(NodeId, u64), Latest>>,
     ended: Notify,
+}
+
+/// Number of a connection, and how to end it.
+struct Latest {
+    number: u64,
+    over: CancellationToken,
 }
 
 struct Connection {
@@ -128,6 +136,7 @@ impl Server {
             cluster,
             stop,
             senders: RefCell::default(),
+            latest: RefCell::default(),
             ended: Notify::new(),
         })
     }
@@ -162,11 +171,14 @@ impl Server {
             ))
             .into());
         }
+        let over = self.listen_to(&hello)?;
+        let _ended = over.clone().drop_guard();
         let answer = Hello {
             cluster: self.cluster,
             node: me,
             incarnation: self.replica.control.incarnation(),
             to: NodeId::default(),
+            connection: 0,
         };
         write_frames(&mut write, &[Frame::new(Kind::Hello, 0, &peer::encode(&answer), Vec::new())]).await?;
         let conn = Rc::new(Connection {
@@ -201,6 +213,7 @@ impl Server {
         };
         tokio::select! {
             biased;
+            () = over.cancelled() => Ok(()),
             r = reading => r,
             r = writing => r,
         }
@@ -273,6 +286,28 @@ impl Server {
             }
         }
         Ok(())
+    }
+
+    /// From now on this connection of a process, and no earlier one: what is still on its way in those, in buffers of a kernel or of a relay, has been sent again on this
+    /// one and must not come after what follows.
+    fn listen_to(&self, hello: &Hello) -> Result<CancellationToken, FrameError> {
+        let mut latest = self.latest.borrow_mut();
+        let process = (hello.node, hello.incarnation);
+        if let Some(l) = latest.get(&process) {
+            if hello.connection <= l.number {
+                return Err(std::io::Error::other("a later connection is there already").into());
+            }
+            l.over.cancel();
+        }
+        if !latest.contains_key(&process) {
+            // Forgotten: earlier processes whose connection has ended.
+            let current = self.replica.control.map().nodes.get(&hello.node).map(|n| n.incarnation);
+            latest
+                .retain(|(node, i), l| *node != hello.node || !l.over.is_cancelled() || Some(*i) == current);
+        }
+        let over = self.stop.child_token();
+        latest.insert(process, Latest { number: hello.connection, over: over.clone() });
+        Ok(over)
     }
 
     /// What is known of a sender's changes; a new process of it starts from nothing.

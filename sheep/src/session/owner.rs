@@ -16,7 +16,7 @@ use crate::wait::until;
 use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt};
 use sheepdog_cluster::{Acting, NodeMap, Redundancy};
-use sheepdog_proto::peer::{Request, Response, WriteAction};
+use sheepdog_proto::peer::{Request, Response, Terms, WriteAction};
 use sheepdog_proto::{
     BLOCK_SHIFT, BLOCK_SIZE, Epoch, Generation, LayerId, ObjectId, PlacementKey, VdiId, Version,
 };
@@ -668,7 +668,7 @@ impl Session {
         let choice = crate::work::sync::choose_source(r, oid, self.family, &acting, node).await?;
         // Its own may be the best there is: from now on it vouches for it.
         if let Some(source) = choice.source {
-            self.adopt_from(oid, node, source, blocks).await?;
+            self.adopt_from(oid, node, source, blocks, choice.epoch).await?;
         }
         choice.settle(r, oid, node).await
     }
@@ -679,14 +679,15 @@ impl Session {
         node: sheepdog_proto::NodeId,
         source: sheepdog_proto::NodeId,
         blocks: Option<Vec<Range<u32>>>,
+        epoch: Epoch,
     ) -> Result<(), String> {
-        let session = Some(self.generation);
+        let terms = Terms { epoch, session: Some(self.generation) };
         if node == self.control.me() {
-            let adopted = self.replica.adopt(oid, self.family, source, blocks, session).await;
+            let adopted = self.replica.adopt(oid, self.family, source, blocks, terms).await;
             return adopted.map(drop).map_err(|e| e.to_string());
         }
         let control_index = self.control.applied().index;
-        let request = Request::Adopt { oid, family: self.family, source, blocks, session, control_index };
+        let request = Request::Adopt { oid, family: self.family, source, blocks, terms, control_index };
         match self.replica.links.to(node).request(&request, Vec::new()).await {
             Ok((Response::Adopted(_), _)) => Ok(()),
             Ok((Response::Failed(_, why), _)) => Err(why),

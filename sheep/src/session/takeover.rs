@@ -131,7 +131,7 @@ impl Session {
         tracing::trace!(%oid, winner = %winner.short(), %version, ?incomplete, epoch = %map.epoch, generation = %self.generation, "reconcile");
         let up_to_date = clean.clone();
         for (node, _) in clean.into_iter().filter(|(_, v)| *v != version) {
-            self.adopt_from(oid, node, winner, Some(blocks.to_vec())).await?;
+            self.adopt_from(oid, node, winner, Some(blocks.to_vec()), map.epoch).await?;
         }
         // Holders that are away or incomplete will ask for what changed since they were complete: this did.
         let present: Vec<NodeId> = up_to_date.iter().map(|(n, _)| *n).collect();

@@ -1,6 +1,6 @@
 //! The one acceptor of the peer port.
 //!
-//! It reads prefaces (each connection in its own short task, at most `MAX_PENDING` of them), gives control links to the control plane and data
+//! It reads prefaces (each connection in its own short task, at most `MAX_PENDING` of them), gives control links and links to be passed on to the control plane and data
 //! links, still as raw sockets, to the data thread through a bounded channel. A full channel closes the newcomer: the other side retries.
 
 use super::{LinkKind, Stream, read_preface, server_tls, tune};
@@ -22,6 +22,17 @@ pub struct DataLink {
     pub stream: std::net::TcpStream,
     /// Other end.
     pub addr: SocketAddr,
+}
+
+/// Where accepted links go.
+#[derive(Clone)]
+pub struct Routes {
+    /// Control links.
+    pub control: mpsc::Sender<Stream>,
+    /// Data links.
+    pub data: mpsc::Sender<DataLink>,
+    /// Links to be passed on.
+    pub relay: mpsc::Sender<Stream>,
 }
 
 /// The peer port could not be opened.
@@ -52,12 +63,7 @@ impl PeerListener {
         self.listener.local_addr()
     }
     /// Accept until `stop`. The sockets accepted but not handed over die with it.
-    pub async fn run(
-        self,
-        control: mpsc::Sender<Stream>,
-        data: mpsc::Sender<DataLink>,
-        stop: CancellationToken,
-    ) {
+    pub async fn run(self, to: Routes, stop: CancellationToken) {
         let tracker = TaskTracker::new();
         let pending = Arc::new(Semaphore::new(MAX_PENDING));
         loop {
@@ -78,10 +84,9 @@ impl PeerListener {
                     continue;
                 }
             };
-            let (control, data, server, stop) =
-                (control.clone(), data.clone(), self.server.clone(), stop.clone());
+            let (to, server, stop) = (to.clone(), self.server.clone(), stop.clone());
             tracker.spawn(async move {
-                let route = route(stream, addr, server, control, data);
+                let route = route(stream, addr, server, to);
                 tokio::select! {
                     () = stop.cancelled() => {}
                     r = route => if let Err(error) = r {
@@ -100,19 +105,23 @@ async fn route(
     mut stream: TcpStream,
     addr: SocketAddr,
     server: Option<Arc<ServerConfig>>,
-    control: mpsc::Sender<Stream>,
-    data: mpsc::Sender<DataLink>,
+    to: Routes,
 ) -> io::Result<()> {
     tune(&stream)?;
     match read_preface(&mut stream).await? {
         LinkKind::Control => {
             let stream = server_tls(stream, server.as_ref()).await?;
-            control.try_send(stream).map_err(|_| io::Error::other("too many control links are waiting"))
+            to.control.try_send(stream).map_err(|_| io::Error::other("too many control links are waiting"))
         }
         LinkKind::Data => {
             let stream = stream.into_std()?;
-            data.try_send(DataLink { stream, addr })
+            to.data
+                .try_send(DataLink { stream, addr })
                 .map_err(|_| io::Error::other("too many data links are waiting"))
+        }
+        LinkKind::Relay => {
+            let stream = server_tls(stream, server.as_ref()).await?;
+            to.relay.try_send(stream).map_err(|_| io::Error::other("too many links to pass on are waiting"))
         }
     }
 }

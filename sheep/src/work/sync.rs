@@ -17,7 +17,7 @@ use crate::peer::adopt::AdoptError;
 use crate::store::ObjectSummary;
 use futures::stream::{FuturesUnordered, StreamExt};
 use sheepdog_cluster::{Command, LayerState, LostDisk, NodeMap, Redundancy, Session};
-use sheepdog_proto::peer::{Request, Response, Status};
+use sheepdog_proto::peer::{Request, Response, Status, Terms};
 use sheepdog_proto::{DiskId, Epoch, LayerId, NodeId, ObjectId, PlacementKey, VdiId, Version};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -524,7 +524,8 @@ impl Worker {
                 r.sync.resolved_as_of(oid, mark);
             }
             Some(source) => {
-                r.adopt(oid, m.family, source, None, None).await.map_err(|e: AdoptError| e.to_string())?;
+                let terms = Terms { epoch: choice.epoch, session: None };
+                r.adopt(oid, m.family, source, None, terms).await.map_err(|e: AdoptError| e.to_string())?;
                 choice.settle(r, oid, me).await?;
             }
         }
@@ -576,12 +577,13 @@ impl Worker {
                 continue;
             };
             let mut healed = false;
+            let terms = Terms { epoch: map.epoch, session: None };
             for source in map.acting(key, redundancy).all().filter(|n| *n != me) {
                 if !map.nodes.get(&source).is_some_and(|n| n.is_up()) {
                     continue;
                 }
                 if stat(r, source, oid, m.family).await.is_ok_and(|s| s.status == Status::Ok)
-                    && r.adopt(oid, m.family, source, runs.clone(), None).await.is_ok()
+                    && r.adopt(oid, m.family, source, runs.clone(), terms).await.is_ok()
                 {
                     tracing::warn!(%oid, source = %source.short(), "damaged blocks were healed from another copy");
                     healed = true;
@@ -603,6 +605,8 @@ impl Worker {
 pub struct Choice {
     /// `None`: its own copy is the best there is.
     pub source: Option<NodeId>,
+    /// The epoch of the map that was looked at.
+    pub epoch: Epoch,
     /// The epoch in which no copy could vouch for itself, so that it was decided which of them is the truth.
     decided: Option<Epoch>,
 }
@@ -648,7 +652,9 @@ pub async fn choose_source(
         tracing::trace!(me = %r.control.me().short(), %oid, node = %n.short(), ?stat, %complete, "candidate");
         let right = stat.epoch.max(complete);
         match stat.status {
-            Status::Ok if *n != node => return Ok(Choice { source: Some(*n), decided: None }),
+            Status::Ok if *n != node => {
+                return Ok(Choice { source: Some(*n), epoch: map.epoch, decided: None });
+            }
             Status::Ok | Status::NotHere => {
                 let this = (right, stat.version, *n == node, *n);
                 if best.is_none_or(|b| (b.0, b.1, b.2) < (this.0, this.1, this.2)) {
@@ -676,7 +682,7 @@ pub async fn choose_source(
     if r.control.map().epoch != map.epoch {
         return Err("the map changed".into());
     }
-    Ok(Choice { source: Some(source).filter(|n| *n != node), decided: Some(map.epoch) })
+    Ok(Choice { source: Some(source).filter(|n| *n != node), epoch: map.epoch, decided: Some(map.epoch) })
 }
 
 /// Ask one node for its version and standing of an object.

@@ -67,7 +67,8 @@ fn prefaces() {
 }
 
 fn data_streams() -> Vec<Vec<u8>> {
-    let hello = Hello { cluster: ClusterId(1), node: NodeId(2), incarnation: 3, to: NodeId(4) };
+    let hello =
+        Hello { cluster: ClusterId(1), node: NodeId(2), incarnation: 3, to: NodeId(4), connection: 5 };
     let frames = [
         Frame::new(Kind::Hello, 0, &encode(&hello), Vec::new()),
         Frame::new(Kind::Write, 7, &[3; 96], vec![Bytes::from(vec![7; 600])]),

@@ -16,11 +16,19 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 const BUFFER: usize = 64 << 10;
+/// How long what was sent may stay without an answer of the other host's kernel.
+const SILENCE: Duration = Duration::from_secs(3);
+
+/// From one node to another, perhaps through a third.
+type Path = Vec<NodeId>;
 
 struct Open {
-    a: NodeId,
-    b: NodeId,
+    path: Path,
     broken: CancellationToken,
+}
+
+fn hops(path: &[NodeId]) -> impl Iterator<Item = (NodeId, NodeId)> {
+    path.windows(2).map(|w| (w[0], w[1]))
 }
 
 /// The network.
@@ -60,9 +68,10 @@ impl Net {
         self.listening.borrow_mut().insert(node, tx);
         rx
     }
-    /// It is gone.
+    /// It is gone, and what it passed on.
     pub fn unlisten(&self, node: NodeId) {
         self.listening.borrow_mut().remove(&node);
+        self.end(|path| path.len() == 3 && path[1] == node);
     }
     /// Nothing is cut.
     pub fn is_whole(&self) -> bool {
@@ -90,38 +99,55 @@ impl Net {
     }
     /// Break the connections between two nodes.
     pub fn reset(&self, a: NodeId, b: NodeId) {
+        self.end(|path| hops(path).any(|hop| hop == (a, b) || hop == (b, a)));
+    }
+    fn end(&self, which: impl Fn(&[NodeId]) -> bool) {
         self.open.borrow_mut().retain(|o| {
-            if (o.a, o.b) == (a, b) || (o.a, o.b) == (b, a) {
+            if which(&o.path) {
                 o.broken.cancel();
             }
             !o.broken.is_cancelled()
         });
     }
-    fn is_cut(&self, a: NodeId, b: NodeId) -> bool {
-        self.cut.borrow().contains(&(a, b))
+    fn is_cut(&self, path: &[NodeId]) -> bool {
+        let cut = self.cut.borrow();
+        hops(path).any(|hop| cut.contains(&hop))
     }
-    fn delay(&self, a: NodeId, b: NodeId) -> Duration {
-        let more = self.slow.borrow().get(&(a, b)).copied().unwrap_or(0);
+    fn delay(&self, path: &[NodeId]) -> Duration {
+        let more: u64 = hops(path).filter_map(|hop| self.slow.borrow().get(&hop).copied()).sum();
         let mut rng = self.rng.borrow_mut();
         let usual =
             if rng.random_bool(0.02) { rng.random_range(1_000..30_000) } else { rng.random_range(30..400) };
         Duration::from_micros(usual + more * 1_000)
     }
-    async fn connect(self: &Rc<Self>, from: NodeId, to: NodeId) -> io::Result<DuplexStream> {
-        tokio::time::sleep(self.delay(from, to)).await;
-        while self.is_cut(from, to) || self.is_cut(to, from) {
-            self.changed.notified().await;
+    /// Whether bytes get through; `false` when they did not for as long as a kernel waits.
+    async fn open_for(&self, paths: &[&[NodeId]]) -> bool {
+        let mended = async {
+            while paths.iter().any(|p| self.is_cut(p)) {
+                self.changed.notified().await;
+            }
+        };
+        tokio::time::timeout(SILENCE, mended).await.is_ok()
+    }
+    async fn connect(self: &Rc<Self>, there: Path) -> io::Result<DuplexStream> {
+        let back: Path = there.iter().rev().copied().collect();
+        tokio::time::sleep(self.delay(&there)).await;
+        if !self.open_for(&[&there, &back]).await {
+            return Err(io::ErrorKind::TimedOut.into());
         }
-        let listener = self.listening.borrow().get(&to).cloned();
-        let Some(listener) = listener else { return Err(io::ErrorKind::ConnectionRefused.into()) };
+        let all_there =
+            || there[1..].iter().map(|n| self.listening.borrow().get(n).cloned()).collect::<Option<Vec<_>>>();
+        let Some(listener) = all_there().and_then(|mut l| l.pop()) else {
+            return Err(io::ErrorKind::ConnectionRefused.into());
+        };
         let (near, near_end) = tokio::io::duplex(BUFFER);
         let (far, far_end) = tokio::io::duplex(BUFFER);
         let broken = CancellationToken::new();
         let ((near_r, near_w), (far_r, far_w)) = (tokio::io::split(near_end), tokio::io::split(far_end));
         self.open.borrow_mut().retain(|o| !o.broken.is_cancelled());
-        self.open.borrow_mut().push(Open { a: from, b: to, broken: broken.clone() });
-        let there = pipe(self.clone(), (from, to), near_r, far_w, broken.clone());
-        let back = pipe(self.clone(), (to, from), far_r, near_w, broken);
+        self.open.borrow_mut().push(Open { path: there.clone(), broken: broken.clone() });
+        let there = pipe(self.clone(), there, near_r, far_w, broken.clone());
+        let back = pipe(self.clone(), back, far_r, near_w, broken);
         let both: LocalFut<'static, ()> = Box::pin(async move {
             tokio::join!(there, back);
         });
@@ -132,31 +158,45 @@ impl Net {
     }
 }
 
+/// Bytes one way. When the connection breaks, what has been sent already may still arrive, much later: kernels go on with what was written before a socket was closed,
+/// and so do relays.
 async fn pipe(
     net: Rc<Net>,
-    (from, to): (NodeId, NodeId),
+    path: Path,
     mut r: ReadHalf<DuplexStream>,
     mut w: WriteHalf<DuplexStream>,
     broken: CancellationToken,
 ) {
     let mut buf = vec![0u8; 16 << 10];
+    let (mut sent, mut arrived) = (0, 0);
     let carry = async {
         loop {
-            let n = match r.read(&mut buf).await {
+            (sent, arrived) = (0, 0);
+            sent = match r.read(&mut buf).await {
                 Ok(0) | Err(_) => return,
                 Ok(n) => n,
             };
-            tokio::time::sleep(net.delay(from, to)).await;
-            while net.is_cut(from, to) {
-                net.changed.notified().await;
-            }
-            if w.write_all(&buf[..n]).await.is_err() {
+            tokio::time::sleep(net.delay(&path)).await;
+            if !net.open_for(&[&path]).await {
                 return;
+            }
+            while arrived < sent {
+                match w.write(&buf[arrived..sent]).await {
+                    Ok(n) if n > 0 => arrived += n,
+                    _ => return,
+                }
             }
         }
     };
     tokio::select! { biased; () = broken.cancelled() => {} () = carry => {} }
     broken.cancel();
+    let late = net.rng.borrow_mut().random_range(0..8_000);
+    if arrived < sent && late < 4_000 {
+        tokio::time::sleep(Duration::from_millis(late)).await;
+        if net.open_for(&[&path]).await {
+            let _ = w.write_all(&buf[arrived..sent]).await;
+        }
+    }
 }
 
 /// One node's way out.
@@ -168,9 +208,15 @@ pub struct Dialer {
 }
 
 impl Connector for Dialer {
-    fn connect<'a>(&'a self, node: NodeId, _: &'a NodeAddr) -> LocalFut<'a, io::Result<Box<dyn LinkStream>>> {
+    fn connect<'a>(
+        &'a self,
+        node: NodeId,
+        _: &'a NodeAddr,
+        via: Option<(NodeId, &'a NodeAddr)>,
+    ) -> LocalFut<'a, io::Result<Box<dyn LinkStream>>> {
         Box::pin(async move {
-            let stream = self.net.connect(self.me, node).await?;
+            let path = [Some(self.me), via.map(|(n, _)| n), Some(node)].into_iter().flatten().collect();
+            let stream = self.net.connect(path).await?;
             Ok(Box::new(stream) as Box<dyn LinkStream>)
         })
     }

@@ -120,10 +120,11 @@ impl ClusterState {
     pub(crate) fn settle(&mut self) {
         let Some(current) = self.rings.last() else { return };
         let members = current.members.iter().filter_map(|(n, ..)| self.nodes.get(n));
-        let complete =
-            |since: Epoch| members.clone().filter(|n| n.state != NodeState::Out).all(|n| n.synced >= since);
+        // Complete now, and not only once: what was written while a holder by the latest ring was away is perhaps only on holders by an older one.
+        let whole =
+            members.filter(|n| n.state != NodeState::Out).all(|n| n.is_up() && n.synced >= self.epoch);
         let current = current.epoch;
-        if self.layers.is_empty() || complete(current) {
+        if self.layers.is_empty() || whole {
             let last = self.rings.pop();
             self.rings.clear();
             self.rings.extend(last);
