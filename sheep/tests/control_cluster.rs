@@ -133,6 +133,7 @@ async fn healthy(sheep: &[Sheep], voters: usize) {
                 let st = s.status();
                 st.leader == leader
                     && st.voters.len() == voters
+                    && !st.changing
                     && s.control.lease_valid()
                     && all.iter().all(|o| {
                         s.control.read(|state| {

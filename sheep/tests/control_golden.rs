@@ -76,6 +76,7 @@ fn commands() -> Vec<Command> {
         Command::NodeUp(hello),
         vdi,
         Command::Note { level: EventLevel::Warning, text: "a note".into() },
+        Command::Nothing,
         Command::NodeWeight { node: NODE, weight: Some(500), vnodes: None },
         Command::Shutdown,
     ]

@@ -279,6 +279,8 @@ pub enum Command {
         /// Text.
         text: String,
     },
+    /// Changes nothing: that it is committed shows its leader that a majority follows.
+    Nothing,
     /// A gateway opens a VDI for writing. The answer names the registration; the same process gets the same again.
     GatewayOpen {
         /// VDI.

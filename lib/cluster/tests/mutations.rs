@@ -96,6 +96,7 @@ fn commands() -> Vec<Command> {
         Command::SetTiming(Timing { heartbeat: 500, lease: 2000, down_out: 3000 }),
         Command::Force { reason: "lost".into() },
         Command::Note { level: EventLevel::Info, text: "text".into() },
+        Command::Nothing,
         Command::VdiDelete { vdi, snapshot: None },
         Command::Shutdown,
     ]

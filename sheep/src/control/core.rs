@@ -94,6 +94,8 @@ pub(super) struct RaftView {
     pub established: bool,
     pub term: u64,
     pub voters: Vec<NodeId>,
+    /// Who votes is being changed: the voters before have a say still.
+    pub changing: bool,
     /// Voter or learner, and fed by raft.
     pub member: bool,
     pub quorum_acked: Option<Instant>,
@@ -118,6 +120,8 @@ impl Core {
             established: am_leader
                 && m.last_applied.is_some_and(|l| l.committed_leader_id().term == m.current_term),
             term: m.current_term,
+            changing: membership.get_joint_config().len() > 1
+                || m.membership_config.log_id() != m.committed_membership_config.log_id(),
             voters,
             last_log: m.last_log_index,
             last_applied: m.last_applied.as_ref().map(|l| l.index),

@@ -4,7 +4,7 @@
 //! Decisions are `detector`'s and `voters`'. The tasks here end with the plane's token.
 
 use super::boottime_millis;
-use super::core::{Core, wall_millis};
+use super::core::{Core, RaftView, wall_millis};
 use super::detector::{Decision, Detector, Probe, Watched};
 use super::link::{CallError, host_port};
 use super::raft_types::{RaftId, TypeConfig};
@@ -13,13 +13,14 @@ use super::voters::choose_voters;
 use openraft::async_runtime::{RecvError, WatchReceiver};
 use openraft::type_config::alias::WatchReceiverOf;
 use openraft::{ChangeMembers, EmptyNode, RaftMetrics, ServerState};
-use sheepdog_cluster::{ClusterState, Command, Entry, Node, NodeState};
+use sheepdog_cluster::{ClusterState, Command, Entry, Node, NodeState, Timing};
 use sheepdog_proto::NodeId;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 /// A leader looks around at least this often.
 const LOOK: Duration = Duration::from_millis(500);
@@ -49,6 +50,7 @@ pub(super) async fn lead(core: Arc<Core>) {
     let mut metrics = core.raft.metrics();
     let mut voters_tried = None;
     let mut invited = None;
+    let mut asking = None;
     loop {
         let role = role_of(&metrics.borrow_and_update());
         let view = core.raft_view();
@@ -59,10 +61,16 @@ pub(super) async fn lead(core: Arc<Core>) {
             if !core.local && due(&mut voters_tried, VOTERS_PAUSE) {
                 let c = core.clone();
                 core.tracker.spawn(async move {
-                    if let Err(error) = settle_voters(&c).await {
-                        tracing::debug!(%error, "voters not changed yet");
+                    tokio::select! {
+                        () = c.stop.cancelled() => {}
+                        r = settle_voters(&c) => if let Err(error) = r {
+                            tracing::debug!(%error, "voters not changed yet");
+                        }
                     }
                 });
+            }
+            if !core.local && is_stale(&view, core.timing()) {
+                ask_majority(&core, &mut asking);
             }
             if due(&mut invited, INVITE_PAUSE) {
                 invite(&core).await;
@@ -96,6 +104,29 @@ async fn another_role(metrics: &mut Metrics, role: Role) -> Result<(), RecvError
         metrics.changed().await?;
     }
     Ok(())
+}
+
+/// Leases hang on when a majority last answered the leader. Raft's heartbeats answer that, but one that takes longer than the interval between two is given up: on a slow
+/// network none arrives in time, though everybody follows.
+fn is_stale(view: &RaftView, timing: Timing) -> bool {
+    view.voters.len() > 1
+        && view.quorum_acked.is_none_or(|t| t.elapsed() > Duration::from_millis(timing.lease / 4))
+}
+
+/// An entry is waited for as long as it takes, and a majority has to answer it. One at a time: a leader without a majority does not fill its log.
+fn ask_majority(core: &Arc<Core>, asking: &mut Option<JoinHandle<()>>) {
+    if asking.as_ref().is_some_and(|a| !a.is_finished()) {
+        return;
+    }
+    let c = core.clone();
+    let request = uuid::Uuid::new_v4().as_u128();
+    let entry = Entry { now: wall_millis(), request, command: Command::Nothing };
+    *asking = Some(core.tracker.spawn(async move {
+        tokio::select! {
+            () = c.stop.cancelled() => {}
+            answer = c.propose_here(entry) => tracing::debug!(?answer, "asked a majority"),
+        }
+    }));
 }
 
 fn due(last: &mut Option<Instant>, pause: Duration) -> bool {

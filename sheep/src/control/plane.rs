@@ -136,6 +136,8 @@ pub struct ControlStatus {
     pub term: u64,
     /// Voters as known here.
     pub voters: Vec<NodeId>,
+    /// Who votes is being changed: the voters before have a say still.
+    pub changing: bool,
     /// This node votes.
     pub voter: bool,
     /// Milliseconds that the lease is still good for.
@@ -341,6 +343,7 @@ impl ControlPlane {
             leader: core.leader(),
             leading: v.established,
             term: v.term,
+            changing: v.member && v.changing,
             voters,
             voter,
             last_log: v.last_log,

@@ -96,6 +96,7 @@ impl ClusterState {
                 Ok(Reply::Done)
             }
             C::Force { reason } => self.force(now, reason),
+            C::Nothing => Ok(Reply::Done),
             C::Note { level, text } => {
                 self.event(now, *level, text.clone());
                 Ok(Reply::Done)
