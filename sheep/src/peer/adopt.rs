@@ -83,6 +83,24 @@ impl Replica {
         terms: Terms,
     ) -> Result<Adopted, AdoptError> {
         let store = self.store.clone().ok_or(StoreError::NoDisk)?;
+        let adopted = self.adopt_now(&store, oid, family, source, hint, terms).await;
+        // Cut off half way, on a node that is complete otherwise: nobody else may be left who would begin again.
+        let half = async { store.info(oid).await.is_ok_and(|i| i.is_some_and(|i| i.filling)) };
+        if adopted.is_err() && self.is_synced() && half.await {
+            self.sync.corrupt(oid, family);
+        }
+        adopted
+    }
+
+    async fn adopt_now(
+        self: &Rc<Self>,
+        store: &Rc<Store>,
+        oid: ObjectId,
+        family: LayerId,
+        source: NodeId,
+        hint: Option<Vec<Range<u32>>>,
+        terms: Terms,
+    ) -> Result<Adopted, AdoptError> {
         let _guard = self.sync.begin_fill(oid, family).await;
         let mark = self.sync.mark();
         let mut bytes = 0;
@@ -99,9 +117,9 @@ impl Replica {
                 return Ok(Adopted { version: Version::NONE, bytes });
             };
             let hint = if attempt == 0 { hint.clone() } else { None };
-            match self.adopt_head(&store, oid, family, source, &head, hint, terms, attempt > 0).await? {
+            match self.adopt_head(store, oid, family, source, &head, hint, terms, attempt > 0).await? {
                 (true, n) => {
-                    self.merge_again(&store, oid, merging).await?;
+                    self.merge_again(store, oid, merging).await?;
                     self.joined(oid, terms.session, mark);
                     return Ok(Adopted { version: head.version, bytes: bytes + n });
                 }

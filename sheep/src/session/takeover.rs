@@ -116,11 +116,13 @@ impl Session {
         let map = self.control.map();
         let acting = map.acting(self.key(oid.index()), self.redundancy);
         let mut clean: Vec<(NodeId, Version)> = Vec::new();
-        let mut incomplete = Vec::new();
+        let (mut incomplete, mut half) = (Vec::new(), Vec::new());
         for n in acting.all().filter(|n| map.nodes.get(n).is_some_and(|v| v.is_up())) {
             let stat = crate::work::sync::stat(&self.replica, n, oid, self.family).await?;
             match stat.status {
                 Status::Ok => clean.push((n, stat.version)),
+                // Complete, but for this object: a fill of it was cut off. Nothing else makes it whole before anybody writes.
+                Status::Behind if map.nodes.get(&n).is_some_and(|v| v.synced >= map.epoch) => half.push(n),
                 Status::NotHere | Status::Behind => incomplete.push(n),
                 other => return Err(format!("node {} answers {other:?}", n.short())),
             }
@@ -130,7 +132,8 @@ impl Session {
         };
         tracing::trace!(%oid, winner = %winner.short(), %version, ?incomplete, epoch = %map.epoch, generation = %self.generation, "reconcile");
         let up_to_date = clean.clone();
-        for (node, _) in clean.into_iter().filter(|(_, v)| *v != version) {
+        let older = clean.into_iter().filter(|(_, v)| *v != version).map(|(n, _)| n);
+        for node in older.chain(half) {
             self.adopt_from(oid, node, winner, Some(blocks.to_vec()), map.epoch).await?;
         }
         // Holders that are away or incomplete will ask for what changed since they were complete: this did.

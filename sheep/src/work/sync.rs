@@ -170,7 +170,7 @@ impl Sync {
             self.changed.notify_one();
         }
     }
-    /// Blocks of this object are damaged on disk.
+    /// Blocks of this object are damaged on disk, or a fill of it was cut off.
     pub fn corrupt(&self, oid: ObjectId, family: LayerId) {
         if self.heal.borrow_mut().insert(oid, Missing { family, mark: 0 }).is_none() {
             self.changed.notify_one();
@@ -560,7 +560,9 @@ impl Worker {
         let mut left = false;
         let damaged: Vec<_> = r.sync.heal.borrow().iter().map(|(o, m)| (*o, *m)).collect();
         for (oid, m) in damaged {
+            let half = store.info(oid).await.is_ok_and(|i| i.is_some_and(|i| i.filling));
             let runs = match store.verify(oid).await {
+                Ok(_) if half => None,
                 Ok(runs) => Some(runs),
                 Err(crate::store::StoreError::CorruptHeader { .. }) => None,
                 Err(_) => continue,

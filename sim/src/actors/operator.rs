@@ -8,7 +8,7 @@ use rand::Rng;
 use sheep::session::HoldError;
 use sheep::session::volume::open_image;
 use sheep::volume::VolumeError;
-use sheepdog_cluster::{Command, Redundancy, Reply, Session, SnapshotRef};
+use sheepdog_cluster::{ClusterState, Command, Redundancy, Reply, Session, SnapshotRef};
 use sheepdog_proto::LayerId;
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -148,6 +148,12 @@ pub async fn read(world: &Rc<World>, layer: LayerId, attempts: usize) -> Option<
         let vdi = world.vdi;
         let places: Vec<(u64, u64)> = registers().into_iter().map(|r| (r, world.place(r))).collect();
         let data = world.call(n, move |ctx| async move {
+            // A snapshot is opened by its name, so by nobody who has not heard of it.
+            let known = |s: &ClusterState| {
+                s.vdis.get(&vdi).is_none_or(|v| v.snapshots.iter().any(|x| x.layer == layer))
+            };
+            let mut heard = ctx.node.control.watch();
+            while !ctx.node.control.read(known) && heard.changed().await.is_ok() {}
             let volume = open_image(&ctx.node.gateway, vdi, Some(layer)).await?;
             let mut all = BTreeMap::new();
             for (r, at) in places {
