@@ -494,7 +494,9 @@ async fn a_detached_holder_can_do_nothing_any_more() {
     c.signal(2, "STOP");
     other.send_write(0, &[7; 4096]).await;
     let took = detach(&c, 0, "node t").await;
-    assert!(took < Duration::from_secs(2), "it was waited for a gateway that owns nothing: {took:?}");
+    // Less than the end of its lease, and enough for another leader.
+    let soon = Duration::from_millis(3_500);
+    assert!(took < soon, "it was waited for a gateway that owns nothing: {took:?}");
     c.signal(2, "CONT");
     assert!(!other.is_answered().await, "a write of a detached holder was carried out");
     owner.write(8192, &[5; 4096]).await;
