@@ -10,11 +10,11 @@ use sheepdog_client::pb::{DetachRequest, detach_request::Which};
 /// When this returns without an error, nothing that the holder has sent or still sends can change the VDI. Its connections are cut: what it has not written yet is
 /// lost. After an error, repeat it.
 #[derive(clap::Args, Debug)]
+#[command(group(clap::ArgGroup::new("whom").required(true).args(["holder", "all"])))]
 pub struct Args {
     /// VDI
     name: String,
     /// Whom: as it was named when it was attached
-    #[arg(required_unless_present = "all", conflicts_with = "all")]
     holder: Option<String>,
     /// All its holders
     #[arg(long)]
