@@ -34,7 +34,8 @@ fn traces(lab: &Path) -> Result<BTreeSet<String>> {
     let lab = lab.to_str().context("path")?;
     let mut found = BTreeSet::new();
     let mounts = std::fs::read_to_string("/proc/self/mounts")?;
-    let ours = |l: &&str| l.contains(lab) || l.contains(" nsfs ") || OWN.iter().any(|o| l.contains(o));
+    let ours =
+        |l: &&str| l.contains(lab) || l.contains("/run/netns/cni-") || OWN.iter().any(|o| l.contains(o));
     found.extend(mounts.lines().filter(ours).map(|l| format!("mount {l}")));
     for line in run("ip", &["-o", "link"])?.lines() {
         let name = line.split(": ").nth(1).unwrap_or_default();

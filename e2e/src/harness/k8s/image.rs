@@ -63,13 +63,13 @@ impl Image {
 
     /// A small file.
     pub fn text(mut self, at: &str, text: &str) -> Self {
-        self.entries.insert(at.into(), Entry::Text(text.into()));
+        self.entries.insert(merged(at), Entry::Text(text.into()));
         self
     }
 
     /// A symbolic link.
     pub fn link(mut self, at: &str, to: &str) -> Self {
-        self.entries.insert(at.into(), Entry::Link(to.into()));
+        self.entries.insert(merged(at), Entry::Link(to.into()));
         self
     }
 
@@ -209,7 +209,45 @@ fn json_blob(blobs: &Path, work: &Path, value: &Value, kind: &str) -> Result<Val
 
 #[cfg(test)]
 mod tests {
-    use super::{merged, parse_ldd};
+    use super::{Image, merged, parse_ldd};
+    use crate::harness::proc::run;
+
+    #[test]
+    fn an_archive_is_an_image_that_works() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = Image::new("sheepdog.test/image:1").program("sh", Some("/bin/sh")).unwrap();
+        let image = image.text("/etc/motd", "hello").link("/bin/also", "sh").entrypoint(&["/bin/sh"]);
+        let archive = image.archive(dir.path()).unwrap();
+        let at = |name: &str| dir.path().join(name).display().to_string();
+        let out = at("out");
+        let unpack = "mkdir -p \"$2\"; tar -C \"$2\" -xf \"$1\"";
+        run("sh", &["-ec", unpack, "sh", archive.to_str().unwrap(), &out]).unwrap();
+        let read = |digest: &str| {
+            let name = format!("{out}/blobs/sha256/{}", digest.trim_start_matches("sha256:"));
+            let said = run("sha256sum", &[&name]).unwrap();
+            assert_eq!(said.split(' ').next().unwrap(), digest.trim_start_matches("sha256:"));
+            name
+        };
+        let json = |path: &str| -> serde_json::Value {
+            serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+        };
+        let index = json(&format!("{out}/index.json"));
+        assert_eq!(index["manifests"][0]["annotations"]["io.containerd.image.name"], "sheepdog.test/image:1");
+        let manifest = json(&read(index["manifests"][0]["digest"].as_str().unwrap()));
+        let layer = manifest["layers"][0]["digest"].as_str().unwrap();
+        let config = json(&read(manifest["config"]["digest"].as_str().unwrap()));
+        assert_eq!(config["rootfs"]["diff_ids"][0], layer);
+        assert_eq!(config["config"]["Entrypoint"][0], "/bin/sh");
+        let root = at("root");
+        run("sh", &["-ec", unpack, "sh", &read(layer), &root]).unwrap();
+        // The program runs with nothing but what is in the image.
+        if rustix::process::geteuid().is_root() {
+            let script = "read word </etc/motd; echo $word";
+            assert_eq!(run("chroot", &[&root, "/bin/also", "-c", script]).unwrap(), "hello\n");
+        }
+        // Made once.
+        assert_eq!(image.archive(dir.path()).unwrap(), archive);
+    }
 
     #[test]
     fn libraries_are_those_that_ldd_names() {

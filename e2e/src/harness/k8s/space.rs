@@ -43,9 +43,9 @@ impl Space {
         if ready.exists() {
             std::fs::remove_file(&ready)?;
         }
-        // Orphans of containers are children of the first process, which lets the kernel reap them.
+        // Network namespaces of others, which would stay as long as we have them mounted, are let go. Orphans of containers are children of the first process, which lets the kernel reap them.
         let script = format!(
-            "set -e; hostname {name}; mount --make-rprivate /; mount -t proc proc /proc; {script}\n: >\"$1\"; trap '' CHLD; exec sleep infinity"
+            "set -e; hostname {name}; mount --make-rprivate /; umount -l -R /run/netns 2>/dev/null || :; mount -t proc proc /proc; {script}\n: >\"$1\"; trap '' CHLD; exec sleep infinity"
         );
         let mut cmd = Command::new("sh");
         cmd.args(["-c", &script, "sh"]).arg(&ready);
@@ -162,10 +162,10 @@ mod tests {
         if !rustix::process::geteuid().is_root() {
             return;
         }
-        let dir = std::env::temp_dir().join(format!("sheepdog-e2e-space-{}", std::process::id()));
-        std::fs::create_dir_all(&dir).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
         let space =
-            Space::new("spacetest", "mount -t tmpfs tmpfs /mnt; echo inside >/mnt/file", &dir).unwrap();
+            Space::new("spacetest", "mount -t tmpfs tmpfs /mnt; echo inside >/mnt/file", dir).unwrap();
         let mut sleep = Command::new("sh");
         // The second one is nobody's child any more.
         sleep.args(["-c", "(setsid sleep 1000 &) ; exec sleep 1000"]);
@@ -187,6 +187,5 @@ mod tests {
         let start = std::time::Instant::now();
         space.kill(vec![sleep]).unwrap();
         assert!(start.elapsed() < Duration::from_secs(10));
-        std::fs::remove_dir_all(&dir).unwrap();
     }
 }

@@ -293,10 +293,7 @@ fn snapshot_crds(go: &Path, bin: &Path) -> Result<PathBuf> {
     let module = Path::new(said["Dir"].as_str().context("go mod download names no directory")?);
     let new = bin.join("snapshot-crds.new");
     fresh(&new)?;
-    for entry in std::fs::read_dir(module.join("client/config/crd")).or_else(|_| {
-        // The directory's place in the module.
-        std::fs::read_dir(module.join("config/crd"))
-    })? {
+    for entry in std::fs::read_dir(module.join("config/crd"))? {
         let path = entry?.path();
         let text = std::fs::read_to_string(&path)?;
         if text.contains("kind: CustomResourceDefinition") {
