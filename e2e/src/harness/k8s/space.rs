@@ -43,7 +43,8 @@ impl Space {
         if ready.exists() {
             std::fs::remove_file(&ready)?;
         }
-        // Network namespaces of others, which would stay as long as we have them mounted, are let go. Orphans of containers are children of the first process, which lets the kernel reap them.
+        // Network namespaces of others, which would stay as long as we have them mounted, are let go. Orphans of containers are children of
+        // the first process, which lets the kernel reap them.
         let script = format!(
             "set -e; hostname {name}; mount --make-rprivate /; umount -l -R /run/netns 2>/dev/null || :; mount -t proc proc /proc; {script}\n: >\"$1\"; trap '' CHLD; exec sleep infinity"
         );
