@@ -77,6 +77,7 @@ fn objects() -> Vec<Value> {
     ]
 }
 
+/// Run a command in a pod. Time is limited with `timeout`: wget of Debian's busybox crashes when it is given its own option for it.
 fn exec(k: &Kubernetes, pod: &str, command: &[&str]) -> Result<String> {
     k.kubectl(&[&["exec", pod, "--"], command].concat())
 }
@@ -86,8 +87,11 @@ fn reach(lab: &Lab, k: &Kubernetes, pods: &[Pod]) -> Result<()> {
         let log = k.kubectl(&["logs", name])?;
         ensure!(log.trim() == format!("up on {node}"), "logs of {name}: {log}");
         for (_, other, address) in pods {
-            let said =
-                exec(k, name, &["wget", "-q", "-T", "10", "-O", "-", &format!("http://{address}:8080/")])?;
+            let said = exec(
+                k,
+                name,
+                &["timeout", "10", "wget", "-q", "-O", "-", &format!("http://{address}:8080/")],
+            )?;
             ensure!(said.trim() == other, "{name} got {said} from {other}");
         }
     }
@@ -103,7 +107,7 @@ fn names(lab: &Lab, k: &Kubernetes, pods: &[Pod]) -> Result<()> {
     })?;
     ensure!(found.contains("10.123.0.1"), "another name server: {found}");
     let said = until("the service answers", PATIENCE, || {
-        exec(k, name, &["wget", "-q", "-T", "5", "-O", "-", "http://box/"]).map(Some)
+        exec(k, name, &["timeout", "5", "wget", "-q", "-O", "-", "http://box/"]).map(Some)
     })?;
     ensure!(pods.iter().any(|p| p.1 == said.trim()), "the service said {said}");
     let token = "/var/run/secrets/kubernetes.io/serviceaccount/token";

@@ -52,13 +52,14 @@ pub struct Control {
     pub space: Space,
     tools: PathBuf,
     dir: PathBuf,
+    server: String,
     admin: String,
     api_options: Vec<String>,
 }
 
 impl Control {
-    /// Start everything but what needs the API server; `nodes` ports of the switch are routed.
-    pub fn start(tools: &Tools, pki: &Pki, dir: &Path, nodes: usize, timing: &Timing) -> Result<Self> {
+    /// Start etcd, the API server and CoreDNS; `nodes` ports of the switch are routed.
+    pub fn start(tools: &Tools, pki: &Pki, dir: &Path, nodes: usize) -> Result<Self> {
         std::fs::create_dir_all(dir)?;
         let space = Space::new("control", "", dir)?;
         let mut network = format!(
@@ -76,6 +77,7 @@ impl Control {
             api: None,
             tools: tools.bin.clone(),
             dir: dir.to_owned(),
+            server,
             admin,
             api_options: api_options(pki)?,
         };
@@ -83,11 +85,17 @@ impl Control {
         let data = format!("--data-dir={}", dir.join("etcd").display());
         c.run("etcd", &["--name=lab", &data, "--unsafe-no-fsync=true", "--log-level=warn"])?;
         c.start_api()?;
+        c.dns()?;
+        Ok(c)
+    }
+
+    /// Start what ends by itself when the API server does not know yet what it may do.
+    pub fn controllers(&mut self, pki: &Pki, timing: &Timing) -> Result<()> {
         for (name, user) in [
             ("kube-controller-manager", "system:kube-controller-manager"),
             ("kube-scheduler", "system:kube-scheduler"),
         ] {
-            let config = pki.kubeconfig(name, user, "", &server)?;
+            let config = pki.kubeconfig(name, user, "", &self.server)?;
             let mut options: Vec<String> =
                 ["kubeconfig", "authentication-kubeconfig", "authorization-kubeconfig"]
                     .iter()
@@ -104,10 +112,9 @@ impl Control {
                 ]);
             }
             let options: Vec<&str> = options.iter().map(String::as_str).collect();
-            c.run(name, &options)?;
+            self.run(name, &options)?;
         }
-        c.dns()?;
-        Ok(c)
+        Ok(())
     }
 
     fn run(&mut self, name: &'static str, options: &[&str]) -> Result<()> {

@@ -71,8 +71,7 @@ impl Kubernetes {
         let start = Instant::now();
         let dir = lab.dir.clone();
         let pki = Pki::new(&dir.join("pki"))?;
-        let timing = Timing { node_grace: plan.grace };
-        let control = Control::start(&tools, &pki, &dir.join("control"), plan.nodes, &timing)?;
+        let control = Control::start(&tools, &pki, &dir.join("control"), plan.nodes)?;
         let mut k = Self { nodes: Vec::new(), control, host, dir };
         for i in 0..plan.nodes {
             let mut node = Node::new(&tools, &pki, &k.dir, i, plan)?;
@@ -81,6 +80,7 @@ impl Kubernetes {
         }
         k.images(lab, &tools, plan)?;
         k.control.ready()?;
+        k.control.controllers(&pki, &Timing { node_grace: plan.grace })?;
         lab.measured("control plane ready and images on every node", seconds(start));
         let kubelets = Instant::now();
         for node in &mut k.nodes {

@@ -97,6 +97,7 @@ const ATTACHER: &str = "github.com/kubernetes-csi/external-attacher/v4";
 const RESIZER: &str = "github.com/kubernetes-csi/external-resizer/v2";
 const SNAPSHOTTER: &str = "github.com/kubernetes-csi/external-snapshotter/v8";
 const SNAPSHOT_CRDS: &str = "github.com/kubernetes-csi/external-snapshotter/client/v8";
+// Not 5.6: that asks for CSI 1.13, with whose types Kubernetes 1.36 does not compile.
 const SANITY: &str = "github.com/kubernetes-csi/csi-test/v5";
 const HELM: &str = "helm.sh/helm/v4";
 
