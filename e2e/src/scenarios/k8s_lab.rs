@@ -33,7 +33,9 @@ pub fn run_scenario(lab: &Lab) -> Result<()> {
     mounts(lab, &k, &pods)?;
     if plan.csi {
         snapshot_controller(lab, &k)?;
+        own_image(lab, &k)?;
     }
+    helm(lab, &k)?;
     kubelet(lab, &mut k)?;
     api_server(lab, &mut k, &pods)?;
     node(lab, &mut k)?;
@@ -170,6 +172,42 @@ fn snapshot_controller(lab: &Lab, k: &Kubernetes) -> Result<()> {
     ])?;
     measured(lab, "upstream's snapshot controller Ready", || k.pods("app=snapshot-controller", 1))?;
     lab.proved(format!("{image} reaches the API server in its usual way"));
+    Ok(())
+}
+
+/// The image of sheep and dog, made of the programs beside the runner.
+fn own_image(lab: &Lab, k: &Kubernetes) -> Result<()> {
+    let image = format!("sheepdog/sheep:{}", env!("CARGO_PKG_VERSION"));
+    k.apply(&[json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "sheep"}, "spec": {
+        "restartPolicy": "Never", "terminationGracePeriodSeconds": 1, "containers": [
+            {"name": "sheep", "image": image, "imagePullPolicy": "Never", "args": ["--version"]},
+            {"name": "dog", "image": image, "imagePullPolicy": "Never", "command": ["dog", "--version"]}]}})])?;
+    until("sheep and dog tell their version", PATIENCE, || {
+        let pod = k.get(&["pod", "sheep"])?;
+        ensure!(pod["status"]["phase"] == "Succeeded", "{}", pod["status"]);
+        Ok(Some(()))
+    })?;
+    for name in ["sheep", "dog"] {
+        let said = k.kubectl(&["logs", "sheep", "-c", name])?;
+        ensure!(said.contains(env!("CARGO_PKG_VERSION")), "{name} said {said}");
+    }
+    lab.proved(format!("{image} made here runs: sheep and dog in it"));
+    Ok(())
+}
+
+fn helm(lab: &Lab, k: &Kubernetes) -> Result<()> {
+    let chart = lab.dir.join("chart");
+    std::fs::create_dir_all(chart.join("templates"))?;
+    std::fs::write(chart.join("Chart.yaml"), "apiVersion: v2\nname: e2e\nversion: 1.0.0\n")?;
+    let map = "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: {{ .Release.Name }}\ndata:\n  word: {{ .Values.word }}\n";
+    std::fs::write(chart.join("templates/map.yaml"), map)?;
+    let path = chart.to_str().context("path")?;
+    k.control.client("helm", &["install", "said", path, "--set", "word=hello", "--wait"])?;
+    let map = k.get(&["configmap", "said"])?;
+    ensure!(map["data"]["word"] == "hello", "{map}");
+    k.control.client("helm", &["uninstall", "said", "--wait"])?;
+    ensure!(k.get(&["configmap", "said"]).is_err(), "helm uninstall left its object");
+    lab.proved("helm installs and uninstalls a chart");
     Ok(())
 }
 

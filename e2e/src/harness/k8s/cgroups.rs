@@ -16,11 +16,16 @@ pub fn path(node: &str) -> String {
 /// Where the hierarchies are mounted.
 fn hierarchies() -> Result<Vec<PathBuf>> {
     let mounts = std::fs::read_to_string("/proc/self/mounts")?;
-    let fields = mounts.lines().map(|l| l.split(' ').collect::<Vec<_>>());
-    let found: Vec<PathBuf> = fields.filter(|f| f[2] == "cgroup").map(|f| PathBuf::from(f[1])).collect();
-    if found.is_empty() {
+    let fields: Vec<Vec<&str>> = mounts.lines().map(|l| l.split(' ').collect()).collect();
+    if !fields.iter().any(|f| f[2] == "cgroup") {
         bail!("no control groups of version 1 are mounted: the lab's nodes know no other");
     }
+    // runc makes its groups in the hierarchy of version 2 as well where there are both.
+    let found = fields
+        .iter()
+        .filter(|f| f[2] == "cgroup" || f[2] == "cgroup2")
+        .map(|f| PathBuf::from(f[1]))
+        .collect();
     Ok(found)
 }
 
