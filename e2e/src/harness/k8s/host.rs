@@ -3,7 +3,7 @@
 use super::cgroups;
 use super::node::OWN;
 use crate::harness::proc::run;
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -53,29 +53,52 @@ fn traces(lab: &Path) -> Result<BTreeSet<String>> {
 impl Host {
     /// Take the machine.
     pub fn take(lab: &Path) -> Result<Self> {
-        let lock = File::create(LOCK).context("the lab needs root")?;
+        let lock = File::options().create(true).append(true).open(LOCK).context("the lab needs root")?;
         lock.try_lock().context("another lab is running")?;
         // Left by a run that was killed; its processes died with it.
-        cgroups::remove()?;
-        let before = traces(lab)?;
-        let mut sysctls = Vec::new();
+        let mut me = Self {
+            sysctls: Vec::new(),
+            made: Vec::new(),
+            before: BTreeSet::new(),
+            lab: lab.to_owned(),
+            _lock: lock,
+        };
+        me.recall()?;
+        me.restore()?;
+        me.before = traces(lab)?;
         for name in SYSCTLS {
             let path = Path::new("/proc/sys").join(name);
-            sysctls.push((path.clone(), std::fs::read_to_string(&path)?));
+            me.sysctls.push((path.clone(), std::fs::read_to_string(&path)?.trim().to_owned()));
         }
-        let mut made = Vec::new();
-        for dir in OWN {
-            if !Path::new(dir).exists() {
-                std::fs::create_dir_all(dir)?;
-                made.push(PathBuf::from(dir));
+        me.made = OWN.iter().map(PathBuf::from).filter(|d| !d.exists()).collect();
+        me.note()?;
+        for dir in &me.made {
+            std::fs::create_dir_all(dir)?;
+        }
+        Ok(me)
+    }
+
+    /// What is to be given back stands in the lock's file until it is, so that the next run does it when this one is killed.
+    fn note(&self) -> Result<()> {
+        let values = self.sysctls.iter().map(|(path, value)| format!("value {} {value}\n", path.display()));
+        let made = self.made.iter().map(|d| format!("directory {}\n", d.display()));
+        Ok(std::fs::write(LOCK, values.chain(made).collect::<String>())?)
+    }
+
+    fn recall(&mut self) -> Result<()> {
+        for line in std::fs::read_to_string(LOCK)?.lines() {
+            match line.splitn(3, ' ').collect::<Vec<_>>().as_slice() {
+                ["value", path, value] => self.sysctls.push((path.into(), (*value).to_owned())),
+                ["directory", path] => self.made.push(path.into()),
+                _ => bail!("{LOCK} has a line that is none of ours, {line:?}: remove the file"),
             }
         }
-        Ok(Self { sysctls, made, before, lab: lab.to_owned(), _lock: lock })
+        Ok(())
     }
 
     fn restore(&mut self) -> Result<()> {
         for (path, value) in self.sysctls.drain(..) {
-            if std::fs::read_to_string(&path)? != value {
+            if std::fs::read_to_string(&path)?.trim() != value {
                 std::fs::write(&path, value).with_context(|| format!("{}", path.display()))?;
             }
         }
@@ -83,7 +106,8 @@ impl Host {
             // Not empty: somebody else has begun to use it.
             let _ = std::fs::remove_dir(dir);
         }
-        cgroups::remove()
+        cgroups::remove()?;
+        self.note()
     }
 
     /// Give the machine back as it was; anything left behind is an error that names it.
