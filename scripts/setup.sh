@@ -6,8 +6,11 @@ packages=(build-essential pkg-config curl ca-certificates git qemu-utils libnbd-
 programs=(cc pkg-config curl git qemu-img qemu-io nbdcopy nbdinfo nbd-client fio mkfs.ext4 debugfs ip)
 for option in "$@"; do
     case $option in
-        # What `cargo xtask e2e boot` needs, too.
-        --e2e) packages+=(qemu-system-x86 debootstrap) programs+=(qemu-system-x86_64 debootstrap) ;;
+        # What the scenarios `boot` and `k8s-lab` of `cargo xtask e2e` need, too.
+        --e2e)
+            packages+=(qemu-system-x86 debootstrap python3-pip iptables nftables xfsprogs cryptsetup)
+            programs+=(qemu-system-x86_64 debootstrap python3 iptables nft mkfs.xfs cryptsetup)
+            ;;
         # What `cargo xtask bench` needs, too; --ceph adds the largest of the peers.
         --bench) packages+=(nbdkit) programs+=(nbdkit qemu-nbd) ;;
         --ceph) packages+=(ceph-osd ceph-mon ceph-common) programs+=(ceph-osd ceph-mon monmaptool ceph rbd) ;;

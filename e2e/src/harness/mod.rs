@@ -3,6 +3,7 @@
 pub mod cluster;
 pub mod files;
 pub mod fio;
+pub mod k8s;
 pub mod measure;
 pub mod nbd;
 pub mod net;
@@ -13,6 +14,15 @@ pub mod wait;
 
 use anyhow::{Context as _, Result};
 use std::path::PathBuf;
+
+/// What takes long to make is kept here, outside the tree.
+pub fn cache() -> Result<PathBuf> {
+    let base = match std::env::var_os("XDG_CACHE_HOME") {
+        Some(d) => PathBuf::from(d),
+        None => PathBuf::from(std::env::var_os("HOME").context("HOME")?).join(".cache"),
+    };
+    Ok(base.join("sheepdog-e2e"))
+}
 
 /// One scenario's surroundings: a directory, the binaries, how long to run, and where to say what was found.
 #[derive(Debug)]

@@ -81,32 +81,49 @@ impl Drop for Proc {
 
 /// Run to the end, with everything it said.
 pub fn output(program: impl AsRef<OsStr>, args: &[&str]) -> Result<Output> {
-    let program = program.as_ref();
     let mut cmd = Command::new(program);
-    cmd.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    tie(&mut cmd);
-    let child = cmd
-        .spawn()
-        .with_context(|| format!("{} (scripts/setup.sh installs tools)", program.to_string_lossy()))?;
-    let pid = Pid::from_raw(child.id().cast_signed()).context("pid")?;
-    let (tx, rx) = std::sync::mpsc::channel();
-    let waiting = std::thread::spawn(move || tx.send(child.wait_with_output()));
-    let Ok(out) = rx.recv_timeout(LIMIT) else {
-        // Not reaped yet: its thread still waits, so the id is its own.
-        rustix::process::kill_process(pid, Signal::KILL)?;
-        let _ = waiting.join();
-        bail!("{} {}: hangs, ended after {} s", program.to_string_lossy(), args.join(" "), LIMIT.as_secs());
-    };
-    Ok(out?)
+    cmd.args(args);
+    complete(cmd, LIMIT)
 }
 
 /// Run to the end; anything but success is an error with what it said.
 pub fn run(program: impl AsRef<OsStr>, args: &[&str]) -> Result<String> {
-    let program = program.as_ref();
-    let out = output(program, args)?;
+    let mut cmd = Command::new(program);
+    cmd.args(args);
+    run_command(cmd, LIMIT)
+}
+
+/// The same for a command with an environment, within a time.
+pub fn run_command(cmd: Command, limit: Duration) -> Result<String> {
+    let what = said(&cmd);
+    let out = complete(cmd, limit)?;
     let (stdout, stderr) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
     if !out.status.success() {
-        bail!("{} {}: {}: {stdout}{stderr}", program.to_string_lossy(), args.join(" "), out.status);
+        bail!("{what}: {}: {stdout}{stderr}", out.status);
     }
     Ok(stdout.into_owned())
+}
+
+/// As one would type it.
+fn said(cmd: &Command) -> String {
+    let words: Vec<_> =
+        std::iter::once(cmd.get_program()).chain(cmd.get_args()).map(OsStr::to_string_lossy).collect();
+    words.join(" ")
+}
+
+fn complete(mut cmd: Command, limit: Duration) -> Result<Output> {
+    let what = said(&cmd);
+    cmd.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    tie(&mut cmd);
+    let child = cmd.spawn().with_context(|| format!("{what} (scripts/setup.sh installs tools)"))?;
+    let pid = Pid::from_raw(child.id().cast_signed()).context("pid")?;
+    let (tx, rx) = std::sync::mpsc::channel();
+    let waiting = std::thread::spawn(move || tx.send(child.wait_with_output()));
+    let Ok(out) = rx.recv_timeout(limit) else {
+        // Not reaped yet: its thread still waits, so the id is its own.
+        rustix::process::kill_process(pid, Signal::KILL)?;
+        let _ = waiting.join();
+        bail!("{what}: hangs, ended after {} s", limit.as_secs());
+    };
+    Ok(out?)
 }

@@ -31,11 +31,7 @@ pub struct System {
 impl System {
     /// From the cache, or by debootstrap.
     pub fn get() -> Result<Self> {
-        let base = match std::env::var_os("XDG_CACHE_HOME") {
-            Some(d) => PathBuf::from(d),
-            None => PathBuf::from(std::env::var_os("HOME").context("HOME")?).join(".cache"),
-        };
-        let base = base.join("sheepdog-e2e");
+        let base = super::cache()?;
         let root = base.join(RECIPE);
         if !root.exists() {
             std::fs::create_dir_all(&base)?;

@@ -5,6 +5,7 @@ mod delta;
 mod disks;
 mod idle;
 mod image;
+mod k8s_lab;
 mod layers;
 mod partition;
 mod pause;
@@ -36,6 +37,7 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "disks", about: disks::ABOUT, core: true, run: disks::run_scenario },
     Scenario { name: "rebuild", about: rebuild::ABOUT, core: true, run: rebuild::run_scenario },
     Scenario { name: "layers", about: layers::ABOUT, core: false, run: layers::run_scenario },
+    Scenario { name: "k8s-lab", about: k8s_lab::ABOUT, core: false, run: k8s_lab::run_scenario },
     Scenario { name: "idle", about: idle::ABOUT, core: false, run: idle::run_scenario },
 ];
 

@@ -1,0 +1,272 @@
+//! A node: containerd, kubelet and kube-proxy in a space of their own, with a disk of its own.
+
+use super::control::{ADDRESS, Control, PODS, node_address, node_pods, port};
+use super::pki::Pki;
+use super::space::Space;
+use super::tools::Tools;
+use super::{Plan, cgroups};
+use crate::harness::proc::Proc;
+use crate::harness::wait::{PATIENCE, until};
+use anyhow::{Context as _, Result, bail};
+use serde_json::json;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Directories that are the node's own, whatever this machine has there: manifests with the usual paths work as they are.
+pub const OWN: [&str; 6] = [
+    "/var/lib/kubelet",
+    "/var/lib/containerd",
+    "/var/lib/cni",
+    "/var/lib/sheepdog",
+    "/var/log/pods",
+    "/var/log/containers",
+];
+const SOCKET: &str = "/run/containerd/containerd.sock";
+/// What the pause image is called.
+pub const PAUSE: &str = "sheepdog.test/pause:1";
+
+/// One node. Its directory is its disk: what is in it outlives a power cut.
+#[derive(Debug)]
+pub struct Node {
+    /// As Kubernetes knows it.
+    pub name: String,
+    index: usize,
+    dir: PathBuf,
+    kubeconfigs: [String; 2],
+    ca: String,
+    tools: [PathBuf; 2],
+    running: Option<Running>,
+}
+
+#[derive(Debug)]
+struct Running {
+    // In this order they end.
+    kubelet: Option<Proc>,
+    proxy: Proc,
+    containerd: Proc,
+    space: Space,
+}
+
+impl Node {
+    /// Files of a new node.
+    pub fn new(tools: &Tools, pki: &Pki, dir: &Path, index: usize, plan: &Plan) -> Result<Self> {
+        let name = format!("node{index}");
+        let dir = dir.join(&name);
+        for own in OWN {
+            std::fs::create_dir_all(dir.join(own.trim_start_matches('/')))?;
+        }
+        std::fs::create_dir_all(dir.join("cni"))?;
+        let server = format!("https://{ADDRESS}:6443");
+        let user = format!("system:node:{name}");
+        let kubelet = pki.kubeconfig(&name, &user, "system:nodes", &server)?;
+        let proxy = pki.kubeconfig(&format!("{name}-proxy"), "system:kube-proxy", "", &server)?;
+        let node = Self {
+            name,
+            index,
+            dir,
+            kubeconfigs: [kubelet, proxy],
+            ca: pki.path("ca.crt"),
+            tools: [tools.bin.clone(), tools.runc()],
+            running: None,
+        };
+        node.configure(plan)?;
+        Ok(node)
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.dir.join(name).display().to_string()
+    }
+
+    fn configure(&self, plan: &Plan) -> Result<()> {
+        let write = |name: &str, value: &serde_json::Value| {
+            std::fs::write(self.dir.join(name), serde_json::to_string_pretty(value)?).context(name.to_owned())
+        };
+        write(
+            "cni/10-lab.conflist",
+            &json!({"cniVersion": "1.0.0", "name": "lab", "plugins": [
+                {"type": "bridge", "bridge": "cni0", "isDefaultGateway": true, "hairpinMode": true,
+                 "ipam": {"type": "host-local", "ranges": [[{"subnet": node_pods(self.index)}]],
+                          "dataDir": "/run/cni"}},
+                {"type": "portmap", "capabilities": {"portMappings": true}}]}),
+        )?;
+        write(
+            "kubelet.json",
+            &json!({"kind": "KubeletConfiguration", "apiVersion": "kubelet.config.k8s.io/v1beta1",
+                "authentication": {"anonymous": {"enabled": false}, "webhook": {"enabled": true},
+                                   "x509": {"clientCAFile": self.ca}},
+                "authorization": {"mode": "Webhook"},
+                "containerRuntimeEndpoint": format!("unix://{SOCKET}"),
+                "clusterDNS": [ADDRESS], "clusterDomain": "cluster.local", "resolvConf": "",
+                "cgroupDriver": "cgroupfs", "cgroupRoot": cgroups::path(&self.name), "failCgroupV1": false,
+                "enforceNodeAllocatable": [], "failSwapOn": false,
+                // Without CAP_SYS_RESOURCE nothing may lower it.
+                "oomScoreAdj": 0,
+                "evictionHard": {"memory.available": "50Mi", "nodefs.available": "1%", "imagefs.available": "1%",
+                                 "nodefs.inodesFree": "1%", "imagefs.inodesFree": "1%"},
+                "imageGCHighThresholdPercent": 100, "imageGCLowThresholdPercent": 99,
+                "nodeLeaseDurationSeconds": plan.lease.as_secs(),
+                "nodeStatusUpdateFrequency": "2s", "nodeStatusReportFrequency": "1m",
+                "registerNode": true, "maxPods": 110}),
+        )?;
+        write(
+            "proxy.json",
+            &json!({"kind": "KubeProxyConfiguration", "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+                "mode": "nftables", "clusterCIDR": PODS, "hostnameOverride": self.name,
+                "clientConnection": {"kubeconfig": self.kubeconfigs[1]},
+                // Those of the whole machine stay as they are.
+                "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"}}),
+        )?;
+        let containerd = format!(
+            r#"version = 3
+root = "/var/lib/containerd"
+state = "/run/containerd"
+oom_score = 0
+disabled_plugins = ["io.containerd.nri.v1.nri"]
+
+[grpc]
+  address = "{SOCKET}"
+
+[plugins."io.containerd.cri.v1.images"]
+  snapshotter = "overlayfs"
+[plugins."io.containerd.cri.v1.images".pinned_images]
+  sandbox = "{PAUSE}"
+
+[plugins."io.containerd.cri.v1.runtime"]
+  # As for the kubelet: without CAP_SYS_RESOURCE runc could not lower it, and the pod would not start.
+  restrict_oom_score_adj = true
+[plugins."io.containerd.cri.v1.runtime".cni]
+  bin_dirs = ["{bin}"]
+  conf_dir = "{cni}"
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
+  runtime_type = "io.containerd.runc.v2"
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
+  BinaryName = "{runc}"
+  SystemdCgroup = false
+"#,
+            bin = self.tools[0].display(),
+            runc = self.tools[1].display(),
+            cni = self.file("cni"),
+        );
+        std::fs::write(self.dir.join("containerd.toml"), containerd)?;
+        Ok(())
+    }
+
+    /// Switch it on: network, containerd and kube-proxy. `others` are the nodes whose pods it must find.
+    pub fn boot(&mut self, control: &Control, others: usize) -> Result<()> {
+        cgroups::make(&self.name)?;
+        let mut mounts = String::from("mount -t tmpfs -o mode=755 tmpfs /run; mkdir -p /run/lock;");
+        for own in OWN {
+            let _ = write!(mounts, "mount --bind '{}' {own};", self.file(own.trim_start_matches('/')));
+        }
+        // Pods see what is mounted below their directories later, and the node what a driver's pod mounts.
+        mounts += "mount --make-rshared /";
+        let space = Space::new(&self.name, &mounts, &self.dir)?;
+        let port = port(self.index);
+        control.space.net(&format!(
+            "ip link add {port} type veth peer name eth0 netns {}; ip link set {port} master switch; ip link set {port} up",
+            space.pid()
+        ))?;
+        let mut network = format!(
+            "ip link set lo up; ip addr add {}/24 dev eth0; ip link set eth0 up; ip route add default via {ADDRESS};",
+            node_address(self.index)
+        );
+        for i in (0..others).filter(|i| *i != self.index) {
+            let _ = write!(network, "ip route add {} via {};", node_pods(i), node_address(i));
+        }
+        space.net(&network)?;
+        space.run(Path::new("/bin/sh"), &["-c", "echo 1 >/proc/sys/net/ipv4/ip_forward"])?;
+        let containerd = self.daemon(&space, "containerd", &["--config", &self.file("containerd.toml")])?;
+        let proxy = self.daemon(&space, "kube-proxy", &["--config", &self.file("proxy.json")])?;
+        self.running = Some(Running { kubelet: None, proxy, containerd, space });
+        Ok(())
+    }
+
+    fn daemon(&self, space: &Space, name: &str, options: &[&str]) -> Result<Proc> {
+        let mut cmd = Command::new(self.tools[0].join(name));
+        // The shim and the CNI plugins are found beside containerd.
+        let path = std::env::var("PATH").unwrap_or_default();
+        cmd.args(options).env("PATH", format!("{}:{path}:/usr/sbin:/sbin", self.tools[0].display()));
+        space.start(name, cmd, &self.dir.join(format!("{name}.log")))
+    }
+
+    fn running(&self) -> Result<&Running> {
+        self.running.as_ref().with_context(|| format!("{} is off", self.name))
+    }
+
+    /// Its first process's id, as seen from outside.
+    pub fn space(&self) -> Result<&Space> {
+        Ok(&self.running()?.space)
+    }
+
+    /// Put the images of an archive in its store.
+    pub fn import(&self, archive: &Path) -> Result<()> {
+        let ctr = self.tools[0].join("ctr");
+        let space = self.space()?;
+        until(&format!("containerd of {}", self.name), PATIENCE, || space.run(&ctr, &["version"]).map(Some))?;
+        let path = archive.to_str().context("path")?;
+        // Once unpacked a layer is not needed any more: half the space.
+        let import =
+            ["--namespace", "k8s.io", "images", "import", "--local", "--discard-unpacked-layers", path];
+        space.run(&ctr, &import)?;
+        Ok(())
+    }
+
+    /// Start the kubelet (again).
+    pub fn start_kubelet(&mut self) -> Result<()> {
+        let (config, address) = (self.file("kubelet.json"), node_address(self.index));
+        let labels = format!("topology.kubernetes.io/zone=zone{}", self.index);
+        let options = [
+            ("--config", config.as_str()),
+            ("--kubeconfig", &self.kubeconfigs[0]),
+            ("--hostname-override", &self.name),
+            ("--node-ip", &address),
+            ("--node-labels", &labels),
+        ]
+        .map(|(o, v)| format!("{o}={v}"));
+        let options: Vec<&str> = options.iter().map(String::as_str).collect();
+        let kubelet = self.daemon(&self.running()?.space, "kubelet", &options)?;
+        if let Some(r) = &mut self.running {
+            r.kubelet = Some(kubelet);
+        }
+        Ok(())
+    }
+
+    /// Kill the kubelet alone: its containers go on.
+    pub fn kill_kubelet(&mut self) -> Result<()> {
+        let r = self.running.as_mut().with_context(|| format!("{} is off", self.name))?;
+        r.kubelet.take().with_context(|| format!("{} runs no kubelet", self.name))?.kill()
+    }
+
+    /// Its cable is pulled, or put back.
+    pub fn cable(&self, control: &Control, plugged: bool) -> Result<()> {
+        let state = if plugged { "up" } else { "down" };
+        control.space.net(&format!("ip link set {} {state}", port(self.index))).map(drop)
+    }
+
+    /// Power cut: everything on it is killed at once. The disk stays.
+    pub fn cut_power(&mut self) -> Result<()> {
+        let Some(r) = self.running.take() else { return Ok(()) };
+        let started = r.kubelet.into_iter().chain([r.proxy, r.containerd]).collect();
+        r.space.kill(started)
+    }
+
+    /// Nothing of ours has died.
+    pub fn alive(&mut self) -> Result<()> {
+        let Some(r) = &mut self.running else { return Ok(()) };
+        let own = [
+            ("kube-proxy", Some(&mut r.proxy)),
+            ("containerd", Some(&mut r.containerd)),
+            ("kubelet", r.kubelet.as_mut()),
+        ];
+        for (name, p) in own {
+            if let Some(p) = p
+                && !p.running()?
+            {
+                let log = self.dir.join(format!("{name}.log"));
+                bail!("{name} of {} has ended: see {}", self.name, log.display());
+            }
+        }
+        Ok(())
+    }
+}
