@@ -304,6 +304,10 @@ impl Client {
         lock = vdi.lock(LockRequest) -> Done, again true;
         /// Give a lock back.
         unlock = vdi.unlock(UnlockRequest) -> Done, again false;
+        /// Let somebody use a VDI.
+        attach = vdi.attach(AttachRequest) -> Attachment, again true;
+        /// Let somebody use a VDI no longer.
+        detach = vdi.detach(DetachRequest) -> Done, again true;
         /// Where one object is.
         locate = vdi.locate(LocateRequest) -> LocateReply, again true;
         /// Where one object belonged over time.

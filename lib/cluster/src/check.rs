@@ -2,8 +2,8 @@
 //!
 //! `check` judges one state; `Watch` sees states one after the other and also judges the steps between them.
 
-use crate::{ClusterState, Layer, LayerState, NodeState, Session};
-use sheepdog_proto::{Epoch, LayerId, MAX_LAYER_ID, MAX_NODES, VdiId};
+use crate::{Access, ClusterState, Layer, LayerState, MAX_ATTACHMENTS, MAX_HOLDER, NodeState, Session};
+use sheepdog_proto::{AttachmentId, Epoch, LayerId, MAX_LAYER_ID, MAX_NODES, VdiId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
@@ -58,6 +58,10 @@ pub enum Invariant {
     HistoryIsUnbroken,
     /// Shared locks together, or one exclusive; one per holder.
     LocksAgree,
+    /// Attachments ascend, are given out, agree in their access, have different holders, and are of a VDI that can be used.
+    AttachmentsAgree,
+    /// An attachment that was once there is not given to anybody else.
+    AttachmentsAreNeverReused,
     /// Bounded things are within bounds.
     Bounds,
     /// Counters, epochs and positions never go back.
@@ -152,6 +156,23 @@ fn vdis(s: &ClusterState, f: &mut Findings) {
         let mut holders = BTreeSet::new();
         let alone = v.locks.len() <= 1 || v.locks.iter().all(|l| !l.exclusive);
         f.expect(alone && v.locks.iter().all(|l| holders.insert(&l.holder)), Invariant::LocksAgree, id);
+    }
+    attachments(s, f);
+}
+
+fn attachments(s: &ClusterState, f: &mut Findings) {
+    let mut given = BTreeSet::new();
+    for v in s.vdis.values() {
+        let all = &v.attachments;
+        let mut holders = BTreeSet::new();
+        let ascend = all.windows(2).all(|w| w[0].id < w[1].id);
+        let own = all.iter().all(|a| (1..=s.last_attachment).contains(&a.id.0) && given.insert(a.id));
+        let alike = all.iter().all(|a| a.access == all[0].access);
+        let alone = all.len() <= 1 || all[0].access != Access::Single;
+        let sane = ascend && own && alike && alone && all.iter().all(|a| holders.insert(&a.holder));
+        let bounded = all.len() <= MAX_ATTACHMENTS && all.iter().all(|a| a.holder.len() <= MAX_HOLDER);
+        f.expect(sane && (all.is_empty() || v.top.is_some()), Invariant::AttachmentsAgree, (v.id, all));
+        f.expect(bounded, Invariant::Bounds, (v.id, all.len()));
     }
 }
 
@@ -310,7 +331,8 @@ pub struct Watch {
 }
 
 struct Last {
-    counters: [u64; 8],
+    counters: [u64; 9],
+    attachments: BTreeSet<AttachmentId>,
     generations: BTreeMap<VdiId, u64>,
     layers: BTreeMap<LayerId, (Option<LayerId>, Option<LayerId>)>,
 }
@@ -327,7 +349,9 @@ impl Last {
                 s.next_event,
                 s.shutdowns,
                 s.forced.len() as u64,
+                s.last_attachment,
             ],
+            attachments: s.vdis.values().flat_map(|v| &v.attachments).map(|a| a.id).collect(),
             generations: s.vdis.iter().map(|(k, v)| (*k, v.generation.0)).collect(),
             layers: s.layers.iter().map(|(k, l)| (*k, (l.parent, l.base))).collect(),
         }
@@ -351,6 +375,9 @@ impl Watch {
                 let unused = !self.gone.contains(l) && u64::from(l.0) > last.counters[2];
                 f.expect(unused, I::IdsAreNeverReused, l);
             }
+            let mut fresh = now.attachments.difference(&last.attachments);
+            let unused = fresh.all(|a| a.0 > last.counters[8]);
+            f.expect(unused, I::AttachmentsAreNeverReused, s.last_attachment);
             let revised = last.layers == now.layers || last.counters[4] < now.counters[4];
             f.expect(revised, I::ChainsAreRevised, s.layers_revision);
             self.gone.extend(last.layers.keys().filter(|l| !now.layers.contains_key(l)));

@@ -1,9 +1,9 @@
 //! What can be asked of the state machine, and what it answers.
 
 use crate::state::{DiskEntry, Format, Millis, NodeAddr, Timing};
-use crate::{EventLevel, Redundancy};
+use crate::{Access, AttachmentRef, EventLevel, Redundancy};
 use serde::{Deserialize, Serialize};
-use sheepdog_proto::{ClusterId, ControlIndex, DiskId, Epoch, Generation, LayerId, NodeId, VdiId};
+use sheepdog_proto::{AttachmentId, ClusterId, ControlIndex, DiskId, Epoch, Generation, LayerId, NodeId, VdiId};
 
 /// One entry of the control plane's log.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
@@ -300,6 +300,22 @@ pub enum Command {
         /// Asked for by another node; refused with `Busy` while the gateway is up.
         fence: bool,
     },
+    /// Let somebody use a VDI. The answer names the attachment; the same holder and access get the same again.
+    Attach {
+        /// VDI.
+        vdi: VdiId,
+        /// Who.
+        holder: String,
+        /// How.
+        access: Access,
+    },
+    /// Let somebody use a VDI no longer; done when there is nothing to detach.
+    Detach {
+        /// VDI.
+        vdi: VdiId,
+        /// Who.
+        which: AttachmentRef,
+    },
 }
 
 /// Answer to a command.
@@ -333,6 +349,8 @@ pub enum Reply {
     Error(CommandError),
     /// `GatewayOpen`: the registration.
     Registered(ControlIndex),
+    /// `Attach`: the attachment.
+    Attached(AttachmentId),
 }
 
 /// Why a command was refused. The text says what to do.

@@ -10,11 +10,13 @@
 //! its last entry is the ring of the current membership.
 
 mod apply;
+pub mod attachment;
 pub mod check;
 pub mod command;
 pub mod map;
 pub mod state;
 
+pub use attachment::*;
 pub use command::*;
 pub use map::*;
 pub use state::*;

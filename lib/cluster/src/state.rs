@@ -351,6 +351,8 @@ pub struct Vdi {
     pub flattening: bool,
     /// Where it is open for writing: whose requests an owner takes, and who is asked before another open completes.
     pub gateways: BTreeMap<NodeId, GatewayOpen>,
+    /// Who may use it, in order of their ids, bounded; empty: anybody.
+    pub attachments: Vec<crate::Attachment>,
 }
 
 /// Something worth telling people.
@@ -424,6 +426,8 @@ pub struct ClusterState {
     pub last_id: u32,
     /// Last generation given.
     pub last_generation: u64,
+    /// Last attachment given.
+    pub last_attachment: u64,
     /// Background work.
     pub recovery: RecoveryConfig,
     /// Times a clean shutdown was ordered: a process stops when it sees it grow.

@@ -5,10 +5,10 @@ mod mutate;
 
 use mutate::{each_of, peak, rounds, within};
 use sheepdog_cluster::{
-    ClusterState, Command, DiskEntry, Entry, EventLevel, Format, NodeAddr, NodeHello, Redundancy, Reply,
+    Access, AttachmentRef, ClusterState, Command, DiskEntry, Entry, EventLevel, Format, NodeAddr, NodeHello, Redundancy, Reply,
     SnapshotRef, Timing,
 };
-use sheepdog_proto::{ClusterId, ControlIndex, DiskId, Epoch, Generation, LayerId, NodeId, VdiId};
+use sheepdog_proto::{AttachmentId, ClusterId, ControlIndex, DiskId, Epoch, Generation, LayerId, NodeId, VdiId};
 
 /// What one entry may add to a state of a few nodes: a ring is rebuilt with up to 65,536 points for a node.
 const RINGS: usize = 16 << 20;
@@ -74,6 +74,10 @@ fn commands() -> Vec<Command> {
         Command::Lock { vdi, holder: "h".into(), exclusive: false },
         Command::Unlock { vdi, holder: None },
         Command::VdiRename { vdi, name: "w".into() },
+        Command::Attach { vdi, holder: "node".into(), access: Access::Shared },
+        Command::Attach { vdi, holder: "other".into(), access: Access::Shared },
+        Command::Detach { vdi, which: AttachmentRef::Id(AttachmentId(1)) },
+        Command::Detach { vdi, which: AttachmentRef::Holder("other".into()) },
         Command::AlterCopies { vdi: Some(vdi), redundancy: Redundancy::Copies(2) },
         Command::VdiDelete { vdi, snapshot: Some(SnapshotRef::Id(1)) },
         Command::LayerMerged { layer: LayerId(1), node },

@@ -4,9 +4,9 @@ mod common;
 
 use common::{Cluster, hello, node};
 use sheepdog_cluster::{
-    ClusterState, Command, DiskEntry, Entry, EventLevel, NodeHello, Redundancy, Reply, SnapshotRef,
+    Access, AttachmentRef, ClusterState, Command, DiskEntry, Entry, EventLevel, NodeHello, Redundancy, Reply, SnapshotRef,
 };
-use sheepdog_proto::{ControlIndex, DiskId, Epoch, Generation, LayerId, VdiId};
+use sheepdog_proto::{AttachmentId, ControlIndex, DiskId, Epoch, Generation, LayerId, VdiId};
 
 /// xorshift64*: the same numbers for the same seed.
 struct Dice(u64);
@@ -111,7 +111,20 @@ fn volumes(d: &mut Dice, s: &ClusterState) -> Command {
     let name = format!("v{}", d.below(14));
     let uuid = u128::from(s.index.0) + 1;
     let (n, incarnation) = member(d, s);
-    match d.below(34) {
+    match d.below(40) {
+        34..=37 => {
+            let access = d.of(&[Access::Single, Access::Shared, Access::Shared, Access::ReadOnly]);
+            let holder = format!("n{}", d.below(4));
+            Command::Attach { vdi: v, holder, access: access.unwrap_or(Access::Single) }
+        }
+        38..=39 => {
+            let which = match d.below(4) {
+                0 => AttachmentRef::All,
+                1 => AttachmentRef::Id(AttachmentId(d.below(s.last_attachment + 2))),
+                _ => AttachmentRef::Holder(format!("n{}", d.below(4))),
+            };
+            Command::Detach { vdi: v, which }
+        }
         30..=31 => Command::GatewayOpen { vdi: v, node: node(n), incarnation },
         32..=33 => {
             let open = s.vdis.get(&v).and_then(|v| v.gateways.get(&node(n)));

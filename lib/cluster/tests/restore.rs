@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Cluster, create, format, hello, node};
-use sheepdog_cluster::{ClusterState, Command, CommandError, NodeState, Redundancy, Reply, Session};
+use sheepdog_cluster::{Access, ClusterState, Command, CommandError, NodeState, Redundancy, Reply, Session};
 use sheepdog_proto::{ClusterId, Epoch, LayerId, PlacementKey};
 
 fn old() -> (Cluster, ClusterState) {
@@ -11,6 +11,7 @@ fn old() -> (Cluster, ClusterState) {
     let (a, b) = (c.vdi("a"), c.vdi("b"));
     c.ok(Command::Snapshot { vdis: vec![(a, None)], tag: "t".into() });
     c.open(b, 1);
+    c.ok(Command::Attach { vdi: a, holder: "n".into(), access: Access::Single });
     c.ok(Command::NodeOut { node: node(2) });
     let state = c.s.clone();
     (c, state)
@@ -25,6 +26,9 @@ fn a_restored_state_gives_nothing_out_twice() {
     assert!(c.s.epoch > Epoch(state.epoch.0 + 1024));
     assert!(c.s.last_generation > state.last_generation + 1000 && c.s.last_id > state.last_id + 1000);
     assert_eq!((c.s.vdis.len(), &c.s.names), (2, &state.names));
+    let attached = &c.s.vdis[&c.s.names["a"]].attachments;
+    assert_eq!((attached.len(), attached[0].holder.as_str()), (1, "n"));
+    assert!(c.s.last_attachment > state.last_attachment + 1000);
     assert_eq!(
         c.s.vdis[&c.s.names["b"]].session,
         Session::Unclean { generation: sheepdog_proto::Generation(1) }

@@ -87,8 +87,16 @@ int_id!(
     /// A VDI: equal to the number of its first layer, stays the same through snapshots and rollback.
     VdiId, u32, "v");
 int_id!(
+    /// Somebody's right to use a VDI: from one counter for the whole cluster, never used again. 0 names none.
+    AttachmentId, u64, "a");
+int_id!(
     /// Position in the control plane's log. "At least this index" means "knows everything up to here".
     ControlIndex, u64, "i");
+
+impl AttachmentId {
+    /// No attachment.
+    pub const NONE: Self = Self(0);
+}
 
 impl LayerId {
     /// Six hex digits, as in object names.

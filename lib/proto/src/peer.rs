@@ -9,7 +9,7 @@
 
 use crate::checksum::{crc32c, crc32c_parts};
 use crate::{
-    BlockMap, ClusterId, ControlIndex, Epoch, Generation, LayerId, MAX_META, MAX_OBJECT_BLOCKS,
+    AttachmentId, BlockMap, ClusterId, ControlIndex, Epoch, Generation, LayerId, MAX_META, MAX_OBJECT_BLOCKS,
     MAX_OBJECT_SIZE, MAX_PAYLOAD, MIN_OBJECT_SIZE, NodeId, ObjectId, PlacementKey, VdiId, Version,
 };
 use bytes::Bytes;
@@ -754,6 +754,8 @@ pub enum Request {
         open: u64,
         /// The registration under which the VDI was opened (`Vdi::gateways`); of `Attach` the position of the control plane that the owner must know.
         since: ControlIndex,
+        /// The attachment under which it was opened; 0: without one.
+        attachment: AttachmentId,
         /// Number of this request among those of this sender to this owner, from 1: it is carried out once however often it arrives. 0 for what
         /// changes nothing.
         seq: u64,
@@ -819,6 +821,15 @@ pub enum Request {
         /// The process that the map knows as the gateway's: another one cannot speak for it.
         incarnation: u64,
     },
+    /// Attachments of this VDI have changed. Answered by its session's owner when no change that they do not permit any more is carried out there, and none will be.
+    Enforced {
+        /// VDI.
+        vdi: VdiId,
+        /// The process that the map knows as the owner's: another one cannot speak for it.
+        incarnation: u64,
+        /// Position the answerer must have reached.
+        control_index: ControlIndex,
+    },
 }
 
 /// One extent of a `BlockState` answer.
@@ -849,6 +860,8 @@ pub enum ForwardError {
     ShuttingDown,
     /// The gateway's registration is not in force any more: what it had open is void.
     Fenced,
+    /// The VDI's attachments do not permit it, and why.
+    NotAttached(String),
 }
 
 /// Digest of one copy.

@@ -12,7 +12,7 @@ use sheepdog_proto::peer::{
     WriteReply, WriteRequest, decode, encode,
 };
 use sheepdog_proto::{
-    BLOCK_SHIFT, BLOCK_SIZE, BlockMap, ClusterId, ControlIndex, DiskId, Epoch, Generation, LayerId, MAX_META,
+    AttachmentId, BLOCK_SHIFT, BLOCK_SIZE, BlockMap, ClusterId, ControlIndex, DiskId, Epoch, Generation, LayerId, MAX_META,
     MAX_OBJECT_BLOCKS, MAX_PAYLOAD, NodeId, ObjectId, PlacementKey, VdiId, Version,
 };
 
@@ -82,6 +82,7 @@ fn requests() -> Vec<Vec<u8>> {
             vdi,
             open: 1,
             since: control_index,
+            attachment: AttachmentId(2),
             seq: 7,
             floor: 3,
             io: Forward::Read { layer: Some(family), offset: 4096, len: 512 },
@@ -90,6 +91,7 @@ fn requests() -> Vec<Vec<u8>> {
             vdi,
             open: 1,
             since: control_index,
+            attachment: AttachmentId(2),
             seq: 7,
             floor: 3,
             io: Forward::Write { offset: 1 << 40 },
@@ -98,6 +100,7 @@ fn requests() -> Vec<Vec<u8>> {
             vdi,
             open: 1,
             since: control_index,
+            attachment: AttachmentId(2),
             seq: 7,
             floor: 3,
             io: Forward::Zero { offset: 0, len: 1 << 30 },
@@ -106,6 +109,7 @@ fn requests() -> Vec<Vec<u8>> {
             vdi,
             open: 1,
             since: control_index,
+            attachment: AttachmentId(2),
             seq: 0,
             floor: 0,
             io: Forward::BlockStatus { layer: None, offset: 0, len: 1 << 30, max: 100 },
@@ -116,6 +120,7 @@ fn requests() -> Vec<Vec<u8>> {
         Request::Stamp { oid, epoch: Epoch(8), blocks: vec![1..2], floor: Epoch(3) },
         Request::Missed { oid, family, epoch: Epoch(8), control_index },
         Request::Settled { vdi, incarnation: 5 },
+        Request::Enforced { vdi, incarnation: 5, control_index },
     ];
     all.iter().map(encode).collect()
 }

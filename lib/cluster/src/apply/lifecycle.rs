@@ -72,7 +72,13 @@ impl ClusterState {
         let Some(format) = &state.format else {
             return Err(CommandError::Invalid("the state found on the disks was never formatted".into()));
         };
-        let counters = [state.last_generation, state.epoch.0, state.layers_revision, state.next_event];
+        let counters = [
+            state.last_generation,
+            state.last_attachment,
+            state.epoch.0,
+            state.layers_revision,
+            state.next_event,
+        ];
         if counters.iter().any(|n| *n > MAX_COUNTER) {
             return Err(CommandError::Invalid("the state found on the disks is damaged".into()));
         }
@@ -95,6 +101,7 @@ impl ClusterState {
         self.recent = recent;
         // Commits after the snapshot that was found may have given out more of these.
         self.last_generation += 1 << 20;
+        self.last_attachment += 1 << 20;
         self.last_id = self.last_id.saturating_add(1024).min(sheepdog_proto::MAX_LAYER_ID);
         for v in self.vdis.values_mut() {
             v.generation = Generation(v.generation.0);

@@ -1,5 +1,6 @@
 //! Applying entries: one file per subject. Nothing here may panic, whatever an entry says.
 
+mod attachment;
 mod lifecycle;
 mod node;
 mod session;
@@ -85,6 +86,8 @@ impl ClusterState {
             C::SessionClose { vdi, generation } => self.session_close(*vdi, *generation),
             C::GatewayOpen { vdi, node, incarnation } => self.gateway_open(*vdi, *node, *incarnation),
             C::GatewayClose { vdi, node, since, fence } => self.gateway_close(*vdi, *node, *since, *fence),
+            C::Attach { vdi, holder, access } => self.attach(now, *vdi, holder, *access),
+            C::Detach { vdi, which } => self.detach(*vdi, which),
             C::LayerMerged { layer, node } => self.layer_merged(*layer, *node),
             C::Recovery { enabled, max_bytes_per_s, concurrency } => {
                 self.set_recovery(now, *enabled, *max_bytes_per_s, *concurrency)

@@ -233,6 +233,9 @@ impl ClusterState {
             }
             self.reconsider(s.layer);
         } else {
+            if !v.attachments.is_empty() {
+                return Err(CommandError::Busy(v.attached_to()));
+            }
             if let Session::Open { owner, .. } = v.session {
                 return Err(CommandError::Busy(format!(
                     "VDI {} is in use on node {}",

@@ -18,10 +18,10 @@ const MAX_MOVES: usize = 8;
 
 /// A name that can be an export, a file name and a command line word.
 pub(super) fn check_name(name: &str) -> Result<(), CommandError> {
-    let bad = |c: char| c.is_control() || c == '@' || c == '/';
+    let bad = |c: char| c.is_control() || matches!(c, '@' | '/' | '#');
     if name.is_empty() || name.len() > 255 || name.chars().any(bad) || name == "." || name == ".." {
         return Err(CommandError::Invalid(
-            "a VDI name has 1 to 255 bytes, without \"@\", \"/\" and control characters".into(),
+            "a VDI name has 1 to 255 bytes, without \"@\", \"/\", \"#\" and control characters".into(),
         ));
     }
     Ok(())
@@ -111,6 +111,7 @@ impl ClusterState {
                 generation: Generation(0),
                 flattening: false,
                 gateways: BTreeMap::new(),
+                attachments: Vec::new(),
             },
         );
         self.names.insert(name.to_owned(), id);
@@ -146,6 +147,10 @@ impl ClusterState {
         let v = self.vdi_mut(id)?;
         if v.name == name {
             return Ok(Reply::Done);
+        }
+        if !v.attachments.is_empty() {
+            // Its holders find it again by its name.
+            return Err(CommandError::Busy(v.attached_to()));
         }
         self.check_free_name(name)?;
         let v = self.vdi_mut(id)?;
