@@ -123,7 +123,7 @@ impl Use {
 /// Options of mount that a storage class may ask for: words, not what decides where and how safely a volume is mounted.
 fn mount_options(flags: &[String]) -> Outcome<Vec<String>> {
     let mut options = Vec::new();
-    for o in flags.iter().flat_map(|f| f.split(',')).map(str::trim).filter(|o| !o.is_empty()) {
+    for o in flags.iter().flat_map(|f| words(f)).map(str::trim).filter(|o| !o.is_empty()) {
         let word = o.split('=').next().unwrap_or(o);
         if o.len() > 256 || o.chars().any(|c| c.is_control() || c.is_whitespace()) {
             return Err(Fault::invalid(format!("mount option \"{}\" is not a word", o.escape_debug())));
@@ -134,6 +134,16 @@ fn mount_options(flags: &[String]) -> Outcome<Vec<String>> {
         options.push(o.to_owned());
     }
     Ok(options)
+}
+
+/// Cut at commas, but not at those of a quoted value, as SELinux contexts have them.
+fn words(flags: &str) -> Vec<&str> {
+    let mut quoted = false;
+    let at_comma = |c: char| {
+        quoted ^= c == '"';
+        c == ',' && !quoted
+    };
+    flags.split(at_comma).collect()
 }
 
 #[cfg(test)]
@@ -182,6 +192,9 @@ mod tests {
         };
         let good = Shape::Mount { fs: Fs::Xfs, options: vec!["noatime".into(), "logbufs=8".into()] };
         assert_eq!(options(&["noatime,logbufs=8", ""]).unwrap(), good);
+        let context = "context=\"system_u:object_r:container_file_t:s0:c1,c2\"";
+        let labelled = Shape::Mount { fs: Fs::Xfs, options: vec![context.into(), "noatime".into()] };
+        assert_eq!(options(&[&format!("{context},noatime")]).unwrap(), labelled);
         for bad in ["bind", "loop=/dev/loop0", "a b", "offset=4096"] {
             assert!(options(&[bad]).is_err(), "{bad}");
         }

@@ -313,7 +313,7 @@ async fn forget_clone_snapshot(c: &Controller, source: Uuid, tag: &str) -> Outco
         return Ok(());
     }
     let request =
-        DeleteVdiRequest { vdi: Some(VdiRef::id(source.id)), snapshot: tag.into(), with_snapshots: false };
+        DeleteVdiRequest { vdi: Some(VdiRef::id(source.id)), snapshot: tag.into(), ..Default::default() };
     match c.sheep.client().delete_vdi(request).await {
         Err(e) if e.kind != ErrorKind::Missing => Err(e.into()),
         _ => Ok(()),

@@ -23,6 +23,9 @@ use std::sync::Arc;
 use tokio::sync::OnceCell;
 use tonic::{Request, Response, Status};
 
+pub use create::context as made;
+pub use publish::context as attached;
+
 /// Key of the one constraint on where a volume can be used: nodes with a sheep of its cluster.
 pub const TOPOLOGY_CLUSTER: &str = "topology.csi.sheepdog.io/cluster";
 /// Key of a node's zone, as its sheep says it. Volumes are spread over zones, so it constrains nothing.
