@@ -2,7 +2,7 @@
 
 use super::stage::device_of;
 use super::state::Staged;
-use super::{Plugin, path, volume};
+use super::{Plugin, volume};
 use crate::csi::*;
 use crate::exec::SHORT;
 use crate::fault::{Fault, Kind, Outcome, io};
@@ -19,11 +19,19 @@ fn staged_at(p: &Plugin, id: Uuid, at: &Path) -> Outcome<Staged> {
     if known && at.exists() { Ok(s) } else { Err(missing()) }
 }
 
+/// A path is needed; one that cannot be a volume's is one where there is none.
+fn place(path: &str) -> Outcome<PathBuf> {
+    if path.is_empty() {
+        return Err(Fault::invalid("a volume path is needed"));
+    }
+    Ok(path.into())
+}
+
 pub(super) async fn stats(p: &Plugin, r: NodeGetVolumeStatsRequest) -> Outcome<NodeGetVolumeStatsResponse> {
     if r.volume_id.is_empty() {
         return Err(Fault::invalid("a volume id is needed"));
     }
-    let at = path("volume path", &r.volume_path)?;
+    let at = place(&r.volume_path)?;
     let s = staged_at(p, volume(&r.volume_id)?, &at)?;
     let usage = match s.fs {
         None => {
@@ -81,7 +89,7 @@ pub(super) async fn expand(p: &Plugin, r: NodeExpandVolumeRequest) -> Outcome<No
     if r.volume_id.is_empty() {
         return Err(Fault::invalid("a volume id is needed"));
     }
-    let at = path("volume path", &r.volume_path)?;
+    let at = place(&r.volume_path)?;
     let id = volume(&r.volume_id)?;
     staged_at(p, id, &at)?;
     let wanted = r.capacity_range.map_or(0, |c| u64::try_from(c.required_bytes).unwrap_or(0));

@@ -52,6 +52,8 @@ pub struct Host {
     nbd: PathBuf,
     locks: Locks,
     entries: Mutex<BTreeMap<Uuid, Entry>>,
+    /// Held while this process lives: a second one would take away the first one's volumes as left behind.
+    _alone: std::fs::File,
 }
 
 impl Host {
@@ -60,7 +62,14 @@ impl Host {
         std::fs::create_dir_all(&dir).map_err(io(dir.display()))?;
         // As the kernel tells it.
         let dir = dir.canonicalize().map_err(io(dir.display()))?;
-        Ok(Arc::new(Self { dir, nbd, locks: Locks::default(), entries: Mutex::default() }))
+        let alone = std::fs::File::create(dir.join("lock")).map_err(io(dir.display()))?;
+        rustix::fs::flock(&alone, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(|_| {
+            Fault::precondition(format!(
+                "a fuse-host runs already for {}: it goes on until nothing is attached",
+                dir.display()
+            ))
+        })?;
+        Ok(Arc::new(Self { dir, nbd, locks: Locks::default(), entries: Mutex::default(), _alone: alone }))
     }
 
     fn entries(&self) -> MutexGuard<'_, BTreeMap<Uuid, Entry>> {
