@@ -301,6 +301,19 @@ mod tests {
         assert!(!Format::Making(WHAT).is_made_before(2_000_000));
     }
 
+    #[tokio::test]
+    async fn file_systems_are_made_and_found() {
+        let dir = tempfile::tempdir().unwrap();
+        for fs in [Fs::Ext4, Fs::Xfs] {
+            let path = dir.path().join(fs.name());
+            std::fs::File::create(&path).unwrap().set_len(fs.smallest()).unwrap();
+            assert_eq!(probe(&path).await.unwrap(), Probe::Nothing);
+            crate::mount::make(fs, &path).await.unwrap();
+            assert_eq!(probe(&path).await.unwrap(), Probe::Found(fs.name().into()));
+            crate::mount::check(fs, &path).await.unwrap();
+        }
+    }
+
     #[test]
     fn ends_are_read() {
         let dir = tempfile::tempdir().unwrap();

@@ -98,4 +98,20 @@ mod tests {
         let e = passphrase(&with("password", "s3cret")).unwrap_err();
         assert!(e.text.contains(SECRET) && !e.text.contains("s3cret"), "{e}");
     }
+
+    #[tokio::test]
+    async fn a_container_is_made_and_found() {
+        use crate::guard::{self, Probe};
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("d");
+        std::fs::File::create(&path).unwrap().set_len(32 << 20).unwrap();
+        assert_eq!(guard::probe(&path).await.unwrap(), Probe::Nothing);
+        make(&path, "s3cret").await.unwrap();
+        assert_eq!(guard::probe(&path).await.unwrap(), Probe::Found(SIGNATURE.into()));
+        assert!(!guard::ends_are_zeros(&path).await.unwrap());
+        let test = ["-q", "open", "--test-passphrase", "--key-file", "-", path.to_str().unwrap()];
+        cryptsetup(&test, "s3cret").await.unwrap();
+        let e = cryptsetup(&test, "wrong").await.unwrap_err();
+        assert!(e.text.contains("does not open") && !e.text.contains("wrong"), "{e}");
+    }
 }

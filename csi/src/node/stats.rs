@@ -41,7 +41,16 @@ pub(super) async fn stats(p: &Plugin, r: NodeGetVolumeStatsRequest) -> Outcome<N
         Some(_) if mount::at(&at)?.is_none() => {
             return Err(Fault::not_found(format!("nothing is mounted at {}", at.display())));
         }
-        Some(_) => in_file_system(at).await?,
+        Some(_) => {
+            if let Some(m) = mount::at(&s.staging)?.filter(|m| m.is_read_only() && !s.request.read_only) {
+                tracing::error!(
+                    volume = r.volume_id,
+                    "the file system stopped taking writes after an error ({}): its pods have to be started again",
+                    m.super_options
+                );
+            }
+            in_file_system(at).await?
+        }
     };
     Ok(NodeGetVolumeStatsResponse { usage, volume_condition: None })
 }
