@@ -167,6 +167,49 @@ fn attributes_locks_sizes() {
 }
 
 #[test]
+fn attachments() {
+    let dir = tempfile::tempdir().unwrap();
+    let sheep = formatted(dir.path());
+    sheep.dog(&["vdi", "create", "d", "8M"]).ok();
+    sheep.dog(&["vdi", "create", "d#1", "8M"]).fails(64, "#");
+    sheep.dog_input(&["vdi", "write", "d"], b"before").ok();
+    let attach = |holder: &str, access: &str| {
+        sheep.dog(&["vdi", "attach", "d", holder, "--access", access, "-o", "json"])
+    };
+    let first = attach("host 1", "single").json();
+    assert_eq!((&first["holder"], &first["access"]), (&"host 1".into(), &"single".into()), "{first}");
+    assert_eq!(first["export"], format!("d#{}", first["id"]));
+    assert_eq!(attach("host 1", "single").json()["id"], first["id"]);
+    attach("host 1", "shared").fails(3, "as single, not as shared");
+    attach("host 2", "single").fails(1, "attached to host 1");
+    sheep.dog(&["vdi", "attach", "d", ""]).fails(64, "1 to 256 bytes");
+    sheep.dog(&["vdi", "attach", "nothere", "x"]).fails(5, "nothere");
+    let list = sheep.dog(&["vdi", "list", "d", "-o", "json"]).json();
+    assert_eq!(list[0]["attached"][0], format!("host 1 (#{}, single)", first["id"]), "{list}");
+    assert!(sheep.dog(&["vdi", "list", "d", "-o", "wide"]).ok().out.contains("ATTACHED TO"));
+
+    // Without an attachment it can be read and not written.
+    assert_eq!(sheep.dog(&["vdi", "read", "d", "0", "6"]).ok().out, "before");
+    sheep.dog_input(&["vdi", "write", "d"], b"after").fails(1, "attached to host 1");
+    sheep.dog(&["vdi", "rename", "d", "e"]).fails(1, "attached to host 1");
+    sheep.dog(&["vdi", "delete", "d", "--yes"]).fails(1, "--force");
+
+    sheep.dog(&["vdi", "detach", "d"]).fails(64, "--all");
+    sheep.dog(&["vdi", "detach", "d", "host 1"]).fails(1, "not confirmed");
+    sheep.dog(&["vdi", "detach", "d", "host 1", "--yes"]).ok();
+    sheep.dog(&["vdi", "detach", "d", "host 1", "--yes"]).ok();
+    sheep.dog_input(&["vdi", "write", "d"], b"after").ok();
+    for host in ["host 1", "host 2"] {
+        attach(host, "read-only").ok();
+    }
+    sheep.dog_input(&["vdi", "write", "d"], b"again").fails(1, "host 1, host 2 (read-only)");
+    sheep.dog(&["vdi", "detach", "d", "--all", "--yes"]).ok();
+    attach("host 3", "shared").ok();
+    sheep.dog(&["vdi", "delete", "d", "--force", "--yes"]).ok();
+    assert!(names(&sheep).is_empty());
+}
+
+#[test]
 fn contents_travel() {
     let dir = tempfile::tempdir().unwrap();
     let sheep = formatted(dir.path());

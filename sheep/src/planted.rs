@@ -10,6 +10,8 @@ pub enum Bug {
     StaleRead,
     /// A write is acknowledged before it is in the journal.
     AckBeforeJournal,
+    /// Changes are carried out whatever attachment they were sent under.
+    LateDetached,
 }
 
 #[cfg(feature = "planted-bugs")]

@@ -35,6 +35,9 @@ pub enum VolumeError {
     /// Data that no copy can supply.
     #[error("{0}")]
     Io(String),
+    /// The volume's attachments do not permit it, or do not any more.
+    #[error("{0}")]
+    NotAttached(String),
     /// The volume was opened at another gateway while this one was away: reconnect.
     #[error("opened elsewhere while this gateway was away: reconnect")]
     Fenced,
@@ -88,6 +91,10 @@ pub trait Volume {
     ) -> LocalFut<'_, Result<Vec<Extent>, VolumeError>>;
     /// How to learn that the client has hung up before what it sent has been read up to the end: asked when the volume is opened again.
     fn watch(&self, _hung_up: Rc<dyn Fn() -> bool>) {}
+    /// Completes when the client's right to the volume is gone: its connection is cut, and nothing of it takes effect any more.
+    fn revoked(&self) -> LocalFut<'_, ()> {
+        Box::pin(std::future::pending())
+    }
     /// The client is gone but its requests still run: the next open of this volume waits for them (rule 6 of the design).
     fn abandon(&self) {}
     /// Orderly end: completes when nothing of this open is in flight any more.
@@ -111,7 +118,7 @@ pub trait VolumeSource {
     fn list(&self) -> LocalFut<'_, Result<Vec<ExportInfo>, VolumeError>>;
     /// What is there, without opening a session.
     fn info(&self, name: &str) -> LocalFut<'_, Result<ExportInfo, VolumeError>>;
-    /// Open by `name` or `name@tag`. Completes only when every request of dead connections to this VDI has finished or is
+    /// Open by `name`, `name@tag`, `name#attachment` or `name#ro`. Completes only when every request of dead connections to this VDI has finished or is
     /// fenced (rule 6 of the design).
     fn open(&self, name: &str) -> LocalFut<'_, Result<Rc<dyn Volume>, VolumeError>>;
 }

@@ -415,6 +415,96 @@ async fn what_a_frozen_gateway_still_had_to_do_does_not_come_after_an_open_elsew
     c.kill(0);
 }
 
+/// An attachment by sheep `i`.
+async fn attach(c: &Cluster, i: usize, holder: &str, access: pb::attachment::Access) -> pb::Attachment {
+    let vdi = Some(pb::VdiRef::name("disk"));
+    let request = pb::AttachRequest { vdi, holder: holder.into(), access: access.into() };
+    c.client(i).await.attach(request).await.expect("attaches")
+}
+
+/// How long it took.
+async fn detach(c: &Cluster, i: usize, holder: &str) -> Duration {
+    let client = c.client(i).await;
+    let which = Some(pb::detach_request::Which::Holder(holder.into()));
+    let began = Instant::now();
+    client.detach(pb::DetachRequest { vdi: Some(pb::VdiRef::name("disk")), which }).await.expect("detaches");
+    began.elapsed()
+}
+
+/// What qemu-io says to one command, on an export of `disk` through sheep `i`.
+fn qemu_io(c: &Cluster, i: usize, export: &str, command: &str) -> String {
+    let uri = c.uri(i, &export.replace('#', "%23"));
+    let read_only = if command.starts_with("read") { "-r" } else { "-n" };
+    let out = run("qemu-io", &[read_only, "-f", "raw", "-c", command, &uri]);
+    format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
+}
+
+#[tokio::test]
+async fn a_detached_holder_can_do_nothing_any_more() {
+    use pb::attachment::Access::{Shared, Single};
+    let mut c = Cluster::new(3, false);
+    c.format(3).await;
+    c.create("disk", 64 << 20).await;
+    c.whole().await;
+    // Whoever has it open without an attachment loses it when there is one, and may still read.
+    let mut stranger = nbd::attach(c.sheep[2].nbd, "disk").await;
+    stranger.write(8192, &[9; 4096]).await;
+    let a = attach(&c, 0, "node a", Single).await;
+    assert!(!stranger.is_answered().await, "its connection was not cut");
+    let refused = qemu_io(&c, 2, "disk", "write -P 8 8192 4096");
+    assert!(refused.contains("attached to node a") && refused.contains("dog vdi detach"), "{refused}");
+    assert!(qemu_io(&c, 2, "disk#ro", "read -P 9 8192 4096").contains("read 4096/4096"));
+    assert!(qemu_io(&c, 2, "disk#99", "read 0 4096").contains("is over"));
+    // The same holder gets the same, nobody else gets one.
+    assert_eq!(attach(&c, 2, "node a", Single).await, a);
+    let vdi = Some(pb::VdiRef::name("disk"));
+    let second = pb::AttachRequest { vdi, holder: "node b".into(), access: Single.into() };
+    let e = c.client(1).await.attach(second).await.expect_err("it is attached");
+    assert!(e.to_string().contains("node a (single)"), "{e}");
+
+    // Its gateway, which owns the session, stands still with a write in its socket.
+    let mut one = nbd::attach(c.sheep[1].nbd, &format!("disk#{}", a.id)).await;
+    one.write(0, &[1; 4096]).await;
+    c.signal(1, "STOP");
+    one.send_write(0, &[2; 4096]).await;
+    let took = detach(&c, 0, "node a").await;
+    assert!(took > Duration::from_secs(2), "it was not waited for the end of its lease: {took:?}");
+    let b = attach(&c, 2, "node b", Single).await;
+    assert!(b.id > a.id);
+    let mut two = nbd::attach(c.sheep[0].nbd, &format!("disk#{}", b.id)).await;
+    two.write(0, &[3; 4096]).await;
+    c.signal(1, "CONT");
+    assert!(!one.is_answered().await, "a write of a detached holder was carried out");
+    c.whole().await;
+    for i in 0..3 {
+        assert!(qemu_io(&c, i, "disk#ro", "read -P 3 0 4096").contains("read 4096/4096"), "at sheep {i}");
+        let old = qemu_io(&c, i, &format!("disk#{}", a.id), "read 0 4096");
+        assert!(old.contains("is over"), "at sheep {i}: {old}");
+    }
+    two.write(4096, &[4; 4096]).await;
+    detach(&c, 1, "node b").await;
+    assert!(!two.is_answered().await, "its connection was not cut");
+
+    // A gateway that does not own the session need not be waited for.
+    let (s, t) = (attach(&c, 0, "node s", Shared).await, attach(&c, 1, "node t", Shared).await);
+    let mut owner = nbd::attach(c.sheep[0].nbd, &format!("disk#{}", s.id)).await;
+    owner.write(0, &[5; 4096]).await;
+    let mut other = nbd::attach(c.sheep[2].nbd, &format!("disk#{}", t.id)).await;
+    other.write(4096, &[6; 4096]).await;
+    c.signal(2, "STOP");
+    other.send_write(0, &[7; 4096]).await;
+    let took = detach(&c, 0, "node t").await;
+    assert!(took < Duration::from_secs(2), "it was waited for a gateway that owns nothing: {took:?}");
+    c.signal(2, "CONT");
+    assert!(!other.is_answered().await, "a write of a detached holder was carried out");
+    owner.write(8192, &[5; 4096]).await;
+    for (what, i) in [("read -P 5 0 4096", 0), ("read -P 6 4096 4096", 1), ("read -P 5 8192 4096", 2)] {
+        let text = qemu_io(&c, i, "disk#ro", what);
+        assert!(text.contains("read 4096/4096") && !text.contains("failed"), "{what}: {text}");
+    }
+    c.check("disk").await;
+}
+
 #[tokio::test]
 async fn everything_survives_a_power_cut_of_all_sheep() {
     let mut c = Cluster::new(3, false);

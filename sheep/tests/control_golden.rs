@@ -15,10 +15,10 @@ use sheep::control::state_machine::{StateMachine, encode_state};
 use sheep::control::{Publisher, boottime_millis};
 use sheep::node::keep;
 use sheepdog_cluster::{
-    ClusterState, Command, DiskEntry, Entry, EventLevel, Format, Layout, NodeAddr, NodeHello, Redundancy,
-    Timing,
+    Access, ClusterState, Command, DiskEntry, Entry, EventLevel, Format, Layout, NodeAddr, NodeHello,
+    Redundancy, Timing,
 };
-use sheepdog_proto::{ClusterId, ControlIndex, DiskId, NodeId};
+use sheepdog_proto::{ClusterId, ControlIndex, DiskId, NodeId, VdiId};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -76,6 +76,7 @@ fn commands() -> Vec<Command> {
         Command::NodeUp(hello),
         vdi,
         Command::Note { level: EventLevel::Warning, text: "a note".into() },
+        Command::Attach { vdi: VdiId(1), holder: "host".into(), access: Access::Shared },
         Command::NodeWeight { node: NODE, weight: Some(500), vnodes: None },
         Command::Shutdown,
     ]

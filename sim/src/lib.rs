@@ -134,6 +134,7 @@ async fn scenario(options: Options, report: Rc<RefCell<Report>>) {
     r.snapshots = world.snapshots.get();
     r.fingerprint = world.history.fingerprint();
     r.violations.extend(world.violations.borrow_mut().drain(..));
+    r.violations.extend(oracle::detached::check(&world.history).into_iter().map(|v| ("detached", v)));
     r.violations.extend(oracle::linearizable::check(&world.history).into_iter().map(|v| ("linearizable", v)));
     world.nodes.iter().for_each(|n| n.fs.wipe());
 }

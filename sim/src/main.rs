@@ -19,7 +19,7 @@ struct Args {
     /// Simulated seconds of faults per seed
     #[arg(long, default_value_t = 60)]
     seconds: u64,
-    /// Plant a bug that must be found: skipped-fence, stale-read, ack-before-journal
+    /// Plant a bug that must be found: skipped-fence, stale-read, ack-before-journal, late-detached
     #[arg(long, value_parser = bug)]
     plant: Option<Bug>,
     /// Threads
@@ -41,7 +41,8 @@ fn bug(text: &str) -> Result<Bug, String> {
         "skipped-fence" => Ok(Bug::SkippedFence),
         "stale-read" => Ok(Bug::StaleRead),
         "ack-before-journal" => Ok(Bug::AckBeforeJournal),
-        _ => Err("known bugs: skipped-fence, stale-read, ack-before-journal".into()),
+        "late-detached" => Ok(Bug::LateDetached),
+        _ => Err("known bugs: skipped-fence, stale-read, ack-before-journal, late-detached".into()),
     }
 }
 

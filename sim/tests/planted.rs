@@ -26,9 +26,15 @@ fn an_acknowledgement_before_the_journal_is_found() {
 }
 
 #[test]
+fn a_write_of_a_detached_holder_is_found() {
+    let (_, report) = first_finding(Bug::LateDetached);
+    assert!(report.violations.iter().any(|(name, _)| *name == "detached"), "{:?}", report.violations);
+}
+
+#[test]
 fn the_same_seed_is_the_same_run() {
     let once = |seed| run(Options { seed, bug: None, seconds: 20 });
-    for seed in [3, 5, 7] {
+    for seed in [3, 4, 5, 7] {
         let (a, b) = (once(seed), once(seed));
         assert_eq!((a.fingerprint, a.operations), (b.fingerprint, b.operations), "seed {seed}");
     }

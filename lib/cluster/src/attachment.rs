@@ -95,7 +95,10 @@ impl Vdi {
             };
         }
         match self.attachment(by) {
-            None => Err(Denied::NotAttached(format!("attachment {by} of VDI {} is over: it was detached", self.name))),
+            None => Err(Denied::NotAttached(format!(
+                "attachment {by} of VDI {} is over: it was detached",
+                self.name
+            ))),
             Some(a) if change && a.access == Access::ReadOnly => Err(Denied::ReadOnly),
             Some(_) => Ok(()),
         }
@@ -111,6 +114,8 @@ impl Vdi {
         }
         let access = self.attachments.first().map_or("", |a| a.access.word());
         let (holders, name) = (holders.join(", "), &self.name);
-        format!("VDI {name} is attached to {holders} ({access}): `dog vdi detach {name} HOLDER` takes it away from there")
+        format!(
+            "VDI {name} is attached to {holders} ({access}): `dog vdi detach {name} HOLDER` takes it away from there"
+        )
     }
 }

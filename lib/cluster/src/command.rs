@@ -3,7 +3,9 @@
 use crate::state::{DiskEntry, Format, Millis, NodeAddr, Timing};
 use crate::{Access, AttachmentRef, EventLevel, Redundancy};
 use serde::{Deserialize, Serialize};
-use sheepdog_proto::{AttachmentId, ClusterId, ControlIndex, DiskId, Epoch, Generation, LayerId, NodeId, VdiId};
+use sheepdog_proto::{
+    AttachmentId, ClusterId, ControlIndex, DiskId, Epoch, Generation, LayerId, NodeId, VdiId,
+};
 
 /// One entry of the control plane's log.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]

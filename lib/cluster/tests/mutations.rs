@@ -5,10 +5,12 @@ mod mutate;
 
 use mutate::{each_of, peak, rounds, within};
 use sheepdog_cluster::{
-    Access, AttachmentRef, ClusterState, Command, DiskEntry, Entry, EventLevel, Format, NodeAddr, NodeHello, Redundancy, Reply,
-    SnapshotRef, Timing,
+    Access, AttachmentRef, ClusterState, Command, DiskEntry, Entry, EventLevel, Format, NodeAddr, NodeHello,
+    Redundancy, Reply, SnapshotRef, Timing,
 };
-use sheepdog_proto::{AttachmentId, ClusterId, ControlIndex, DiskId, Epoch, Generation, LayerId, NodeId, VdiId};
+use sheepdog_proto::{
+    AttachmentId, ClusterId, ControlIndex, DiskId, Epoch, Generation, LayerId, NodeId, VdiId,
+};
 
 /// What one entry may add to a state of a few nodes: a ring is rebuilt with up to 65,536 points for a node.
 const RINGS: usize = 16 << 20;

@@ -4,7 +4,8 @@ mod common;
 
 use common::{Cluster, hello, node};
 use sheepdog_cluster::{
-    Access, AttachmentRef, ClusterState, Command, DiskEntry, Entry, EventLevel, NodeHello, Redundancy, Reply, SnapshotRef,
+    Access, AttachmentRef, ClusterState, Command, DiskEntry, Entry, EventLevel, NodeHello, Redundancy, Reply,
+    SnapshotRef,
 };
 use sheepdog_proto::{AttachmentId, ControlIndex, DiskId, Epoch, Generation, LayerId, VdiId};
 

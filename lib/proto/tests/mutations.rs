@@ -12,8 +12,8 @@ use sheepdog_proto::peer::{
     WriteReply, WriteRequest, decode, encode,
 };
 use sheepdog_proto::{
-    AttachmentId, BLOCK_SHIFT, BLOCK_SIZE, BlockMap, ClusterId, ControlIndex, DiskId, Epoch, Generation, LayerId, MAX_META,
-    MAX_OBJECT_BLOCKS, MAX_PAYLOAD, NodeId, ObjectId, PlacementKey, VdiId, Version,
+    AttachmentId, BLOCK_SHIFT, BLOCK_SIZE, BlockMap, ClusterId, ControlIndex, DiskId, Epoch, Generation,
+    LayerId, MAX_META, MAX_OBJECT_BLOCKS, MAX_PAYLOAD, NodeId, ObjectId, PlacementKey, VdiId, Version,
 };
 
 /// What a list may be given room for before its first element is seen (serde's own limit), and what an element of a list takes in

@@ -23,6 +23,8 @@ pub struct Store {
     pages: RefCell<Pages>,
     /// While true, every request waits.
     parked: watch::Sender<bool>,
+    /// True: whoever has it open has lost the right to.
+    pub taken_away: watch::Sender<bool>,
     /// Opens that are not closed.
     pub open: Cell<usize>,
     /// Requests that have ended.
@@ -41,6 +43,7 @@ impl Store {
             read_only,
             pages: RefCell::new(pages),
             parked: watch::Sender::new(false),
+            taken_away: watch::Sender::new(false),
             open: Cell::new(0),
             finished: Cell::new(0),
             fault: RefCell::default(),
@@ -235,6 +238,11 @@ impl Volume for Open {
         max: usize,
     ) -> LocalFut<'_, Result<Vec<Extent>, VolumeError>> {
         Box::pin(self.gate(move |s| s.extents(offset, len, max)))
+    }
+    fn revoked(&self) -> LocalFut<'_, ()> {
+        Box::pin(async {
+            let _ = self.store.taken_away.subscribe().wait_for(|yes| *yes).await;
+        })
     }
     fn close(&self) -> LocalFut<'_, ()> {
         Box::pin(async {

@@ -7,7 +7,7 @@ use crate::front::admin::backend::{
     NodeCounters, Piece, RecoveryState, Step, VdiCounters,
 };
 use crate::front::nbd::NbdHandle;
-use crate::front::nbd::stats::ConnectionRow;
+use crate::front::nbd::stats::{ConnectionRow, counted_as};
 use crate::observe::process::resident_bytes;
 use crate::peer::server::PeerStats;
 use crate::session::HoldError;
@@ -91,6 +91,19 @@ impl DataPlane for DataHandle {
                         VolumeError::Busy(why) => DataError::Busy(why),
                         e => e.into(),
                     })
+                })
+            })
+            .await?
+        })
+    }
+    fn enforced(&self, vdi: VdiId, patience: Duration) -> SendFut<'_, DataResult<bool>> {
+        Box::pin(async move {
+            self.run(move |n| {
+                Box::pin(async move {
+                    match tokio::time::timeout(patience, n.gateway.enforced(vdi)).await {
+                        Ok(done) => Ok(done.map(|()| true)?),
+                        Err(_) => Ok(false),
+                    }
                 })
             })
             .await?
@@ -342,9 +355,9 @@ fn nbd_connections(n: &DataNode) -> Vec<ConnectionRow> {
     n.nbd.borrow().as_ref().map(NbdHandle::connections).unwrap_or_default()
 }
 
-/// The VDI of an export: snapshots are `name@tag`.
+/// The VDI of an export: snapshots are `name@tag`, attached ones `name#number`.
 fn base(export: &str) -> &str {
-    export.split_once('@').map_or(export, |(base, _)| base)
+    export.split_once('@').map_or(counted_as(export), |(base, _)| base)
 }
 
 fn peer_counters(s: &PeerStats) -> IoCounters {

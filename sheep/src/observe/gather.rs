@@ -5,7 +5,7 @@
 //! Answering copies counters; it never looks at objects one by one.
 
 use super::cells::OpCounts;
-use crate::front::nbd::stats::{ExportStats, Op};
+use crate::front::nbd::stats::{ExportStats, Op, counted_as};
 use crate::node::DataNode;
 use crate::peer::LinkRow;
 use crate::store::{DiskStats, Store};
@@ -231,7 +231,7 @@ impl Watched {
             report.nbd_connections = connections.len() as u64;
             let mut busy: HashMap<&str, u64> = HashMap::new();
             for c in &connections {
-                *busy.entry(&c.export).or_default() += c.in_flight as u64;
+                *busy.entry(counted_as(&c.export)).or_default() += c.in_flight as u64;
             }
             let exports = nbd.stats();
             report.nbd_refused = exports.iter().map(|(_, s)| s.refused.get()).sum();

@@ -293,7 +293,10 @@ impl Replica {
                 (self.digests(&objects, deep, control_index).await, none)
             }
             Request::Presence { layer, after } => (self.presence(layer, after).await, none),
-            Request::Join { .. } | Request::Forward { .. } | Request::Settled { .. } => {
+            Request::Join { .. }
+            | Request::Forward { .. }
+            | Request::Settled { .. }
+            | Request::Enforced { .. } => {
                 (Response::Failed(Status::Invalid, "not a replica's request".into()), none)
             }
         }

@@ -301,11 +301,11 @@ impl Server {
 
     async fn request(self: &Rc<Self>, from: (NodeId, u64), request: Request, payload: Bytes) -> Answer {
         match request {
-            Request::Forward { vdi, open, since, seq: 0, io, .. } => {
+            Request::Forward { vdi, open, since, attachment: by, seq: 0, io, .. } => {
                 if io == peer::Forward::Attach {
                     self.earlier_ended(from).await;
                 }
-                self.gateway.serve_forward(from.0, vdi, Open { id: open, since }, io, payload).await
+                self.gateway.serve_forward(from.0, vdi, Open { id: open, since, by }, io, payload).await
             }
             Request::Settled { vdi, incarnation } => {
                 if incarnation != self.replica.control.incarnation() {
@@ -316,8 +316,20 @@ impl Server {
                 self.gateway.settled(vdi).await;
                 (Response::Done, Vec::new())
             }
-            Request::Forward { vdi, open, since, seq, floor, io } => {
-                let open = Open { id: open, since };
+            Request::Enforced { vdi, incarnation, control_index } => {
+                if incarnation != self.replica.control.incarnation() {
+                    let why = "another process owns the session".into();
+                    return (Response::Failed(Status::Fenced, why), Vec::new());
+                }
+                if !self.replica.catch_up(control_index).await {
+                    let why = "behind the control plane".into();
+                    return (Response::Failed(Status::NoLease, why), Vec::new());
+                }
+                self.gateway.enforced_here(vdi).await;
+                (Response::Done, Vec::new())
+            }
+            Request::Forward { vdi, open, since, attachment: by, seq, floor, io } => {
+                let open = Open { id: open, since, by };
                 let refused = || (Response::ForwardFailed(peer::ForwardError::NotOwner), Vec::new());
                 let (node, incarnation) = from;
                 let map = self.replica.control.map();

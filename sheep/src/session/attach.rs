@@ -3,6 +3,7 @@
 //! Every request goes to whoever owns the session now; when that changes (a death, a hand-over, a restart) it is sent again to the next
 //! owner, so front-ends never see it. A session nobody uses here but others do is handed over; one that nobody uses is closed.
 
+use super::attachments::{CarriedOut, Carrying};
 use super::opens::{Foreign, Open, Opens};
 use super::owner::{Session, SessionError};
 use super::read::{read_through, status_through};
@@ -12,7 +13,7 @@ use crate::wait::until;
 use bytes::Bytes;
 use sheepdog_cluster::{Command, CommandError, Reply, Session as SessionState};
 use sheepdog_proto::peer::{BlockState, Forward, ForwardError, Request, Response};
-use sheepdog_proto::{BLOCK_SHIFT, LayerId, NodeId, PlacementKey, VdiId};
+use sheepdog_proto::{AttachmentId, BLOCK_SHIFT, LayerId, NodeId, PlacementKey, VdiId};
 use sheepdog_volume::{Turns, Watermark, pieces};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -97,6 +98,7 @@ pub struct Attached {
     opens: Cell<u32>,
     remote: RefCell<BTreeSet<(NodeId, u64)>>,
     pub(super) rule: Opens,
+    pub(super) carried_out: CarriedOut,
     held: RefCell<Option<Held>>,
     /// Changes from here that are under way.
     turns: RefCell<Turns>,
@@ -211,6 +213,7 @@ impl Gateway {
                     opens: Cell::new(0),
                     remote: RefCell::default(),
                     rule: Opens::default(),
+                    carried_out: CarriedOut::default(),
                     held: RefCell::default(),
                     turns: RefCell::default(),
                     turned: tokio::sync::Notify::new(),
@@ -243,13 +246,18 @@ impl Gateway {
         )
     }
 
-    /// Count an open; pairs with `detach`.
-    pub async fn attach(self: &Rc<Self>, vdi: VdiId) -> Result<(Rc<Attached>, Open), VolumeError> {
+    /// Count an open, if the VDI's attachments permit it (`change`: only to somebody who may change it); pairs with `detach`.
+    pub async fn attach(
+        self: &Rc<Self>,
+        vdi: VdiId,
+        by: AttachmentId,
+        change: bool,
+    ) -> Result<(Rc<Attached>, Open), VolumeError> {
         let entry = self.entry(vdi);
         let id = self.next_open.get();
         self.next_open.set(id + 1);
         entry.opens.set(entry.opens.get() + 1);
-        match self.settled_open(&entry, id).await {
+        match self.settled_open(&entry, id, by, change).await {
             Ok(open) => Ok((entry, open)),
             Err(e) => {
                 entry.opens.set(entry.opens.get() - 1);
@@ -260,24 +268,30 @@ impl Gateway {
     }
 
     /// Rule 6: see `opens`.
-    async fn settled_open(self: &Rc<Self>, entry: &Rc<Attached>, id: u64) -> Result<Open, VolumeError> {
+    async fn settled_open(
+        self: &Rc<Self>,
+        entry: &Rc<Attached>,
+        id: u64,
+        by: AttachmentId,
+        change: bool,
+    ) -> Result<Open, VolumeError> {
         entry.rule.dead_are_buried().await;
         let since = self.register(entry).await?;
+        // Here this node knows what was committed before the client asked.
+        self.permits(entry.vdi, by, change)?;
         self.others_settled(entry.vdi).await?;
         loop {
             match self.owner(entry).await? {
                 Owner::Here(_) => {
                     self.strangers_ended(entry).await;
-                    return Ok(Open { id, since });
+                    return Ok(Open { id, since, by });
                 }
                 Owner::There(node) => {
                     // The owner must know who has lost his registration until now.
                     let known = self.replica.control.applied().index;
-                    let io = Forward::Attach;
-                    let request =
-                        Request::Forward { vdi: entry.vdi, open: id, since: known, seq: 0, floor: 0, io };
+                    let request = telling(entry.vdi, Open { id, since: known, by }, Forward::Attach);
                     match self.replica.links.to(node).request(&request, Vec::new()).await {
-                        Ok((Response::Forwarded, _)) => return Ok(Open { id, since }),
+                        Ok((Response::Forwarded, _)) => return Ok(Open { id, since, by }),
                         Ok((Response::ForwardFailed(ForwardError::Gone(why)), _)) => {
                             return Err(VolumeError::Gone(why));
                         }
@@ -293,9 +307,7 @@ impl Gateway {
         entry.opens.set(entry.opens.get() - 1);
         if let Some(node) = self.remote_owner(entry.vdi) {
             let link = self.replica.links.to(node);
-            let Open { id, since } = open;
-            let io = Forward::Detach;
-            let request = Request::Forward { vdi: entry.vdi, open: id, since, seq: 0, floor: 0, io };
+            let request = telling(entry.vdi, open, Forward::Detach);
             tokio::task::spawn_local(async move {
                 let _ = link.request(&request, Vec::new()).await;
             });
@@ -545,14 +557,19 @@ impl Gateway {
         io: &Io,
     ) -> Result<IoDone, VolumeError> {
         loop {
-            let result = match self.owner(entry).await? {
+            let owner = self.owner(entry).await?;
+            self.permits(entry.vdi, open.by, io.changes())?;
+            let result = match owner {
                 // An owner looks for itself; see `serve_forward` for others.
                 Owner::Here(_)
                     if io.changes() && !self.is_open_at(entry.vdi, self.replica.control.me(), open.since) =>
                 {
                     return Err(VolumeError::Fenced);
                 }
-                Owner::Here(session) => run(&session, io).await,
+                Owner::Here(session) => {
+                    let _carrying = io.changes().then(|| Carrying::begin(entry, open.by));
+                    run(&session, io).await
+                }
                 Owner::There(node) => self.forward(node, entry.vdi, open, io).await,
             };
             match result {
@@ -579,7 +596,8 @@ impl Gateway {
         };
         let number = io.changes().then(|| Numbered::new(self, node));
         let (seq, floor) = number.as_ref().map_or((0, 0), |n| (n.seq, n.floor));
-        let request = Request::Forward { vdi, open: open.id, since: open.since, seq, floor, io: forward };
+        let Open { id, since, by } = open;
+        let request = Request::Forward { vdi, open: id, since, attachment: by, seq, floor, io: forward };
         match self.replica.links.to(node).request(&request, payload).await {
             Ok((Response::Forwarded, data)) => Ok(match io {
                 Io::Read { .. } => IoDone::Data(vec![data]),
@@ -594,6 +612,7 @@ impl Gateway {
                 ForwardError::ReadOnly => VolumeError::ReadOnly.into(),
                 ForwardError::Gone(why) => VolumeError::Gone(why).into(),
                 ForwardError::Fenced => VolumeError::Fenced.into(),
+                ForwardError::NotAttached(why) => VolumeError::NotAttached(why).into(),
                 ForwardError::Io(why) => VolumeError::Io(why).into(),
             }),
             Ok(_) => Err(VolumeError::Io("the owner answered nonsense".into()).into()),
@@ -643,26 +662,26 @@ impl Gateway {
                 Io::Status { layer, offset, len, max: (max as usize).min(4096) }
             }
         };
-        let _running = match io.changes() {
-            true if !self.is_open_at(vdi, from, open.since) => return failed(ForwardError::Fenced),
-            true => Some(Foreign::begin(&entry, from, open.since)),
-            false => None,
+        let running = match self.permits(vdi, open.by, io.changes()) {
+            // Given after what this node knows.
+            Err(_) if self.replica.control.read(|s| open.by.0 > s.last_attachment) => {
+                return failed(ForwardError::NotOwner);
+            }
+            Err(e) => return failed(forward_error(e)),
+            Ok(()) if !io.changes() => None,
+            Ok(()) if !self.is_open_at(vdi, from, open.since) => return failed(ForwardError::Fenced),
+            Ok(()) => Some((Foreign::begin(&entry, from, open.since), Carrying::begin(&entry, open.by))),
         };
-        match run(&session, &io).await {
+        let done = run(&session, &io).await;
+        drop(running);
+        match done {
             Ok(IoDone::Data(parts)) => (Response::Forwarded, parts),
             Ok(IoDone::Done) => (Response::Forwarded, Vec::new()),
             Ok(IoDone::Extents(e)) => {
                 (Response::Extents(e.into_iter().map(|x| (x.len, x.hole, x.zero)).collect()), Vec::new())
             }
             Err(SessionError::NotOwner) => failed(ForwardError::NotOwner),
-            Err(SessionError::Volume(e)) => failed(match e {
-                VolumeError::OutOfRange => ForwardError::OutOfRange,
-                VolumeError::ReadOnly => ForwardError::ReadOnly,
-                VolumeError::ShuttingDown => ForwardError::ShuttingDown,
-                VolumeError::Gone(why) => ForwardError::Gone(why),
-                VolumeError::Fenced => ForwardError::Fenced,
-                other => ForwardError::Io(other.to_string()),
-            }),
+            Err(SessionError::Volume(e)) => failed(forward_error(e)),
         }
     }
 
@@ -715,6 +734,24 @@ impl Gateway {
     ) -> Result<Vec<Extent>, VolumeError> {
         let (family, object_size) = self.shape(layer)?;
         extents(&self.replica, layer, family, object_size, offset, len, max).await
+    }
+}
+
+/// What an owner is told of an open itself.
+fn telling(vdi: VdiId, open: Open, io: Forward) -> Request {
+    let Open { id, since, by } = open;
+    Request::Forward { vdi, open: id, since, attachment: by, seq: 0, floor: 0, io }
+}
+
+fn forward_error(e: VolumeError) -> ForwardError {
+    match e {
+        VolumeError::OutOfRange => ForwardError::OutOfRange,
+        VolumeError::ReadOnly => ForwardError::ReadOnly,
+        VolumeError::ShuttingDown => ForwardError::ShuttingDown,
+        VolumeError::Gone(why) => ForwardError::Gone(why),
+        VolumeError::Fenced => ForwardError::Fenced,
+        VolumeError::NotAttached(why) => ForwardError::NotAttached(why),
+        other => ForwardError::Io(other.to_string()),
     }
 }
 

@@ -2,6 +2,7 @@
 //! volumes (`volume`).
 
 pub mod attach;
+mod attachments;
 pub(crate) mod opens;
 pub mod owner;
 pub mod read;

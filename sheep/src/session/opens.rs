@@ -14,7 +14,7 @@ use crate::wait::until;
 use futures::future::join_all;
 use sheepdog_cluster::{Command, CommandError, Reply};
 use sheepdog_proto::peer::{Request, Response};
-use sheepdog_proto::{ControlIndex, NodeId, VdiId};
+use sheepdog_proto::{AttachmentId, ControlIndex, NodeId, VdiId};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::{Rc, Weak};
@@ -33,6 +33,8 @@ pub struct Open {
     pub id: u64,
     /// Registration of the gateway that it was made under.
     pub since: ControlIndex,
+    /// Attachment it was made with.
+    pub by: AttachmentId,
 }
 
 /// How far the end of an open is.

@@ -8,7 +8,7 @@ use crate::wait::until;
 use bytes::Bytes;
 use futures::stream::{FuturesOrdered, FuturesUnordered, StreamExt};
 use sheepdog_cluster::{ClusterState, Vdi};
-use sheepdog_proto::{LayerId, VdiId};
+use sheepdog_proto::{AttachmentId, LayerId, VdiId};
 use std::cell::Cell;
 use std::rc::Rc;
 
@@ -29,6 +29,32 @@ impl Table {
 
 /// Working volume (`None`) or a snapshot's layer and size.
 type Found = (VdiId, Option<(LayerId, u64)>);
+
+/// As whom a client opens a volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Client {
+    /// Without an attachment, to read and write.
+    Anyone,
+    /// `#ro`: without an attachment, to read.
+    Reader,
+    /// `#number`: with this attachment.
+    Holder(AttachmentId),
+}
+
+/// What an export name says behind the volume's name. Tags of snapshots may hold anything.
+pub fn client_of(name: &str) -> Result<(&str, Client), VolumeError> {
+    match name.split_once('#') {
+        _ if name.contains('@') => Ok((name, Client::Anyone)),
+        None => Ok((name, Client::Anyone)),
+        Some((base, "ro")) => Ok((base, Client::Reader)),
+        Some((base, id)) => match id.parse() {
+            Ok(id) if id > 0 => Ok((base, Client::Holder(AttachmentId(id)))),
+            _ => Err(VolumeError::NotFound(format!(
+                "\"{name}\" is no export: behind # stands the number of an attachment, or ro"
+            ))),
+        },
+    }
+}
 
 /// Find `name` or `name@tag` (tag or number).
 pub fn find(state: &ClusterState, name: &str) -> Result<Found, VolumeError> {
@@ -88,12 +114,41 @@ pub async fn open_image(
             Ok(Rc::new(Frozen { gateway: gateway.clone(), layer, size }))
         }
         None => {
-            let (entry, open) = gateway.attach(vdi).await?;
-            let ear = Rc::new(Ear::default());
-            entry.rule.listen_to(&ear);
-            Ok(Rc::new(Live { gateway: gateway.clone(), entry, open, flight: Rc::default(), ear }))
+            // Whether it may write is seen when it does.
+            Ok(open_live(gateway, vdi, Client::Anyone, false).await?)
         }
     }
+}
+
+/// Open a VDI as somebody who has it attached.
+pub async fn open_attached(
+    gateway: &Rc<Gateway>,
+    vdi: VdiId,
+    by: AttachmentId,
+) -> Result<Rc<dyn Volume>, VolumeError> {
+    Ok(open_live(gateway, vdi, Client::Holder(by), false).await?)
+}
+
+/// `change`: only if that client may write.
+async fn open_live(
+    gateway: &Rc<Gateway>,
+    vdi: VdiId,
+    client: Client,
+    change: bool,
+) -> Result<Rc<Live>, VolumeError> {
+    let by = match client {
+        Client::Holder(by) => by,
+        Client::Anyone | Client::Reader => AttachmentId::NONE,
+    };
+    let (entry, open) = gateway.attach(vdi, by, change).await?;
+    let read_only = match client {
+        Client::Anyone => false,
+        Client::Reader => true,
+        Client::Holder(_) => gateway.permits(vdi, by, true) == Err(VolumeError::ReadOnly),
+    };
+    let ear = Rc::new(Ear::default());
+    entry.rule.listen_to(&ear);
+    Ok(Rc::new(Live { gateway: gateway.clone(), entry, open, read_only, flight: Rc::default(), ear }))
 }
 
 impl Table {
@@ -123,20 +178,35 @@ impl VolumeSource for Table {
     fn info(&self, name: &str) -> LocalFut<'_, Result<ExportInfo, VolumeError>> {
         let name = name.to_owned();
         Box::pin(async move {
-            let (vdi, snapshot) = self.find(&name).await?;
+            let (base, client) = client_of(&name)?;
+            let (vdi, snapshot) = self.find(base).await?;
+            let read_only = match client {
+                Client::Anyone => snapshot.is_some(),
+                Client::Reader => true,
+                Client::Holder(by) => {
+                    let control = &self.gateway.replica.control;
+                    if control.read(|s| by.0 > s.last_attachment) {
+                        let _ = tokio::time::timeout(KNOWING, control.barrier()).await;
+                    }
+                    self.gateway.permits(vdi, by, false)?;
+                    self.gateway.permits(vdi, by, true).is_err()
+                }
+            };
             let size_now = || self.gateway.replica.control.read(|s| s.vdis.get(&vdi).map_or(0, |v| v.size));
             let size = snapshot.map_or_else(size_now, |(_, size)| size);
-            Ok(ExportInfo { name, size, read_only: snapshot.is_some() })
+            Ok(ExportInfo { name, size, read_only })
         })
     }
     fn open(&self, name: &str) -> LocalFut<'_, Result<Rc<dyn Volume>, VolumeError>> {
         let (name, gateway) = (name.to_owned(), self.gateway.clone());
         Box::pin(async move {
-            let (vdi, snapshot) = self.find(&name).await?;
-            match snapshot {
-                Some((layer, size)) => Ok(Rc::new(Frozen { gateway, layer, size }) as Rc<dyn Volume>),
-                None => open_image(&gateway, vdi, None).await,
-            }
+            let (base, client) = client_of(&name)?;
+            let (vdi, snapshot) = self.find(base).await?;
+            let volume: Rc<dyn Volume> = match snapshot {
+                Some((layer, size)) => Rc::new(Frozen { gateway, layer, size }),
+                None => open_live(&gateway, vdi, client, client == Client::Anyone).await?,
+            };
+            Ok(volume)
         })
     }
 }
@@ -146,6 +216,7 @@ struct Live {
     gateway: Rc<Gateway>,
     entry: Rc<Attached>,
     open: Open,
+    read_only: bool,
     flight: Rc<Flight>,
     ear: Rc<Ear>,
 }
@@ -185,6 +256,9 @@ impl Live {
         let in_flight = self.enter()?;
         if matches!(io, Io::Read { .. } | Io::Status { .. }) {
             return self.gateway.submit(&self.entry, self.open, &io).await;
+        }
+        if self.read_only {
+            return Err(VolumeError::ReadOnly);
         }
         // A change that has begun goes to its end, also when nobody waits for it any more: half of it would be worse.
         let (gateway, entry, open) = (self.gateway.clone(), self.entry.clone(), self.open);
@@ -230,7 +304,7 @@ impl Volume for Live {
         self.gateway.replica.control.read(|s| s.vdis.get(&self.entry.vdi).map_or(0, |v| v.size))
     }
     fn read_only(&self) -> bool {
-        false
+        self.read_only
     }
     fn read(&self, offset: u64, len: u32) -> LocalFut<'_, Result<Vec<Bytes>, VolumeError>> {
         Box::pin(async move {
@@ -305,6 +379,15 @@ impl Volume for Live {
     }
     fn watch(&self, hung_up: Rc<dyn Fn() -> bool>) {
         *self.ear.hung_up.borrow_mut() = Some(hung_up);
+    }
+    fn revoked(&self) -> LocalFut<'_, ()> {
+        let by = self.open.by;
+        // Without an attachment only writing can be lost.
+        let change = by == AttachmentId::NONE;
+        if change && self.read_only {
+            return Box::pin(std::future::pending());
+        }
+        Box::pin(self.gateway.revoked(self.entry.vdi, by, change))
     }
     fn abandon(&self) {
         self.entry.rule.abandon(&self.ear);
@@ -384,5 +467,30 @@ impl Volume for Frozen {
     }
     fn close(&self) -> LocalFut<'_, ()> {
         Box::pin(std::future::ready(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_stands_behind_a_name_says_who_comes() {
+        let holder = |n| Client::Holder(AttachmentId(n));
+        for (name, base, client) in [
+            ("disk", "disk", Client::Anyone),
+            ("disk#ro", "disk", Client::Reader),
+            ("disk#17", "disk", holder(17)),
+            ("disk#18446744073709551615", "disk", holder(u64::MAX)),
+            // A tag may hold anything, and a snapshot is for everybody.
+            ("disk@monday", "disk@monday", Client::Anyone),
+            ("disk@a#1", "disk@a#1", Client::Anyone),
+            ("disk#1@a", "disk#1@a", Client::Anyone),
+        ] {
+            assert_eq!(client_of(name), Ok((base, client)), "{name}");
+        }
+        for name in ["disk#", "disk#0", "disk#-1", "disk#1#2", "disk#rw", "disk#18446744073709551616"] {
+            assert!(matches!(client_of(name), Err(VolumeError::NotFound(_))), "{name}");
+        }
     }
 }

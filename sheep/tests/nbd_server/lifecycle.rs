@@ -96,6 +96,25 @@ fn shutdown_answers_what_is_under_way_and_takes_no_more() {
 }
 
 #[test]
+fn a_client_that_has_lost_its_right_is_cut_off_also_while_requests_are_under_way() {
+    on_data_thread(async {
+        let b = bench(Limits::default());
+        let mut idle = Client::vol(&b.path).await;
+        let mut busy = Client::vol(&b.path).await;
+        b.vol.park(true);
+        busy.send(cmd::WRITE, 0, 0, 4, b"late").await;
+        until("it is under way", || b.server.connections().iter().any(|r| r.in_flight == 1)).await;
+        b.vol.taken_away.send_replace(true);
+        assert_eq!(idle.receive().await, None);
+        assert_eq!(busy.receive().await, None, "no answer, and it does not wait for what is under way");
+        until("the idle one is closed", || b.vol.open.get() == 1).await;
+        assert_eq!(b.vol.finished.get(), 0, "the volume is closed after its requests, as always");
+        b.vol.park(false);
+        until("all are", || b.server.connections().is_empty() && b.vol.open.get() == 0).await;
+    });
+}
+
+#[test]
 fn shutdown_aborts_what_does_not_end() {
     on_data_thread(async {
         let b = bench(Limits::default());

@@ -1,5 +1,6 @@
 //! Clients: each has the volume open on some node, reads, writes and zeroes few blocks many times, and moves on when its node is gone or its patience is.
 
+use super::attaching;
 use crate::oracle::history::{Asked, Kind, REGISTER};
 use crate::world::node::Ctx;
 use crate::world::{Lost, World};
@@ -7,7 +8,7 @@ use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt};
 use rand::Rng;
 use rand::rngs::SmallRng;
-use sheep::session::volume::open_image;
+use sheep::session::volume::{open_attached, open_image};
 use sheep::volume::{VolumeError, ZeroFlags};
 use std::rc::Rc;
 use std::time::Duration;
@@ -26,6 +27,19 @@ pub fn start(world: &Rc<World>) -> Vec<JoinHandle<()>> {
     (1..=n).map(|id| tokio::task::spawn_local(client(world.clone(), id, world.rng(100 + id)))).collect()
 }
 
+/// What a client whose attachment is over still sends must not take effect.
+async fn late(world: &Rc<World>, id: u64, node: usize, handle: u64) {
+    let register = GROUPS[(id - 1) as usize % GROUPS.len()] * 2;
+    let (at, value) = (world.place(register), world.history.forbidden());
+    let write = world.call(node, move |ctx| perform(ctx, handle, at, Ask::Write(register, vec![value])));
+    if let Ok(Ok(Ok(_))) = tokio::time::timeout(Duration::from_secs(5), write).await {
+        world.violation(
+            "detached",
+            format!("client {id} wrote {value} to register {register} after it was detached"),
+        );
+    }
+}
+
 #[derive(Debug, Clone)]
 enum Ask {
     Read(u64, u64),
@@ -36,6 +50,7 @@ enum Ask {
 
 async fn client(world: Rc<World>, id: u64, mut rng: SmallRng) {
     let mut opened = 0u64;
+    let mut attachment = None;
     while !world.stopping.is_cancelled() {
         let up: Vec<usize> = (0..world.nodes.len())
             .filter(|n| world.nodes[*n].is_running() && !world.nodes[*n].is_paused())
@@ -45,11 +60,22 @@ async fn client(world: Rc<World>, id: u64, mut rng: SmallRng) {
             continue;
         }
         let node = up[rng.random_range(0..up.len())];
+        if world.attaches() && attachment.is_none() {
+            attachment = attaching::attach(&world, node, id).await;
+            if attachment.is_none() {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                continue;
+            }
+        }
         opened += 1;
         let handle = id * 1_000_000 + opened;
         let vdi = world.vdi;
         let open = world.call(node, move |ctx| async move {
-            let volume = open_image(&ctx.node.gateway, vdi, None).await?;
+            let gateway = &ctx.node.gateway;
+            let volume = match attachment {
+                Some(by) => open_attached(gateway, vdi, by).await?,
+                None => open_image(gateway, vdi, None).await?,
+            };
             ctx.volumes.borrow_mut().insert(handle, volume);
             Ok::<(), VolumeError>(())
         });
@@ -67,7 +93,22 @@ async fn client(world: Rc<World>, id: u64, mut rng: SmallRng) {
         // Opening completes only when nothing of this client's earlier connections can happen any more, wherever they were (rule 6).
         world.history.settle(id);
         let requests = rng.random_range(20..200);
-        let ended = session(&world, id, node, handle, requests, &mut rng).await;
+        let ended = if world.attaches() && rng.random_bool(0.5) {
+            // Its node is given up in the middle of everything.
+            let while_it_lasts = Duration::from_millis(rng.random_range(1..3_000));
+            let run = session(&world, id, node, handle, requests, &mut rng);
+            tokio::time::timeout(while_it_lasts, run).await.unwrap_or(Err(Lost))
+        } else {
+            session(&world, id, node, handle, requests, &mut rng).await
+        };
+        if let Some(by) = attachment
+            && rng.random_bool(0.6)
+        {
+            attaching::detach(&world, by, &mut rng).await;
+            world.history.detached(id);
+            attachment = None;
+            late(&world, id, node, handle).await;
+        }
         let orderly = ended.is_ok() && rng.random_bool(0.5);
         let close = world.call(node, move |ctx| async move {
             let volume = ctx.volumes.borrow_mut().remove(&handle);

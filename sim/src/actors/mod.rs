@@ -1,5 +1,6 @@
 //! Who acts in the simulated world.
 
+pub mod attaching;
 pub mod chaos;
 pub mod client;
 pub mod operator;

@@ -4,7 +4,7 @@
 //! it; 0 is what zeroing and discarding leave behind.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Bytes of a register.
 pub const REGISTER: u64 = 2048;
@@ -31,6 +31,8 @@ pub struct Op {
     pub returned: Option<u64>,
     /// No answer came, and it cannot take effect after this.
     pub settled: Option<u64>,
+    /// It was the end of its client's attachment that settled it.
+    pub detached: bool,
 }
 
 /// All operations.
@@ -42,6 +44,7 @@ pub struct History {
     hash: Cell<u64>,
     waiting: RefCell<BTreeMap<u64, String>>,
     next: Cell<u64>,
+    forbidden: RefCell<BTreeSet<u64>>,
 }
 
 /// Names operations of one request.
@@ -75,7 +78,8 @@ impl History {
         let mut ops = self.ops.borrow_mut();
         let first = ops.len();
         for (register, kind) in registers {
-            ops.push((*register, Op { client, kind: *kind, invoked, returned: None, settled: None }));
+            let (returned, settled) = (None, None);
+            ops.push((*register, Op { client, kind: *kind, invoked, returned, settled, detached: false }));
             self.mix(*register);
         }
         self.waiting.borrow_mut().insert(invoked, what.into());
@@ -102,16 +106,34 @@ impl History {
     }
     /// Whatever this client asked and got no answer to has happened by now or never will.
     pub fn settle(&self, client: u64) {
+        self.settle_by(client, false);
+    }
+    /// The same, because it has lost its attachment.
+    pub fn detached(&self, client: u64) {
+        self.settle_by(client, true);
+    }
+    fn settle_by(&self, client: u64, detached: bool) {
         let now = self.tick();
         for (_, op) in self.ops.borrow_mut().iter_mut() {
             if op.client == client && op.returned.is_none() && op.settled.is_none() {
-                op.settled = Some(now);
+                (op.settled, op.detached) = (Some(now), detached);
             }
         }
     }
+    /// A value that nobody may ever read, because whoever writes it has no right to.
+    pub fn forbidden(&self) -> u64 {
+        let value = self.fresh();
+        self.forbidden.borrow_mut().insert(value);
+        value
+    }
+    /// May it not be read?
+    pub fn is_forbidden(&self, value: u64) -> bool {
+        self.forbidden.borrow().contains(&value)
+    }
     /// A read that is known to have happened between two positions.
     pub fn saw(&self, register: u64, value: u64, invoked: u64, returned: u64) {
-        let op = Op { client: 0, kind: Kind::Read(value), invoked, returned: Some(returned), settled: None };
+        let (kind, returned) = (Kind::Read(value), Some(returned));
+        let op = Op { client: 0, kind, invoked, returned, settled: None, detached: false };
         self.ops.borrow_mut().push((register, op));
     }
     /// Answered requests.

@@ -139,7 +139,7 @@ mod tests {
     use super::*;
 
     fn op(kind: Kind, invoked: u64, returned: Option<u64>) -> Op {
-        Op { client: 1, kind, invoked, returned, settled: None }
+        Op { client: 1, kind, invoked, returned, settled: None, detached: false }
     }
 
     #[test]

@@ -133,6 +133,10 @@ impl World {
     pub fn rng(&self, actor: u64) -> SmallRng {
         SmallRng::seed_from_u64(self.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ actor)
     }
+    /// In some worlds clients attach the volume before they open it.
+    pub fn attaches(&self) -> bool {
+        matches!(self.seed % 7, 1 | 4)
+    }
     /// Byte of the volume where a register is. They are numbered as in small objects: what is at an edge of one is at the same edge of a large one, and
     /// neighbours stay neighbours (nobody uses those between front and back).
     pub fn place(&self, register: u64) -> u64 {

@@ -13,7 +13,7 @@ use sheepdog_client::pb::{CreateVdiRequest, PreallocateRequest, VdiRef};
 /// Space is taken as it is written, unless --prealloc is given.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Name: 1 to 255 bytes without @ and /
+    /// Name: 1 to 255 bytes without @, / and #
     name: String,
     /// Size, for example 512M or 10G (powers of 1024)
     #[arg(value_parser = size::parse_positive)]

@@ -19,6 +19,9 @@ pub struct Args {
     /// Delete all its snapshots too
     #[arg(long, conflicts_with = "snapshot")]
     with_snapshots: bool,
+    /// Also when it is attached: it is taken away from its holders first
+    #[arg(long, conflicts_with = "snapshot")]
+    force: bool,
     #[command(flatten)]
     confirm: Confirm,
 }
@@ -35,7 +38,8 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Output, Failure> {
         _ => format!("VDI {}", args.vdi.name),
     };
     args.confirm.ask(&format!("deletes {what}."))?;
-    let request = DeleteVdiRequest { vdi: args.vdi.vdi(), snapshot, with_snapshots: args.with_snapshots };
+    let Args { vdi, with_snapshots, force, .. } = args;
+    let request = DeleteVdiRequest { vdi: vdi.vdi(), snapshot, with_snapshots, force };
     ctx.client().await?.delete_vdi(request).await?;
     Ok(Output::Nothing)
 }

@@ -5,7 +5,7 @@ use crate::context::{Context, vdi};
 use crate::failure::Failure;
 use crate::output::{Cell, Column, Output, Table};
 use crate::redundancy;
-use sheepdog_client::pb::{GetVdiRequest, Vdi, session};
+use sheepdog_client::pb::{Attachment, GetVdiRequest, Vdi, session};
 
 /// All VDIs and snapshots, or those of one VDI
 ///
@@ -36,6 +36,7 @@ const COLUMNS: &[Column] = &[
     Column("owner", "OWNER", true),
     Column("parent", "PARENT", true),
     Column("uuid", "UUID", true),
+    Column("attached", "ATTACHED TO", true),
 ];
 
 /// A row for each VDI, then its snapshots.
@@ -82,6 +83,15 @@ fn parent(v: &Vdi) -> String {
     format!("{name}@{tag}")
 }
 
+/// Each with what stands behind # in the name of its NBD export.
+fn attached(v: &Vdi) -> Cell {
+    let one = |a: &Attachment| format!("{} (#{}, {})", a.holder, a.id, super::attach::word(a.access()));
+    match v.attachments.as_slice() {
+        [] => Cell::None,
+        all => Cell::List(all.iter().map(one).collect()),
+    }
+}
+
 fn working(v: &Vdi) -> Vec<Cell> {
     let used = |f: fn(&sheepdog_client::pb::Usage) -> u64| {
         v.usage.as_ref().map_or(Cell::None, |u| Cell::Bytes(f(u)))
@@ -102,6 +112,7 @@ fn working(v: &Vdi) -> Vec<Cell> {
         Cell::text(v.session.as_ref().map(|s| short(&s.owner)).unwrap_or_default()),
         Cell::text(parent(v)),
         Cell::text(&v.uuid),
+        attached(v),
     ]
 }
 
@@ -122,5 +133,6 @@ fn snapshot(v: &Vdi, s: &sheepdog_client::pb::Snapshot) -> Vec<Cell> {
         Cell::None,
         Cell::None,
         Cell::text(&v.uuid),
+        Cell::None,
     ]
 }

@@ -2,11 +2,13 @@
 
 mod absent;
 mod alter_copy;
+mod attach;
 mod attr;
 pub mod check;
 mod clone;
 mod create;
 mod delete;
+mod detach;
 mod diff;
 mod export;
 mod flatten;
@@ -68,6 +70,10 @@ pub enum Command {
     Getattr(attr::GetArgs),
     /// Attributes of a VDI
     Listattr(attr::ListArgs),
+    /// Let a node or client use a VDI, and nobody else change it
+    Attach(attach::Args),
+    /// Let a node or client use a VDI no longer, whatever has become of it
+    Detach(detach::Args),
     /// Locks that users took
     #[command(subcommand)]
     Lock(lock::Command),
@@ -114,6 +120,8 @@ impl Command {
             Self::Setattr(a) => attr::set(ctx, a).await,
             Self::Getattr(a) => attr::get(ctx, a).await,
             Self::Listattr(a) => attr::list(ctx, a).await,
+            Self::Attach(a) => attach::run(ctx, a).await,
+            Self::Detach(a) => detach::run(ctx, a).await,
             Self::Lock(c) => c.run(ctx).await,
             Self::Read(a) => read::run(ctx, a).await,
             Self::Write(a) => write::run(ctx, a).await,

@@ -54,9 +54,11 @@ impl From<DataError> for Error {
             DataError::Volume(v) => match v {
                 VolumeError::NotFound(_) => K::Missing,
                 VolumeError::OutOfRange => K::Usage,
-                VolumeError::ReadOnly | VolumeError::Busy(_) | VolumeError::Gone(_) | VolumeError::Fenced => {
-                    K::Busy
-                }
+                VolumeError::ReadOnly
+                | VolumeError::Busy(_)
+                | VolumeError::Gone(_)
+                | VolumeError::NotAttached(_)
+                | VolumeError::Fenced => K::Busy,
                 VolumeError::NotFast => K::Unsupported,
                 VolumeError::Io(_) => K::Internal,
                 VolumeError::ShuttingDown => K::Cluster,
@@ -254,6 +256,8 @@ pub trait DataPlane: Send + Sync {
     fn let_go(&self, vdi: VdiId) -> SendFut<'_, ()>;
     /// Close the session that this node owns if no client uses it; `Busy` when one does. Nothing to do without a session.
     fn release(&self, vdi: VdiId) -> SendFut<'_, DataResult<()>>;
+    /// Nothing that the VDI's attachments, as this node knows them, do not permit can take effect any more, at whichever node. `false`: not within `patience`.
+    fn enforced(&self, vdi: VdiId, patience: Duration) -> SendFut<'_, DataResult<bool>>;
     /// Remove everything from `from` on, before a VDI shrinks. The VDI is held.
     fn cut(&self, vdi: VdiId, from: u64) -> SendFut<'_, DataResult<()>>;
     /// Open an image; this node's gateway passes I/O on to the owner.

@@ -4,8 +4,8 @@ use super::backend::{IoCounters, Standing};
 use sheepdog_client::pb;
 use sheepdog_client::{Error, ErrorKind};
 use sheepdog_cluster::{
-    ClusterState, CommandError, EventLevel, Node, NodeState, RecoveryConfig, Redundancy, Reply, Session,
-    Snapshot, Vdi,
+    Access, Attachment, ClusterState, CommandError, EventLevel, Node, NodeState, RecoveryConfig, Redundancy,
+    Reply, Session, Snapshot, Vdi,
 };
 use sheepdog_proto::NodeId;
 use std::collections::BTreeSet;
@@ -75,6 +75,29 @@ pub(super) fn snapshot(s: &Snapshot) -> pb::Snapshot {
     pb::Snapshot { id: s.id, tag: s.tag.clone(), size: s.size, created_ms: s.created, used: None }
 }
 
+pub(super) fn attachment(a: &Attachment) -> pb::Attachment {
+    use pb::attachment::Access as Out;
+    let access = match a.access {
+        Access::Single => Out::Single,
+        Access::Shared => Out::Shared,
+        Access::ReadOnly => Out::ReadOnly,
+    };
+    pb::Attachment { id: a.id.0, holder: a.holder.clone(), access: access.into(), since_ms: a.since }
+}
+
+/// A number that means nothing is refused: it may ask for less than the least we know.
+pub(super) fn access_in(number: i32) -> Result<Access, Error> {
+    use pb::attachment::Access as In;
+    match In::try_from(number) {
+        Ok(In::Single) => Ok(Access::Single),
+        Ok(In::Shared) => Ok(Access::Shared),
+        Ok(In::ReadOnly) => Ok(Access::ReadOnly),
+        Err(_) => {
+            Err(Error::new(ErrorKind::Usage, format!("there is no access {number}: is this sheep older?")))
+        }
+    }
+}
+
 fn session(s: &Session) -> pb::Session {
     use pb::session::State;
     match s {
@@ -126,6 +149,7 @@ pub(super) fn vdi(state: &ClusterState, v: &Vdi) -> pb::Vdi {
         parent: parent(state, v),
         flattening: v.flattening,
         usage: None,
+        attachments: v.attachments.iter().map(attachment).collect(),
     }
 }
 

@@ -9,6 +9,7 @@
 //! what only other nodes know is asked there once (`peers`), marked so that it goes no further. What the daemon has to supply is in
 //! `backend`; nothing here touches the data thread but through `DataPlane`.
 
+mod attachments;
 pub mod backend;
 mod cluster;
 mod convert;

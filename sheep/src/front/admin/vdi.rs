@@ -8,7 +8,7 @@ use futures::future::BoxFuture;
 use sheepdog_client::pb::vdi_service_server::VdiService;
 use sheepdog_client::pb::*;
 use sheepdog_client::{Client, Error, ErrorKind};
-use sheepdog_cluster::{ClusterState, Command, Reply, SnapshotRef};
+use sheepdog_cluster::{AttachmentRef, ClusterState, Command, Reply, SnapshotRef};
 use sheepdog_proto::{LayerId, VdiId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -195,11 +195,25 @@ impl Admin {
             self.propose(Command::VdiDelete { vdi, snapshot: Some(tag(&r.snapshot)) }).await?;
             return Ok(());
         }
+        if r.force {
+            self.detach_all(vdi, AttachmentRef::All).await?;
+        }
         let (working, snapshots) = self.with_vdi(&r.vdi, |_, v| {
+            if !v.attachments.is_empty() {
+                let text = format!("{}, or add --force to delete it all the same", v.attached_to());
+                return Err(Error::new(ErrorKind::Busy, text));
+            }
             Ok((v.top.is_some(), v.snapshots.iter().map(|s| s.id).collect::<Vec<_>>()))
         })?;
         if working {
-            self.settle(|| self.delete_working(r, vdi, forwarded)).await?;
+            self.settle(async || match self.delete_working(r, vdi, forwarded).await {
+                // Connections that were cut are being closed.
+                Err(e) if r.force && e.kind == ErrorKind::Busy => {
+                    Err(Error::new(ErrorKind::Moved, e.message))
+                }
+                done => done,
+            })
+            .await?;
         } else if !r.with_snapshots {
             return Err(missing(
                 "only snapshots of this VDI are left: delete them with -s TAG or --with-snapshots",
@@ -370,7 +384,7 @@ fn merge_usage(vdis: &mut [Vdi], theirs: Vec<Vdi>) {
 }
 
 /// An answer that the command cannot have.
-fn odd(reply: &Reply) -> Error {
+pub(super) fn odd(reply: &Reply) -> Error {
     Error::new(ErrorKind::Internal, format!("the control plane answered {reply:?}"))
 }
 
@@ -465,6 +479,13 @@ impl VdiService for Vdis {
         let vdi = self.0.vdi_id(&r.vdi)?;
         let holder = (!r.holder.is_empty()).then_some(r.holder);
         self.0.propose(Command::Unlock { vdi, holder }).await?;
+        done()
+    }
+    async fn attach(&self, r: Request<AttachRequest>) -> Reply1<Attachment> {
+        Ok(Response::new(self.0.attach(r.into_inner()).await?))
+    }
+    async fn detach(&self, r: Request<DetachRequest>) -> Reply1<Done> {
+        self.0.detach(r.into_inner()).await?;
         done()
     }
     async fn hold(&self, r: Request<HoldRequest>) -> Reply1<HoldReply> {

@@ -12,6 +12,7 @@ pub(super) fn refusal(e: &VolumeError) -> Refusal {
         VolumeError::Gone(_) | VolumeError::Fenced | VolumeError::ShuttingDown => Refusal::Shutdown(text),
         VolumeError::OutOfRange
         | VolumeError::ReadOnly
+        | VolumeError::NotAttached(_)
         | VolumeError::Busy(_)
         | VolumeError::NotFast
         | VolumeError::Io(_) => Refusal::Policy(text),
@@ -22,7 +23,10 @@ pub(super) fn refusal(e: &VolumeError) -> Refusal {
 /// repeats it (clients turn an `ESHUTDOWN` into an I/O error of the guest, which a restart must never cause).
 pub(super) fn errno(e: &VolumeError) -> Option<Errno> {
     match e {
-        VolumeError::Gone(_) | VolumeError::Fenced | VolumeError::ShuttingDown => None,
+        VolumeError::Gone(_)
+        | VolumeError::Fenced
+        | VolumeError::NotAttached(_)
+        | VolumeError::ShuttingDown => None,
         VolumeError::NotFound(_) | VolumeError::OutOfRange => Some(Errno::Inval),
         VolumeError::ReadOnly | VolumeError::Busy(_) => Some(Errno::Perm),
         VolumeError::NotFast => Some(Errno::NotSup),

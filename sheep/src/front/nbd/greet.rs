@@ -2,7 +2,7 @@
 
 use super::inbound::Inbound;
 use super::session::{self, Session};
-use super::stats::Connection;
+use super::stats::{Connection, counted_as};
 use super::{Server, TlsPolicy, error};
 use crate::volume::{ExportInfo, Volume};
 use bytes::{Bytes, BytesMut};
@@ -84,7 +84,8 @@ async fn serve<S: Stream>(
     let server = greeter.server.clone();
     let input = std::mem::take(&mut greeter.input);
     conn.export.replace(name.clone());
-    let stats = server.registry.export(&name);
+    // Attachments come and go; their volume stays.
+    let stats = server.registry.export(counted_as(&name));
     stats.connections.set(stats.connections.get() + 1);
     tracing::debug!(id = conn.id, export = name, "NBD client attached");
     let inbound = Inbound::new(&input);

@@ -172,7 +172,14 @@ where
         let drain = self.server.drain.clone();
         let mut drain = std::pin::pin!(drain.cancelled());
         let mut draining = false;
+        let volume = self.volume.clone();
+        let mut revoked = volume.revoked();
+        let mut cut = false;
         std::future::poll_fn(|cx| {
+            if !cut && revoked.as_mut().poll(cx).is_ready() {
+                cut = true;
+                self.cut(cx);
+            }
             if !draining && drain.as_mut().poll(cx).is_ready() {
                 draining = true;
                 self.end(None);
@@ -188,6 +195,12 @@ where
         if self.trouble.is_none() {
             self.trouble = why;
         }
+    }
+
+    /// The client hears at once that the connection is over, also while requests are under way.
+    fn cut(&mut self, cx: &mut Context<'_>) {
+        self.lost(io::Error::other("the volume was detached from this client"));
+        let _ = Pin::new(&mut *self.stream).poll_shutdown(cx);
     }
 
     fn lost(&mut self, why: io::Error) {

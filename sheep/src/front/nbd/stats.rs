@@ -106,6 +106,14 @@ pub(super) struct Connection {
     abort: RefCell<Option<AbortHandle>>,
 }
 
+/// Whose counters an export has: its name without what says as whom it is opened (`name#number`). Tags of snapshots may hold anything.
+pub fn counted_as(export: &str) -> &str {
+    match export.split_once('#') {
+        Some((base, _)) if !export.contains('@') => base,
+        _ => export,
+    }
+}
+
 /// All connections and exports of a server.
 #[derive(Default)]
 pub(super) struct Registry {
