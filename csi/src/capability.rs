@@ -20,7 +20,9 @@ impl Fs {
         match name {
             "" | "ext4" => Ok(Self::Ext4),
             "xfs" => Ok(Self::Xfs),
-            other => Err(Fault::invalid(format!("file system \"{other}\" is not supported: use ext4 or xfs"))),
+            other => {
+                Err(Fault::invalid(format!("file system \"{other}\" is not supported: use ext4 or xfs")))
+            }
         }
     }
     /// As mount and blkid call it.
@@ -91,9 +93,13 @@ impl Use {
         };
         let access = match mode {
             Mode::Unknown => return Err(Fault::invalid("a volume capability needs an access mode")),
-            Mode::SingleNodeWriter | Mode::SingleNodeSingleWriter | Mode::SingleNodeMultiWriter => Access::Single,
+            Mode::SingleNodeWriter | Mode::SingleNodeSingleWriter | Mode::SingleNodeMultiWriter => {
+                Access::Single
+            }
             Mode::SingleNodeReaderOnly | Mode::MultiNodeReaderOnly => Access::ReadOnly,
-            Mode::MultiNodeSingleWriter | Mode::MultiNodeMultiWriter if shape == Shape::Block => Access::Shared,
+            Mode::MultiNodeSingleWriter | Mode::MultiNodeMultiWriter if shape == Shape::Block => {
+                Access::Shared
+            }
             Mode::MultiNodeSingleWriter | Mode::MultiNodeMultiWriter => {
                 return Err(Fault::invalid(
                     "a file system cannot be written from several nodes at once: use volumeMode Block, or the access mode ReadWriteOnce",
@@ -128,8 +134,12 @@ fn mount_options(flags: &[String]) -> Outcome<Vec<String>> {
         if o.len() > 256 || o.chars().any(|c| c.is_control() || c.is_whitespace()) {
             return Err(Fault::invalid(format!("mount option \"{}\" is not a word", o.escape_debug())));
         }
-        if ["bind", "rbind", "move", "remount", "loop", "offset", "sizelimit", "X-mount.mkdir"].contains(&word) {
-            return Err(Fault::invalid(format!("mount option \"{o}\" is not allowed: it changes what is mounted")));
+        if ["bind", "rbind", "move", "remount", "loop", "offset", "sizelimit", "X-mount.mkdir"]
+            .contains(&word)
+        {
+            return Err(Fault::invalid(format!(
+                "mount option \"{o}\" is not allowed: it changes what is mounted"
+            )));
         }
         options.push(o.to_owned());
     }

@@ -34,7 +34,13 @@ pub enum Command {
 #[derive(Args, Debug, Clone)]
 pub struct Cluster {
     /// Sheep to talk to: HOST or HOST:PORT, several separated by commas
-    #[arg(long, env = "SHEEPDOG_CSI_SHEEP", value_delimiter = ',', default_value = "127.0.0.1:7000", value_name = "ADDR")]
+    #[arg(
+        long,
+        env = "SHEEPDOG_CSI_SHEEP",
+        value_delimiter = ',',
+        default_value = "127.0.0.1:7000",
+        value_name = "ADDR"
+    )]
     pub sheep: Vec<String>,
     /// The cluster's credentials, as `dog secret new` wrote them
     #[arg(long, env = "SHEEPDOG_CSI_SECRET_FILE", value_name = "FILE")]
@@ -54,7 +60,12 @@ pub struct Attach {
     #[arg(long, env = "SHEEPDOG_CSI_NBD_SOCKET", default_value = "/run/sheep/nbd.sock", value_name = "PATH")]
     pub nbd_socket: PathBuf,
     /// Socket of the fuse-host
-    #[arg(long, env = "SHEEPDOG_CSI_FUSE_SOCKET", default_value = "/run/sheepdog-csi/fuse-host.sock", value_name = "PATH")]
+    #[arg(
+        long,
+        env = "SHEEPDOG_CSI_FUSE_SOCKET",
+        default_value = "/run/sheepdog-csi/fuse-host.sock",
+        value_name = "PATH"
+    )]
     pub fuse_socket: PathBuf,
     /// Seconds that kernel NBD waits for sheep to come back before I/O fails
     #[arg(long, env = "SHEEPDOG_CSI_DEAD_CONN_TIMEOUT", default_value_t = 300, value_name = "SECONDS")]
@@ -115,10 +126,20 @@ pub type All = Node;
 #[derive(Args, Debug, Clone)]
 pub struct FuseHost {
     /// Socket that the node plugin asks on
-    #[arg(long, env = "SHEEPDOG_CSI_FUSE_SOCKET", default_value = "/run/sheepdog-csi/fuse-host.sock", value_name = "PATH")]
+    #[arg(
+        long,
+        env = "SHEEPDOG_CSI_FUSE_SOCKET",
+        default_value = "/run/sheepdog-csi/fuse-host.sock",
+        value_name = "PATH"
+    )]
     pub socket: PathBuf,
     /// Where volumes are mounted as files
-    #[arg(long, env = "SHEEPDOG_CSI_FUSE_DIR", default_value = "/run/sheepdog-csi/volumes", value_name = "DIR")]
+    #[arg(
+        long,
+        env = "SHEEPDOG_CSI_FUSE_DIR",
+        default_value = "/run/sheepdog-csi/volumes",
+        value_name = "DIR"
+    )]
     pub dir: PathBuf,
     /// NBD socket of this node's sheep
     #[arg(long, env = "SHEEPDOG_CSI_NBD_SOCKET", default_value = "/run/sheep/nbd.sock", value_name = "PATH")]

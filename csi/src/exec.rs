@@ -41,16 +41,19 @@ pub async fn run_with(program: &str, args: &[&str], input: Option<&[u8]>, limit:
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .kill_on_drop(true);
-    let mut child = command
-        .spawn()
-        .map_err(|e| Fault::internal(format!("cannot run {program}: {e}: is it in the node plugin's image?")))?;
+    let mut child = command.spawn().map_err(|e| {
+        Fault::internal(format!("cannot run {program}: {e}: is it in the node plugin's image?"))
+    })?;
     if let (Some(input), Some(mut stdin)) = (input, child.stdin.take()) {
         stdin.write_all(input).await.map_err(io(format!("give {program} its input")))?;
     }
     let Ok(done) = tokio::time::timeout(limit, child.wait_with_output()).await else {
         return Err(Fault::new(
             Kind::Unavailable,
-            format!("{program} did not end within {} s and was killed: is the volume's I/O parked?", limit.as_secs()),
+            format!(
+                "{program} did not end within {} s and was killed: is the volume's I/O parked?",
+                limit.as_secs()
+            ),
         ));
     };
     let out = done.map_err(io(program))?;

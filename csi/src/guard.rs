@@ -116,7 +116,9 @@ pub fn judge(signature: &str, w: &Witnesses) -> Verdict {
     let refuse = |why: String| Verdict::Refuse(why);
     let make = || {
         if w.read_only {
-            return refuse("it has no file system, and it is attached read-only: use it read-write once".into());
+            return refuse(
+                "it has no file system, and it is attached read-only: use it read-write once".into(),
+            );
         }
         Verdict::Make
     };
@@ -155,9 +157,8 @@ pub async fn probe(device: &Path) -> Outcome<Probe> {
 
 /// Exit code 2 also means that the device could not be read: the caller has read it.
 fn read_probe(code: i32, stdout: &str) -> Option<Probe> {
-    let value = |key: &str| {
-        stdout.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix('=')).map(str::to_owned)
-    };
+    let value =
+        |key: &str| stdout.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix('=')).map(str::to_owned);
     match (code, value("TYPE"), value("PTTYPE")) {
         (0, Some(t), None) => Some(Probe::Found(t)),
         (0, Some(t), Some(p)) => Some(Probe::Unclear(format!("{t}, partition table {p}"))),

@@ -171,7 +171,11 @@ pub async fn check(fs: Fs, device: &Path) -> Outcome<()> {
     match ended.code {
         0 => Ok(()),
         1 | 2 => {
-            tracing::warn!(device = device.display().to_string(), "e2fsck repaired the file system: {}", ended.said);
+            tracing::warn!(
+                device = device.display().to_string(),
+                "e2fsck repaired the file system: {}",
+                ended.said
+            );
             Ok(())
         }
         _ => Err(Fault::precondition(format!(
@@ -179,6 +183,36 @@ pub async fn check(fs: Fs, device: &Path) -> Outcome<()> {
             ended.code, ended.said
         ))),
     }
+}
+
+/// May ext4 be grown while it is mounted? The kernel wants `CAP_SYS_RESOURCE` for that, which some containers lack.
+pub fn grows_in_use(fs: Fs) -> bool {
+    const SYS_RESOURCE: u32 = 24;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("CapEff:"));
+    let mask = line.and_then(|l| u64::from_str_radix(l.trim(), 16).ok()).unwrap_or(0);
+    fs == Fs::Xfs || mask & (1 << SYS_RESOURCE) != 0
+}
+
+/// Let an ext4 that is not mounted have all of its device; does nothing when it has.
+pub async fn grow_unmounted(device: &Path, bytes: u64) -> Outcome<()> {
+    let device = text(device)?;
+    let said = exec::succeed("dumpe2fs", &["-h", device], SHORT).await?.stdout;
+    if ext4_size(&said).is_some_and(|has| bytes.saturating_sub(has) < 1 << 20) {
+        return Ok(());
+    }
+    // Asked for by resize2fs.
+    let checked = exec::run("e2fsck", &["-f", "-p", device], LONG).await?;
+    if checked.code > 1 {
+        return Err(exec::failed("e2fsck", &["-f", "-p", device], &checked));
+    }
+    exec::succeed("resize2fs", &[device], LONG).await.map(drop)
+}
+
+/// Bytes, by what dumpe2fs says.
+fn ext4_size(said: &str) -> Option<u64> {
+    let number = |key: &str| said.lines().find_map(|l| l.strip_prefix(key)?.trim().parse::<u64>().ok());
+    number("Block count:")?.checked_mul(number("Block size:")?)
 }
 
 /// Let a mounted file system have all of its device; does nothing when it has.
@@ -220,6 +254,29 @@ bad line
         let more = ["noatime".to_owned(), "rw".to_owned()];
         assert_eq!(options(Fs::Ext4, true, &more), "ro,_netdev,noatime");
         assert_eq!(options(Fs::Xfs, false, &[]), "rw,_netdev,nouuid");
+    }
+
+    #[test]
+    fn sizes_of_ext4() {
+        let said = "Filesystem volume name:   <none>\nBlock count:              262144\nBlock size:               4096\n";
+        assert_eq!(ext4_size(said), Some(1 << 30));
+        assert_eq!(ext4_size("Block count: x"), None);
+        assert!(grows_in_use(Fs::Xfs));
+    }
+
+    #[tokio::test]
+    async fn ext4_grows_to_its_device() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("d");
+        let file = std::fs::File::create(&path).unwrap();
+        file.set_len(64 << 20).unwrap();
+        make(Fs::Ext4, &path).await.unwrap();
+        file.set_len(128 << 20).unwrap();
+        for _ in 0..2 {
+            grow_unmounted(&path, 128 << 20).await.unwrap();
+            let said = exec::succeed("dumpe2fs", &["-h", path.to_str().unwrap()], SHORT).await.unwrap();
+            assert_eq!(ext4_size(&said.stdout), Some(128 << 20));
+        }
     }
 
     #[test]

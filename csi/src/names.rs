@@ -36,7 +36,10 @@ pub fn escape(name: &str) -> Outcome<String> {
         return Err(Fault::invalid("a name is needed"));
     }
     if name.len() > MAX_CSI_NAME {
-        return Err(Fault::invalid(format!("the name has {} bytes, at most {MAX_CSI_NAME} are allowed", name.len())));
+        return Err(Fault::invalid(format!(
+            "the name has {} bytes, at most {MAX_CSI_NAME} are allowed",
+            name.len()
+        )));
     }
     let digits = name.bytes().all(|b| b.is_ascii_digit());
     let dots = name == "." || name == "..";
@@ -53,7 +56,9 @@ pub fn escape(name: &str) -> Outcome<String> {
         }
     }
     if out.len() > MAX_NAME - GROUP.len() {
-        return Err(Fault::invalid("the name has too many special characters: use letters, digits, \"-\" and \".\""));
+        return Err(Fault::invalid(
+            "the name has too many special characters: use letters, digits, \"-\" and \".\"",
+        ));
     }
     Ok(out)
 }
@@ -172,7 +177,9 @@ mod tests {
         }
         let s = SnapshotId::parse(&format!("{id}@7")).unwrap();
         assert_eq!((s.number, s.to_string()), (7, format!("{id}@7")));
-        for bad in [format!("{id}@07"), format!("{id}@"), format!("{id}@-1"), id.to_owned(), format!("{id}@+7")] {
+        for bad in
+            [format!("{id}@07"), format!("{id}@"), format!("{id}@-1"), id.to_owned(), format!("{id}@+7")]
+        {
             assert_eq!(SnapshotId::parse(&bad), None, "{bad}");
         }
     }

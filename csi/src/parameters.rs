@@ -19,7 +19,10 @@ pub const KEYS: [(&str, &str); 6] = [
     ("fsType", "ext4 (default) or xfs"),
     ("objectSize", "bytes of an object, a power of two, with the suffix Ki or Mi; the cluster's when absent"),
     ("flatten", "true: clones and restored snapshots copy everything in the background and then stand alone"),
-    ("encrypted", "true: the node encrypts with LUKS2; needs a node stage secret with the key encryptionPassphrase"),
+    (
+        "encrypted",
+        "true: the node encrypts with LUKS2; needs a node stage secret with the key encryptionPassphrase",
+    ),
     ("checkFilesystem", "false: no e2fsck before an ext4 volume is mounted"),
 ];
 
@@ -47,10 +50,7 @@ pub struct Parameters {
 
 impl Parameters {
     /// Check parameters and mutable parameters, which say the same when both are given.
-    pub fn new(
-        parameters: &HashMap<String, String>,
-        mutable: &HashMap<String, String>,
-    ) -> Outcome<Self> {
+    pub fn new(parameters: &HashMap<String, String>, mutable: &HashMap<String, String>) -> Outcome<Self> {
         let mut p = Self::default();
         for (key, value) in parameters {
             match key.as_str() {

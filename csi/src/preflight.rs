@@ -68,10 +68,20 @@ pub fn judge(f: &Facts, wanted: Choice) -> Report {
             seen: format!("{}; kernel NBD wants {major}.{minor} or newer", f.kernel),
             needed_by: "nbd",
         },
-        Check { what: "nbd", good: f.nbd.is_ok(), seen: said(&f.nbd, "the kernel has NBD"), needed_by: "nbd" },
+        Check {
+            what: "nbd",
+            good: f.nbd.is_ok(),
+            seen: said(&f.nbd, "the kernel has NBD"),
+            needed_by: "nbd",
+        },
         Check { what: "fuse", good: f.fuse, seen: there(f.fuse, "/dev/fuse"), needed_by: "loop" },
         Check { what: "loop", good: f.loops, seen: there(f.loops, "/dev/loop-control"), needed_by: "loop" },
-        Check { what: "fuse-host", good: f.host.is_ok(), seen: said(&f.host, "it answers"), needed_by: "loop" },
+        Check {
+            what: "fuse-host",
+            good: f.host.is_ok(),
+            seen: said(&f.host, "it answers"),
+            needed_by: "loop",
+        },
         Check {
             what: "sheep",
             good: f.sheep,

@@ -25,7 +25,8 @@ pub struct Services {
 
 /// `unix:///PATH`, `unix:PATH` or a path.
 pub fn socket(endpoint: &str) -> Result<PathBuf> {
-    let path = endpoint.strip_prefix("unix://").or_else(|| endpoint.strip_prefix("unix:")).unwrap_or(endpoint);
+    let path =
+        endpoint.strip_prefix("unix://").or_else(|| endpoint.strip_prefix("unix:")).unwrap_or(endpoint);
     if !path.starts_with('/') {
         bail!("endpoint \"{endpoint}\": say unix:///DIRECTORY/csi.sock");
     }

@@ -34,7 +34,9 @@ impl Range {
         };
         let limit = if limit == 0 { u64::MAX } else { limit };
         if required > limit {
-            return Err(Fault::invalid(format!("{required} bytes are required, which is more than the limit of {limit}")));
+            return Err(Fault::invalid(format!(
+                "{required} bytes are required, which is more than the limit of {limit}"
+            )));
         }
         Ok(Self { required, limit })
     }

@@ -13,7 +13,7 @@ use crate::fault::{Fault, Kind, Outcome};
 use crate::guard::Format;
 use crate::names::{self, SnapshotId};
 use crate::parameters::Parameters;
-use crate::sheep::{attr};
+use crate::sheep::attr;
 use crate::size::{Range, signed};
 use serde::{Deserialize, Serialize};
 use sheepdog_client::ErrorKind;
@@ -94,7 +94,8 @@ impl Wanted {
 
     /// Is this volume what was asked for?
     fn matches(&self, v: &Vdi, origin: &Origin) -> Outcome<()> {
-        let exists = |why: String| Fault::new(Kind::Exists, format!("a volume named {} exists, {why}", self.name));
+        let exists =
+            |why: String| Fault::new(Kind::Exists, format!("a volume named {} exists, {why}", self.name));
         if origin.source != self.origin.source {
             return Err(exists("made from another source".into()));
         }
@@ -165,7 +166,9 @@ async fn reachable(c: &Controller, r: Option<&TopologyRequirement>) -> Outcome<(
     }
     Err(Fault::new(
         Kind::Exhausted,
-        format!("none of the nodes that are allowed runs a sheep of cluster {cluster}: check allowedTopologies of the storage class"),
+        format!(
+            "none of the nodes that are allowed runs a sheep of cluster {cluster}: check allowedTopologies of the storage class"
+        ),
     ))
 }
 
@@ -331,7 +334,10 @@ mod tests {
             capacity_range: Some(CapacityRange { required_bytes: required, limit_bytes: 0 }),
             volume_capabilities: vec![VolumeCapability {
                 access_mode: Some(AccessMode { mode: Mode::SingleNodeWriter.into() }),
-                access_type: Some(AccessType::Mount(MountVolume { fs_type: fs.into(), ..Default::default() })),
+                access_type: Some(AccessType::Mount(MountVolume {
+                    fs_type: fs.into(),
+                    ..Default::default()
+                })),
             }],
             parameters: parameters.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
             ..Default::default()
@@ -362,7 +368,9 @@ mod tests {
 
     #[test]
     fn the_origin_reads_back() {
-        for source in [Source::Blank, Source::Snapshot { vdi: Uuid::nil(), number: 3 }, Source::Volume(Uuid::nil())] {
+        for source in
+            [Source::Blank, Source::Snapshot { vdi: Uuid::nil(), number: 3 }, Source::Volume(Uuid::nil())]
+        {
             let o = Origin { source, context: BTreeMap::from([("a".into(), "b".into())]) };
             let v = Vdi {
                 attrs: HashMap::from([(names::ATTR_ORIGIN.into(), serde_json::to_vec(&o).unwrap())]),

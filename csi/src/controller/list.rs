@@ -24,10 +24,9 @@ fn place(token: &str) -> Outcome<&str> {
     if token.is_empty() {
         return Ok("");
     }
-    token
-        .strip_prefix(TOKEN)
-        .filter(|t| !t.is_empty())
-        .ok_or_else(|| Fault::new(Kind::Aborted, format!("the token \"{token}\" is not one of ours: begin again")))
+    token.strip_prefix(TOKEN).filter(|t| !t.is_empty()).ok_or_else(|| {
+        Fault::new(Kind::Aborted, format!("the token \"{token}\" is not one of ours: begin again"))
+    })
 }
 
 /// Volumes, as opposed to what else is in the table.
@@ -119,7 +118,10 @@ mod tests {
     #[test]
     fn pages_and_tokens() {
         assert_eq!(page_size(-1).unwrap_err().kind, Kind::Invalid);
-        assert_eq!((page_size(0).unwrap(), page_size(3).unwrap(), page_size(i32::MAX).unwrap()), (PAGE, 3, PAGE));
+        assert_eq!(
+            (page_size(0).unwrap(), page_size(3).unwrap(), page_size(i32::MAX).unwrap()),
+            (PAGE, 3, PAGE)
+        );
         assert_eq!((place("").unwrap(), place("after:x").unwrap()), ("", "x"));
         for bad in ["invalid-token", "after:", "x"] {
             assert_eq!(place(bad).unwrap_err().kind, Kind::Aborted);

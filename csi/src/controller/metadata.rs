@@ -47,7 +47,10 @@ struct Question {
 impl Question {
     fn new(offset: i64, max: i32, size: u64, zeros: bool) -> Outcome<Self> {
         let from = u64::try_from(offset).ok().filter(|o| *o <= size).ok_or_else(|| {
-            Fault::new(Kind::OutOfRange, format!("the starting offset {offset} is outside the snapshot's {size} bytes"))
+            Fault::new(
+                Kind::OutOfRange,
+                format!("the starting offset {offset} is outside the snapshot's {size} bytes"),
+            )
         })?;
         let max = usize::try_from(max).map_err(|_| Fault::invalid("max_results is not negative"))?;
         Ok(Self { from, size, batch: if max == 0 { BATCH } else { max.min(BATCH) }, zeros })
@@ -126,7 +129,9 @@ fn answer<T: Batch>(mut ranges: Streaming<DiffRange>, q: Question) -> Answers<T>
                     return;
                 }
             }
-            if batch.len() == q.batch && tx.send(Ok(T::batch(q.size, std::mem::take(&mut batch)))).await.is_err() {
+            if batch.len() == q.batch
+                && tx.send(Ok(T::batch(q.size, std::mem::take(&mut batch)))).await.is_err()
+            {
                 return;
             }
         }

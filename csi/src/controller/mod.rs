@@ -47,7 +47,8 @@ impl Controller {
 
     /// The cluster's id.
     async fn cluster(&self) -> Outcome<&str> {
-        let ask = || async { Ok(self.sheep.client().cluster_info(ClusterInfoRequest { history: 0 }).await?.id) };
+        let ask =
+            || async { Ok(self.sheep.client().cluster_info(ClusterInfoRequest { history: 0 }).await?.id) };
         self.cluster.get_or_try_init(ask).await.map(String::as_str)
     }
 }

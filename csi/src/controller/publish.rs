@@ -5,7 +5,9 @@ use crate::capability::{Access, Fs, Use};
 use crate::csi::*;
 use crate::fault::{Fault, Kind, Outcome};
 use crate::registry;
-use sheepdog_client::pb::{self, AttachRequest, DetachRequest, Vdi, VdiRef, attachment, detach_request::Which};
+use sheepdog_client::pb::{
+    self, AttachRequest, DetachRequest, Vdi, VdiRef, attachment, detach_request::Which,
+};
 use std::collections::HashMap;
 
 /// Keys of what a node is told about its attachment.
@@ -36,7 +38,10 @@ fn permits(v: &Vdi, node: &str, access: Access) -> Outcome<()> {
         }
         return Err(Fault::new(
             Kind::Exists,
-            format!("volume {} is attached to {node} already, for another kind of access: detach it first", v.uuid),
+            format!(
+                "volume {} is attached to {node} already, for another kind of access: detach it first",
+                v.uuid
+            ),
         ));
     }
     match v.attachments.iter().find(|a| access == Access::Single || a.access != wanted) {
@@ -104,7 +109,10 @@ async fn room(c: &Controller, v: &Vdi, node: &str, max: u64) -> Outcome<()> {
     if has < max {
         return Ok(());
     }
-    Err(Fault::new(Kind::Exhausted, format!("node {node} has {has} volumes attached and takes no more than {max}")))
+    Err(Fault::new(
+        Kind::Exhausted,
+        format!("node {node} has {has} volumes attached and takes no more than {max}"),
+    ))
 }
 
 pub(super) async fn unpublish(
@@ -149,7 +157,11 @@ mod tests {
         let with = |holders: &[(&str, Access)]| Vdi {
             attachments: holders
                 .iter()
-                .map(|(h, a)| pb::Attachment { holder: (*h).into(), access: wire(*a).into(), ..Default::default() })
+                .map(|(h, a)| pb::Attachment {
+                    holder: (*h).into(),
+                    access: wire(*a).into(),
+                    ..Default::default()
+                })
                 .collect(),
             ..Default::default()
         };

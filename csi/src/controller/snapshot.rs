@@ -14,7 +14,9 @@ use std::collections::HashMap;
 /// Parameters of snapshot classes: none of ours.
 pub(super) fn check_parameters(parameters: &HashMap<String, String>) -> Outcome<()> {
     match parameters.keys().find(|k| !k.starts_with("csi.storage.k8s.io/")) {
-        Some(key) => Err(Fault::invalid(format!("snapshot parameter \"{key}\" is not known: there are none"))),
+        Some(key) => {
+            Err(Fault::invalid(format!("snapshot parameter \"{key}\" is not known: there are none")))
+        }
         None => Ok(()),
     }
 }

@@ -10,8 +10,8 @@ use crate::size::{self, Range, signed};
 use sheepdog_client::ErrorKind;
 use sheepdog_client::pb::node::State;
 use sheepdog_client::pb::{
-    AlterVdiCopiesRequest, ClusterInfoRequest, DeleteVdiRequest, NodeInfoReply, NodeInfoRequest, ResizeRequest,
-    VdiRef,
+    AlterVdiCopiesRequest, ClusterInfoRequest, DeleteVdiRequest, NodeInfoReply, NodeInfoRequest,
+    ResizeRequest, VdiRef,
 };
 
 pub(super) async fn delete(c: &Controller, id: String) -> Outcome<DeleteVolumeResponse> {
@@ -97,7 +97,10 @@ pub(super) async fn expand(
                 v = this.sheep.client().resize(request).await?;
                 tracing::info!(volume = v.uuid, size = v.size, "expanded");
             }
-            Ok(ControllerExpandVolumeResponse { capacity_bytes: signed(v.size), node_expansion_required: true })
+            Ok(ControllerExpandVolumeResponse {
+                capacity_bytes: signed(v.size),
+                node_expansion_required: true,
+            })
         })
         .await
 }

@@ -229,7 +229,10 @@ impl Service for Plugin {
     ) -> Reply<NodeGetVolumeStatsResponse> {
         reply(stats::stats(self, r.into_inner()).await)
     }
-    async fn node_expand_volume(&self, r: Request<NodeExpandVolumeRequest>) -> Reply<NodeExpandVolumeResponse> {
+    async fn node_expand_volume(
+        &self,
+        r: Request<NodeExpandVolumeRequest>,
+    ) -> Reply<NodeExpandVolumeResponse> {
         reply(stats::expand(self, r.into_inner()).await)
     }
     async fn node_get_capabilities(

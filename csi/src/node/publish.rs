@@ -15,7 +15,9 @@ pub(super) async fn publish(p: &Plugin, r: NodePublishVolumeRequest) -> Outcome<
     let target = path("target path", &r.target_path)?;
     let usage = Use::new(r.volume_capability.as_ref(), Fs::Ext4)?;
     if r.staging_target_path.is_empty() {
-        return Err(Fault::precondition("the volume has to be staged first: there is no staging target path"));
+        return Err(Fault::precondition(
+            "the volume has to be staged first: there is no staging target path",
+        ));
     }
     let staging = path("staging target path", &r.staging_target_path)?;
     let volume = volume(&r.volume_id)?;
@@ -51,7 +53,10 @@ async fn publish_mount(staging: &Path, device: &Path, target: &Path, read_only: 
     let staged = mount::at(staging)?;
     let number = mount::device_number(device)?;
     if staged.is_none_or(|m| m.device != number) {
-        return Err(Fault::precondition(format!("nothing of this volume is mounted at {}", staging.display())));
+        return Err(Fault::precondition(format!(
+            "nothing of this volume is mounted at {}",
+            staging.display()
+        )));
     }
     match mount::at(target)? {
         Some(m) if m.device == number => return Ok(()),
@@ -79,12 +84,17 @@ fn taken(target: &Path, by: &str) -> Fault {
     Fault::precondition(format!("{} is mounted from {by}, which is not this volume", target.display()))
 }
 
-pub(super) async fn unpublish(p: &Plugin, r: NodeUnpublishVolumeRequest) -> Outcome<NodeUnpublishVolumeResponse> {
+pub(super) async fn unpublish(
+    p: &Plugin,
+    r: NodeUnpublishVolumeRequest,
+) -> Outcome<NodeUnpublishVolumeResponse> {
     if r.volume_id.is_empty() {
         return Err(Fault::invalid("a volume id is needed"));
     }
     let target = path("target path", &r.target_path)?;
-    let Some(volume) = crate::names::volume_id(&r.volume_id) else { return Ok(NodeUnpublishVolumeResponse {}) };
+    let Some(volume) = crate::names::volume_id(&r.volume_id) else {
+        return Ok(NodeUnpublishVolumeResponse {});
+    };
     p.operate("unpublishing", volume, |p| async move {
         mount::unmount(&target).await?;
         remove_place(&target)?;

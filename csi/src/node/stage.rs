@@ -40,13 +40,23 @@ impl Wanted {
         let volume = volume(&r.volume_id)?;
         let attachment = r.publish_context.get(attached::ATTACHMENT).and_then(|n| n.parse().ok());
         let attachment = attachment.ok_or_else(|| {
-            Fault::precondition(format!("volume {volume} was not attached to this node by ControllerPublishVolume"))
+            Fault::precondition(format!(
+                "volume {volume} was not attached to this node by ControllerPublishVolume"
+            ))
         })?;
         let read_only = usage.access == Access::ReadOnly
             || r.publish_context.get(attached::READ_ONLY).is_some_and(|v| v == "true");
         let encrypted = is(made::ENCRYPTED, "true");
         let passphrase = if encrypted { Some(luks::passphrase(&r.secrets)?.to_owned()) } else { None };
-        Ok(Self { volume, staging, usage, attachment, read_only, passphrase, checked: !is(made::CHECK, "false") })
+        Ok(Self {
+            volume,
+            staging,
+            usage,
+            attachment,
+            read_only,
+            passphrase,
+            checked: !is(made::CHECK, "false"),
+        })
     }
 
     fn fs(&self) -> Option<(Fs, &[String])> {
@@ -105,9 +115,13 @@ async fn staged(p: &Plugin, w: &Wanted) -> Outcome<()> {
         Some(passphrase) => open_container(p, &vdi, w, &device, passphrase).await?,
     };
     prepare(p, w, &device, fs).await?;
+    // Restored into something larger, or expanded while it was not here.
+    let in_use = mount::grows_in_use(fs);
+    if !w.read_only && !in_use {
+        mount::grow_unmounted(&device, super::stats::device_size(&device).await?).await?;
+    }
     mount::mount(&device, &w.staging, fs, w.read_only, options).await?;
-    if !w.read_only {
-        // Restored into something larger, or expanded while it was not here.
+    if !w.read_only && in_use {
         mount::grow(fs, &device, &w.staging).await?;
     }
     tracing::info!(volume = w.volume.to_string(), "staged {} at {}", device.display(), w.staging.display());
@@ -123,7 +137,10 @@ fn plain_device(w: &Wanted, device: &Path) -> PathBuf {
 fn stands(p: &Plugin, v: &Vdi, attachment: u64) -> Outcome<()> {
     match v.attachments.iter().find(|a| a.id == attachment) {
         Some(a) if a.holder == p.node_id => Ok(()),
-        Some(a) => Err(Fault::precondition(format!("attachment {attachment} is node {}'s, not this one's", a.holder))),
+        Some(a) => Err(Fault::precondition(format!(
+            "attachment {attachment} is node {}'s, not this one's",
+            a.holder
+        ))),
         None => Err(Fault::precondition(format!(
             "attachment {attachment} is gone: the volume was detached from this node and has to be attached again"
         ))),
@@ -151,8 +168,14 @@ fn compatible(s: &Staged, w: &Wanted) -> Outcome<()> {
 
 /// The volume was detached from this node and attached again while it was staged. What is left of the first time is of no use.
 async fn leave_old_attachment(p: &Plugin, w: &Wanted) -> Outcome<()> {
-    let Some(old) = p.backend.find(w.volume).await?.filter(|a| a.attachment != w.attachment) else { return Ok(()) };
-    tracing::warn!(volume = w.volume.to_string(), attachment = old.attachment, "left over from an earlier attachment");
+    let Some(old) = p.backend.find(w.volume).await?.filter(|a| a.attachment != w.attachment) else {
+        return Ok(());
+    };
+    tracing::warn!(
+        volume = w.volume.to_string(),
+        attachment = old.attachment,
+        "left over from an earlier attachment"
+    );
     p.backend.give_up(w.volume).await?;
     mount::unmount(&w.staging).await?;
     luks::close(w.volume).await?;
@@ -216,7 +239,13 @@ async fn record(p: &Plugin, id: Uuid, format: &Format) -> Outcome<()> {
 }
 
 /// The LUKS2 container: made when the volume is blank, opened when it is there.
-async fn open_container(p: &Plugin, vdi: &Vdi, w: &Wanted, device: &Path, passphrase: &str) -> Outcome<PathBuf> {
+async fn open_container(
+    p: &Plugin,
+    vdi: &Vdi,
+    w: &Wanted,
+    device: &Path,
+    passphrase: &str,
+) -> Outcome<PathBuf> {
     if luks::device(w.volume).exists() {
         return Ok(luks::device(w.volume));
     }
@@ -288,7 +317,11 @@ pub(super) async fn recall(p: &Plugin) -> Outcome<()> {
         }
     }
     for a in devices.values().filter(|a| !staged.iter().any(|s| s.request.volume == a.volume)) {
-        tracing::warn!(volume = a.volume.to_string(), "{} is attached and nothing is staged", a.device.display());
+        tracing::warn!(
+            volume = a.volume.to_string(),
+            "{} is attached and nothing is staged",
+            a.device.display()
+        );
     }
     Ok(())
 }
@@ -311,7 +344,9 @@ pub(super) fn remove_place(at: &Path) -> Outcome<()> {
         Err(e) => Err(e),
         Ok(m) if m.is_dir() => std::fs::remove_dir(at),
         Ok(m) if m.is_file() && m.len() == 0 => std::fs::remove_file(at),
-        Ok(_) => return Err(Fault::internal(format!("{} is neither a mount nor empty: left alone", at.display()))),
+        Ok(_) => {
+            return Err(Fault::internal(format!("{} is neither a mount nor empty: left alone", at.display())));
+        }
     };
     match removed {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(io(at.display())(e)),

@@ -57,7 +57,8 @@ impl Store {
             Err(e) => return Err(io(path.display())(e)),
         };
         let read = serde_json::from_slice(&text);
-        read.map(Some).map_err(|e| Fault::internal(format!("{}: {e}: is it of another version?", path.display())))
+        read.map(Some)
+            .map_err(|e| Fault::internal(format!("{}: {e}: is it of another version?", path.display())))
     }
 
     /// Write down. Survives a power cut: the new file, or the old one.
@@ -89,7 +90,8 @@ impl Store {
         let mut found = Vec::new();
         for entry in std::fs::read_dir(&self.dir).map_err(io(self.dir.display()))? {
             let name = entry.map_err(io(self.dir.display()))?.file_name();
-            let id = name.to_str().and_then(|n| n.strip_suffix(".json")).and_then(|n| Uuid::parse_str(n).ok());
+            let id =
+                name.to_str().and_then(|n| n.strip_suffix(".json")).and_then(|n| Uuid::parse_str(n).ok());
             let Some(id) = id else { continue };
             match self.get(id) {
                 Ok(s) => found.extend(s),

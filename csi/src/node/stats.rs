@@ -62,7 +62,7 @@ async fn limited<T: Send + 'static>(work: impl FnOnce() -> Outcome<T> + Send + '
     done.map_err(|_| waits())?.map_err(|e| Fault::internal(e.to_string()))?
 }
 
-async fn device_size(device: &Path) -> Outcome<u64> {
+pub(super) async fn device_size(device: &Path) -> Outcome<u64> {
     let device = device.to_owned();
     limited(move || {
         use std::io::{Seek as _, SeekFrom};
@@ -116,6 +116,12 @@ pub(super) async fn expand(p: &Plugin, r: NodeExpandVolumeRequest) -> Outcome<No
         }
         // A device has no file system of ours.
         if let (Some(fs), false) = (s.fs, s.request.read_only) {
+            if !mount::grows_in_use(fs) {
+                return Err(Fault::precondition(format!(
+                    "the device has grown, the file system grows when it is mounted next: growing {} in use needs the capability SYS_RESOURCE, which the node plugin does not have",
+                    fs.name()
+                )));
+            }
             mount::grow(fs, &device_of(&p, &s).await?, &s.staging).await?;
         }
         tracing::info!(volume = id.to_string(), size, "expanded");

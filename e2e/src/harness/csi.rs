@@ -8,7 +8,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 use sheepdog_csi::csi::controller_client::ControllerClient;
 use sheepdog_csi::csi::identity_client::IdentityClient;
 use sheepdog_csi::csi::node_client::NodeClient;
-use sheepdog_csi::csi::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume, access_mode::Mode};
+use sheepdog_csi::csi::volume_capability::{
+    AccessMode, AccessType, BlockVolume, MountVolume, access_mode::Mode,
+};
 use sheepdog_csi::csi::*;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -79,7 +81,11 @@ impl Driver {
         };
         std::fs::create_dir_all(&d.dir)?;
         let mut cmd = Command::new(&d.bin);
-        cmd.arg("fuse-host").arg("--socket").arg(d.dir.join("host.sock")).arg("--dir").arg(d.dir.join("fuse"));
+        cmd.arg("fuse-host")
+            .arg("--socket")
+            .arg(d.dir.join("host.sock"))
+            .arg("--dir")
+            .arg(d.dir.join("fuse"));
         cmd.arg("--nbd-socket").arg(&d.nbd);
         d.host = Some(Proc::start("fuse-host", cmd, &d.dir.join("host.log"))?);
         until("the fuse-host listens", PATIENCE, || Ok(d.dir.join("host.sock").exists().then_some(())))?;
@@ -184,7 +190,8 @@ impl Driver {
             volume_capability: Some(v.capability.clone()),
             ..Default::default()
         };
-        let done = self.ask(async |c| Ok(ControllerClient::new(c).controller_publish_volume(r).await?.into_inner()))?;
+        let done = self
+            .ask(async |c| Ok(ControllerClient::new(c).controller_publish_volume(r).await?.into_inner()))?;
         v.publish = done.publish_context;
         Ok(())
     }
@@ -214,8 +221,7 @@ impl Driver {
 
     /// Unpublish and unstage.
     pub fn unmount(&self, v: &Volume) -> Result<()> {
-        let unpublish =
-            NodeUnpublishVolumeRequest { volume_id: v.id.clone(), target_path: text(&v.target)? };
+        let unpublish = NodeUnpublishVolumeRequest { volume_id: v.id.clone(), target_path: text(&v.target)? };
         let unstage =
             NodeUnstageVolumeRequest { volume_id: v.id.clone(), staging_target_path: text(&v.staging)? };
         self.ask(async |c| Ok(NodeClient::new(c).node_unpublish_volume(unpublish).await?.into_inner()))?;
@@ -229,7 +235,8 @@ impl Driver {
             node_id: NODE.into(),
             ..Default::default()
         };
-        self.ask(async |c| Ok(ControllerClient::new(c).controller_unpublish_volume(r).await?.into_inner())).map(drop)
+        self.ask(async |c| Ok(ControllerClient::new(c).controller_unpublish_volume(r).await?.into_inner()))
+            .map(drop)
     }
 
     /// Delete.
@@ -240,7 +247,8 @@ impl Driver {
 
     /// Take a snapshot; its id.
     pub fn snapshot(&self, v: &Volume, name: &str) -> Result<String> {
-        let r = CreateSnapshotRequest { source_volume_id: v.id.clone(), name: name.into(), ..Default::default() };
+        let r =
+            CreateSnapshotRequest { source_volume_id: v.id.clone(), name: name.into(), ..Default::default() };
         let made = self.ask(async |c| Ok(ControllerClient::new(c).create_snapshot(r).await?.into_inner()))?;
         Ok(made.snapshot.context("no snapshot in the answer")?.snapshot_id)
     }
@@ -254,9 +262,13 @@ impl Driver {
     /// Expand, everywhere.
     pub fn expand(&self, v: &Volume, size: u64) -> Result<()> {
         let range = Some(CapacityRange { required_bytes: size.cast_signed(), limit_bytes: 0 });
-        let r =
-            ControllerExpandVolumeRequest { volume_id: v.id.clone(), capacity_range: range, ..Default::default() };
-        let done = self.ask(async |c| Ok(ControllerClient::new(c).controller_expand_volume(r).await?.into_inner()))?;
+        let r = ControllerExpandVolumeRequest {
+            volume_id: v.id.clone(),
+            capacity_range: range,
+            ..Default::default()
+        };
+        let done =
+            self.ask(async |c| Ok(ControllerClient::new(c).controller_expand_volume(r).await?.into_inner()))?;
         ensure!(done.node_expansion_required, "the node has to grow its device");
         let r = NodeExpandVolumeRequest {
             volume_id: v.id.clone(),
@@ -276,7 +288,8 @@ impl Driver {
             volume_path: text(&v.target)?,
             ..Default::default()
         };
-        let stats = self.ask(async |c| Ok(NodeClient::new(c).node_get_volume_stats(r).await?.into_inner()))?;
+        let stats =
+            self.ask(async |c| Ok(NodeClient::new(c).node_get_volume_stats(r).await?.into_inner()))?;
         let bytes = stats.usage.iter().find(|u| u.unit() == volume_usage::Unit::Bytes);
         Ok(bytes.context("no bytes in the answer")?.total.cast_unsigned())
     }

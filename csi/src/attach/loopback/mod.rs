@@ -40,7 +40,10 @@ impl Loopback {
             Ok(Ok(answer)) => answer.into_result(),
             Ok(Err(e)) => Err(Fault::new(
                 Kind::Unavailable,
-                format!("the fuse-host does not answer at {}: {e}: is `sheepdog-csi fuse-host` running on this node?", self.socket.display()),
+                format!(
+                    "the fuse-host does not answer at {}: {e}: is `sheepdog-csi fuse-host` running on this node?",
+                    self.socket.display()
+                ),
             )),
             Err(_) => Err(Fault::new(
                 Kind::Unavailable,

@@ -382,7 +382,13 @@ async fn send(
 }
 
 /// A new request gets its number before anything else: from then on it is sent until it is answered.
-fn accept(shared: &Shared, under: &Mutex<Under>, next: &mut u64, io: Io, out: &mut BytesMut) -> Option<Bytes> {
+fn accept(
+    shared: &Shared,
+    under: &Mutex<Under>,
+    next: &mut u64,
+    io: Io,
+    out: &mut BytesMut,
+) -> Option<Bytes> {
     let number = *next;
     *next += 1;
     let mut unanswered = lock(&shared.unanswered);
@@ -436,7 +442,12 @@ async fn receive(
             match done.result {
                 Ok(reply) => io.done(reply),
                 Err(f) => {
-                    tracing::error!(export = shared.export, offset = io.offset, len = io.len, "I/O error: {f}");
+                    tracing::error!(
+                        export = shared.export,
+                        offset = io.offset,
+                        len = io.len,
+                        "I/O error: {f}"
+                    );
                     io.fail(errno(f.errno));
                 }
             }

@@ -3,6 +3,7 @@
 use crate::fault::{Fault, Kind, Outcome};
 use neli::consts::nl::NlmF;
 use neli::consts::socket::NlFamily;
+use neli::err::RouterError;
 use neli::genl::{AttrTypeBuilder, Genlmsghdr, GenlmsghdrBuilder, Nlattr, NlattrBuilder};
 use neli::nl::NlPayload;
 use neli::router::synchronous::NlRouter;
@@ -59,7 +60,8 @@ fn attr<P: neli::Size + neli::ToBytes>(kind: u16, payload: P) -> Outcome<Attr> {
 
 fn nest(kind: u16, inside: &[Attr]) -> Outcome<Attr> {
     let kind = AttrTypeBuilder::default().nla_nested(true).nla_type(kind).build().map_err(built)?;
-    let nest = NlattrBuilder::default().nla_type(kind).nla_payload(Vec::<u8>::new()).build().map_err(built)?;
+    let nest =
+        NlattrBuilder::default().nla_type(kind).nla_payload(Vec::<u8>::new()).build().map_err(built)?;
     inside.iter().try_fold(nest, |nest, a| nest.nest(a).map_err(built))
 }
 
@@ -108,25 +110,37 @@ fn resize_message(index: u32, size: u64, backend: &str) -> Outcome<Message> {
     message(RECONFIGURE, vec![attr(INDEX, index)?, attr(BACKEND_IDENTIFIER, backend)?, size])
 }
 
+/// Netlink's own texts are whole messages; its errors are errors of the system.
+fn reason<T: std::fmt::Debug, P: std::fmt::Debug>(e: &RouterError<T, P>) -> String {
+    match e {
+        RouterError::Nlmsgerr(refused) => {
+            std::io::Error::from_raw_os_error(refused.error().saturating_abs()).to_string()
+        }
+        other => other.to_string(),
+    }
+}
+
 /// Number of the family; also whether the kernel has NBD.
 pub fn family() -> Result<u16, String> {
-    let (router, _) = NlRouter::connect(NlFamily::Generic, None, Groups::empty()).map_err(|e| e.to_string())?;
-    router.resolve_genl_family(FAMILY).map_err(|e| e.to_string())
+    let (router, _) = NlRouter::connect(NlFamily::Generic, None, Groups::empty()).map_err(|e| reason(&e))?;
+    router.resolve_genl_family(FAMILY).map_err(|e| reason(&e))
 }
 
 /// Send, and hear what the kernel says: for a new device its number.
 fn send(what: &str, m: Message) -> Outcome<Option<u32>> {
-    let failed = |e: &dyn std::fmt::Display| Fault::internal(format!("{what} (kernel NBD): {e}"));
-    let (router, _) = NlRouter::connect(NlFamily::Generic, None, Groups::empty()).map_err(|e| failed(&e))?;
+    let failed = |why: String| Fault::internal(format!("{what} (kernel NBD): {why}"));
+    let connected = NlRouter::connect(NlFamily::Generic, None, Groups::empty());
+    let (router, _) = connected.map_err(|e| failed(reason(&e)))?;
     let family = router.resolve_genl_family(FAMILY).map_err(|e| {
-        Fault::new(Kind::Precondition, format!("the kernel has no NBD ({e}): load it with `modprobe nbd`"))
+        let why = reason(&e);
+        Fault::new(Kind::Precondition, format!("the kernel has no NBD ({why}): load it with `modprobe nbd`"))
     })?;
     let answers = router
         .send::<_, _, u16, Message>(family, NlmF::ACK, NlPayload::Payload(m))
-        .map_err(|e| failed(&e))?;
+        .map_err(|e| failed(reason(&e)))?;
     let mut index = None;
     for answer in answers {
-        let answer = answer.map_err(|e| failed(&e))?;
+        let answer = answer.map_err(|e| failed(reason(&e)))?;
         if let Some(payload) = answer.get_payload() {
             index = payload.attrs().get_attr_handle().get_attr_payload_as::<u32>(INDEX).ok().or(index);
         }

@@ -129,7 +129,11 @@ impl Nbd {
         let found = self.device(r.volume)?.filter(|d| d.index == index && d.attachment == r.attachment);
         match found {
             Some(d) => {
-                tracing::info!(volume = r.volume.to_string(), export = r.export, "attached as /dev/nbd{index}");
+                tracing::info!(
+                    volume = r.volume.to_string(),
+                    export = r.export,
+                    "attached as /dev/nbd{index}"
+                );
                 Ok(self.described(d))
             }
             None => {

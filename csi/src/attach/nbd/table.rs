@@ -42,7 +42,9 @@ fn devices_in(block: &Path) -> Outcome<Vec<Device>> {
         let read = |file: &str| std::fs::read_to_string(block.join(&name).join(file)).ok();
         // Both files are there only while it is connected.
         let owner = read("backend").and_then(|b| read_backend(&b));
-        let (Some((volume, attachment)), true) = (owner, block.join(&name).join("pid").exists()) else { continue };
+        let (Some((volume, attachment)), true) = (owner, block.join(&name).join("pid").exists()) else {
+            continue;
+        };
         let sectors: u64 = read("size").and_then(|s| s.trim().parse().ok()).unwrap_or(0);
         found.push(Device { index, volume, attachment, size: sectors * 512 });
     }
