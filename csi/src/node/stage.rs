@@ -345,7 +345,10 @@ pub(super) fn remove_place(at: &Path) -> Outcome<()> {
         Ok(m) if m.is_dir() => std::fs::remove_dir(at),
         Ok(m) if m.is_file() && m.len() == 0 => std::fs::remove_file(at),
         Ok(_) => {
-            return Err(Fault::internal(format!("{} is neither a mount nor empty: left alone", at.display())));
+            return Err(Fault::internal(format!(
+                "{} is neither a mount nor empty: left alone",
+                at.display()
+            )));
         }
     };
     match removed {

@@ -201,7 +201,7 @@ mod tests {
     fn messages_are_as_the_kernel_reads_them() {
         let c = Connect {
             size: 1 << 30,
-            flags: 0xffff & !READ_ONLY,
+            flags: !READ_ONLY,
             read_only: false,
             dead_conn_timeout: 300,
             backend: "a/7".into(),
