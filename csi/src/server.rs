@@ -13,6 +13,9 @@ use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 
+/// For requests under way at the end. Clients that only keep a connection are not waited for longer.
+const GRACE: std::time::Duration = std::time::Duration::from_secs(5);
+
 /// What is served.
 pub struct Services {
     /// Who we are.
@@ -62,7 +65,15 @@ pub async fn serve(endpoint: &str, services: Services, stop: CancellationToken) 
         server = server.add_service(NodeServer::new(n));
     }
     let incoming = UnixListenerStream::new(listener);
-    server.serve_with_incoming_shutdown(incoming, stop.cancelled_owned()).await?;
+    let served = server.serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
+    let too_long = async {
+        stop.cancelled().await;
+        tokio::time::sleep(GRACE).await;
+    };
+    tokio::select! {
+        done = served => done?,
+        () = too_long => tracing::info!("ending although clients are connected"),
+    }
     Ok(())
 }
 
