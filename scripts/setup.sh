@@ -2,8 +2,8 @@
 # Installs what building and testing Sheepdog needs on Debian or Ubuntu, and says so. Does nothing where everything is there.
 set -euo pipefail
 
-packages=(build-essential pkg-config curl ca-certificates git qemu-utils libnbd-bin nbd-client fio e2fsprogs iproute2 gdisk)
-programs=(cc pkg-config curl git qemu-img qemu-io nbdcopy nbdinfo nbd-client fio mkfs.ext4 debugfs ip)
+packages=(build-essential pkg-config curl ca-certificates git qemu-utils libnbd-bin nbd-client fio e2fsprogs xfsprogs cryptsetup-bin iproute2 gdisk)
+programs=(cc pkg-config curl git qemu-img qemu-io nbdcopy nbdinfo nbd-client fio mkfs.ext4 mkfs.xfs cryptsetup debugfs ip)
 for option in "$@"; do
     case $option in
         # What the scenarios `boot` and `k8s-lab` of `cargo xtask e2e` need, too.

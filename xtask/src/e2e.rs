@@ -33,6 +33,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             "-p",
             "dog",
             "-p",
+            "sheepdog-csi",
+            "-p",
             "sheepdog-e2e",
             "--bins",
         ])

@@ -4,7 +4,7 @@ use super::proc::Proc;
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
 /// One job of a run.
@@ -92,23 +92,35 @@ impl Fio {
     /// Until it ends; any error a client saw is an error.
     pub fn finish(mut self, limit: Duration) -> Result<Done> {
         let status = self.proc.wait(limit)?;
-        let said = std::fs::read_to_string(self.dir.join("log")).unwrap_or_default();
-        let text = std::fs::read_to_string(self.dir.join("result.json")).unwrap_or_default();
-        ensure!(status.success(), "fio saw an error ({status}): {said} {}", first_lines(&text));
-        // Remarks come before the JSON.
-        let json = text.find('{').map(|at| &text[at..]).context("fio wrote no result")?;
-        let result: Value = serde_json::from_str(json).context("fio's result")?;
-        let mut done = Done { writes: 0, reads: 0, pulse: Vec::new() };
-        for job in result["jobs"].as_array().context("fio's jobs")? {
-            if job["error"] != 0 {
-                bail!("fio job {} ended with error {}: {said}", job["jobname"], job["error"]);
-            }
-            done.writes += job["write"]["total_ios"].as_u64().unwrap_or(0);
-            done.reads += job["read"]["total_ios"].as_u64().unwrap_or(0);
-        }
-        done.pulse = finished(&self.dir)?;
-        Ok(done)
+        let (writes, reads) = result(&self.dir, status)?;
+        Ok(Done { writes, reads, pulse: finished(&self.dir)? })
     }
+}
+
+/// Writes and reads of a run in this directory that has ended; any error is an error.
+fn result(dir: &Path, status: ExitStatus) -> Result<(u64, u64)> {
+    let said = std::fs::read_to_string(dir.join("log")).unwrap_or_default();
+    let text = std::fs::read_to_string(dir.join("result.json")).unwrap_or_default();
+    ensure!(status.success(), "fio saw an error ({status}): {said} {}", first_lines(&text));
+    // Remarks come before the JSON.
+    let json = text.find('{').map(|at| &text[at..]).context("fio wrote no result")?;
+    let result: Value = serde_json::from_str(json).context("fio's result")?;
+    let (mut writes, mut reads) = (0, 0);
+    for job in result["jobs"].as_array().context("fio's jobs")? {
+        if job["error"] != 0 {
+            bail!("fio job {} ended with error {}: {said}", job["jobname"], job["error"]);
+        }
+        writes += job["write"]["total_ios"].as_u64().unwrap_or(0);
+        reads += job["read"]["total_ios"].as_u64().unwrap_or(0);
+    }
+    Ok((writes, reads))
+}
+
+/// The same for a run that somebody else started: how many reads were compared.
+pub fn finished_without_error(dir: &Path, status: ExitStatus) -> Result<u64> {
+    let (_, reads) = result(dir, status)?;
+    ensure!(reads > 0, "fio compared nothing");
+    Ok(reads)
 }
 
 fn first_lines(text: &str) -> String {

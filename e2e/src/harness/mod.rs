@@ -1,6 +1,7 @@
 //! What scenarios are made of.
 
 pub mod cluster;
+pub mod csi;
 pub mod files;
 pub mod fio;
 pub mod k8s;

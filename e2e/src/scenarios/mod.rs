@@ -1,6 +1,8 @@
 //! One story per file.
 
 mod boot;
+mod csi_sanity;
+mod csi_volume;
 mod delta;
 mod disks;
 mod idle;
@@ -38,6 +40,8 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "rebuild", about: rebuild::ABOUT, core: true, run: rebuild::run_scenario },
     Scenario { name: "layers", about: layers::ABOUT, core: false, run: layers::run_scenario },
     Scenario { name: "k8s-lab", about: k8s_lab::ABOUT, core: false, run: k8s_lab::run_scenario },
+    Scenario { name: "csi-sanity", about: csi_sanity::ABOUT, core: true, run: csi_sanity::run_scenario },
+    Scenario { name: "csi-volume", about: csi_volume::ABOUT, core: true, run: csi_volume::run_scenario },
     Scenario { name: "idle", about: idle::ABOUT, core: false, run: idle::run_scenario },
 ];
 

@@ -1,0 +1,198 @@
+//! A volume as a pod has it, through FUSE and a loop device: files stay what they were whatever ends meanwhile.
+
+use crate::harness::Lab;
+use crate::harness::cluster::{Cluster, Plan};
+use crate::harness::csi::{Driver, Volume, device, mounted};
+use crate::harness::files;
+use crate::harness::fio::finished_without_error;
+use crate::harness::proc::{Proc, run};
+use crate::harness::wait::{PATIENCE, phase};
+use anyhow::{Context as _, Result, ensure};
+use sheepdog_csi::capability::Fs;
+use sheepdog_csi::csi::volume_content_source::{SnapshotSource, Type, VolumeSource};
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+pub const ABOUT: &str = "ext4, XFS and devices through FUSE and loop, under kill -9 of sheep and plugin";
+
+const SIZE: u64 = 1 << 30;
+
+pub fn run_scenario(lab: &Lab) -> Result<()> {
+    let mut c = Cluster::start(lab, Plan::new(3, 3))?;
+    let mut d = Driver::start(lab, &c, &[])?;
+    dirty_device(lab, &d)?;
+    for fs in ["ext4", "xfs"] {
+        let v = survives(lab, &mut c, &mut d, fs)?;
+        copies_and_growth(lab, &c, &d, &v, fs)?;
+    }
+    foreign_data(lab, &c, &d)?;
+    d.stop()?;
+    c.alive()?;
+    c.stop_all()
+}
+
+fn text(p: &Path) -> Result<&str> {
+    p.to_str().context("path")
+}
+
+/// File systems made and made again on a device that is not blank, with direct I/O of the loop device: what one FUSE server got wrong.
+fn dirty_device(lab: &Lab, d: &Driver) -> Result<()> {
+    let mut v = d.create("dirty", SIZE, &device(), None)?;
+    d.attach(&mut v)?;
+    d.mount(&v)?;
+    let dev = text(&v.target)?;
+    let loops = d.loop_device(&v)?;
+    let name = loops.file_name().and_then(|n| n.to_str()).context("device")?;
+    let dio = std::fs::read_to_string(format!("/sys/block/{name}/loop/dio"))?;
+    ensure!(dio.trim() == "1", "the loop device does no direct I/O");
+    run(
+        "dd",
+        &[
+            "if=/dev/urandom",
+            &format!("of={dev}"),
+            "bs=1M",
+            "count=256",
+            "oflag=direct",
+            "conv=fsync,notrunc",
+        ],
+    )?;
+    let folder = lab.dir.join("dirty-files");
+    let bytes = lab.pick(64 << 20, 24 << 20);
+    let want = files::folder(&folder, bytes)?;
+    let at = lab.dir.join("dirty-mount");
+    std::fs::create_dir_all(&at)?;
+    for round in 0..lab.pick(5, 2) {
+        run("mkfs.ext4", &["-q", "-F", dev])?;
+        run("mount", &["-w", "-t", "ext4", dev, text(&at)?])?;
+        run("cp", &["-a", &format!("{}/.", folder.display()), text(&at)?])?;
+        run("umount", &[text(&at)?])?;
+        run("e2fsck", &["-f", "-n", dev])?;
+        run("mount", &["-w", "-t", "ext4", dev, text(&at)?])?;
+        let same = files::sums(&at);
+        run("umount", &[text(&at)?])?;
+        ensure!(same? == want, "round {round}: files differ");
+    }
+    std::fs::remove_dir_all(&folder)?;
+    lab.proved(format!(
+        "a dirty device, made anew again and again: e2fsck clean, {} files as before",
+        want.len()
+    ));
+    end(d, &v)
+}
+
+fn end(d: &Driver, v: &Volume) -> Result<()> {
+    d.unmount(v)?;
+    d.detach(v)?;
+    d.delete(v)
+}
+
+/// Everything below it ends once, under load: no error above it.
+fn survives(lab: &Lab, c: &mut Cluster, d: &mut Driver, fs: &str) -> Result<Volume> {
+    let mut v = d.create(&format!("pvc-{fs}"), SIZE, &mounted(fs), None)?;
+    d.attach(&mut v)?;
+    d.mount(&v)?;
+    let want = files::folder(&v.target.join("files"), lab.pick(96 << 20, 32 << 20))?;
+    let dir = lab.dir.join(format!("fio-{fs}"));
+    std::fs::create_dir_all(&dir)?;
+    let seconds = lab.pick(40, 20);
+    let mut cmd = Command::new("fio");
+    cmd.current_dir(&dir).args(["--name=verify", "--rw=randwrite", "--bs=4k", "--iodepth=8", "--direct=1"]);
+    cmd.args([
+        "--ioengine=libaio",
+        "--size=64m",
+        "--verify=crc32c",
+        "--verify_backlog=1024",
+        "--verify_fatal=1",
+    ]);
+    cmd.args(["--verify_state_save=0", "--fsync=64", "--time_based=1", "--output-format=json"]);
+    cmd.args(["--output=result.json", &format!("--runtime={seconds}")]);
+    cmd.arg(format!("--filename={}", v.target.join("fio").display()));
+    let mut fio = Proc::start("fio", cmd, &dir.join("log"))?;
+    let start = Instant::now();
+    phase(Duration::from_secs(3), || Ok(!fio.running()?))?;
+    c.kill(0)?;
+    phase(Duration::from_secs(2), || Ok(!fio.running()?))?;
+    c.spawn(0)?;
+    phase(Duration::from_secs(3), || Ok(!fio.running()?))?;
+    d.kill_plugin()?;
+    phase(Duration::from_secs(1), || Ok(!fio.running()?))?;
+    d.start_plugin()?;
+    // What was staged is found staged: asked again, it is done.
+    d.mount(&v)?;
+    ensure!(fio.running()?, "fio ended after {} s: {}", start.elapsed().as_secs(), dir.display());
+    let status = fio.wait(PATIENCE + Duration::from_secs(seconds))?;
+    let verified = finished_without_error(&dir, status)?;
+    c.whole()?;
+    ensure!(files::sums(&v.target.join("files"))? == want, "files differ");
+    lab.proved(format!(
+        "{fs}: {verified} blocks read back and compared while sheep and plugin were killed: 0 errors, {} files as before",
+        want.len()
+    ));
+    Ok(v)
+}
+
+/// Snapshot, restore into something larger, clone, expand while mounted; then what the device holds is sound.
+fn copies_and_growth(lab: &Lab, c: &Cluster, d: &Driver, v: &Volume, fs: &str) -> Result<()> {
+    run("sync", &["-f", text(&v.target)?])?;
+    let want = files::sums(&v.target.join("files"))?;
+    let snapshot = d.snapshot(v, &format!("snapshot-{fs}"))?;
+    let from = Type::Snapshot(SnapshotSource { snapshot_id: snapshot.clone() });
+    let mut restored = d.create(&format!("restored-{fs}"), 2 * SIZE, &mounted(fs), Some(from))?;
+    let from = Type::Volume(VolumeSource { volume_id: v.id.clone() });
+    let mut cloned = d.create(&format!("cloned-{fs}"), SIZE, &mounted(fs), Some(from))?;
+    for (copy, what) in [(&mut restored, "restored"), (&mut cloned, "cloned")] {
+        d.attach(copy)?;
+        d.mount(copy)?;
+        ensure!(files::sums(&copy.target.join("files"))? == want, "{fs}, {what}: files differ");
+    }
+    let total = d.total(&restored)?;
+    ensure!(total > SIZE * 3 / 2, "{fs}: restored into {} bytes, the file system has {total}", 2 * SIZE);
+    d.delete_snapshot(&snapshot)?;
+    let before = d.total(v)?;
+    let in_use = sheepdog_csi::mount::grows_in_use(Fs::parse(fs)?);
+    match d.expand(v, 2 * SIZE) {
+        Ok(()) => ensure!(in_use, "{fs} grew in use without the capability that the kernel wants"),
+        Err(e) if in_use => return Err(e),
+        // As said: when it is mounted next.
+        Err(e) => {
+            ensure!(format!("{e:#}").contains("SYS_RESOURCE"), "{fs}: {e:#}");
+            d.unmount(v)?;
+            d.mount(v)?;
+        }
+    }
+    let after = d.total(v)?;
+    ensure!(after > before + SIZE / 2, "{fs}: {before} bytes before, {after} after expansion");
+    ensure!(files::sums(&v.target.join("files"))? == want, "{fs}, expanded: files differ");
+    end(d, &restored)?;
+    end(d, &cloned)?;
+    d.unmount(v)?;
+    d.detach(v)?;
+    c.check(&format!("pvc-{fs}"))?;
+    d.delete(v)?;
+    lab.proved(format!(
+        "{fs}: restored into twice the size, cloned, expanded {}: {} files the same",
+        if in_use { "in use" } else { "at the next mount (no SYS_RESOURCE here)" },
+        want.len()
+    ));
+    Ok(())
+}
+
+/// A volume with data that is no file system is not formatted.
+fn foreign_data(lab: &Lab, c: &Cluster, d: &Driver) -> Result<()> {
+    let mut v = d.create("pvc-foreign", SIZE, &mounted("ext4"), None)?;
+    let raw = lab.dir.join("foreign");
+    std::fs::write(&raw, [7; 4096])?;
+    // In the middle, where no probe looks.
+    let script = "exec \"$1\" -a \"$2\" vdi write pvc-foreign 536870912 4096 <\"$3\"";
+    run("sh", &["-ec", script, "sh", text(&c.program("dog"))?, &c.address(0), text(&raw)?])?;
+    d.attach(&mut v)?;
+    let refused = d.mount(&v).err().context("a volume with data was formatted")?;
+    let why = format!("{refused:#}");
+    ensure!(why.contains("never formatted over"), "refused, but: {why}");
+    d.unmount(&v)?;
+    d.detach(&v)?;
+    d.delete(&v)?;
+    lab.proved("a volume with data that no probe finds is not formatted");
+    Ok(())
+}
