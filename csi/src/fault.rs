@@ -121,6 +121,14 @@ pub fn io(what: impl std::fmt::Display) -> impl FnOnce(std::io::Error) -> Fault 
     move |e| Fault::internal(format!("{what}: {e}"))
 }
 
+/// A field that a request must have.
+pub fn given(what: &str, text: &str) -> Outcome<()> {
+    match text {
+        "" => Err(Fault::invalid(format!("a {what} is needed"))),
+        _ => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

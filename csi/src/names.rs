@@ -8,7 +8,7 @@
 //! | snapshot name | tag, [`escape`]d |
 //! | group snapshot's id and name | tag `group:NAME` on every member |
 
-use crate::fault::{Fault, Outcome};
+use crate::fault::{Fault, Outcome, given};
 use sheepdog_client::pb::{Snapshot, Vdi};
 use std::fmt::Write as _;
 use uuid::Uuid;
@@ -32,9 +32,7 @@ pub const ATTR_CLAIM: &str = "csi.sheepdog.io/claim";
 /// Bytes that VDI names and tags cannot have, or that mean something to us, become `%XX`; so does the first digit of a name made of digits, which
 /// could be taken for a snapshot's number.
 pub fn escape(name: &str) -> Outcome<String> {
-    if name.is_empty() {
-        return Err(Fault::invalid("a name is needed"));
-    }
+    given("name", name)?;
     if name.len() > MAX_CSI_NAME {
         return Err(Fault::invalid(format!(
             "the name has {} bytes, at most {MAX_CSI_NAME} are allowed",
@@ -72,10 +70,8 @@ pub fn volume_id(id: &str) -> Option<Uuid> {
 
 /// A volume's id, which is needed.
 pub fn required_volume(id: &str) -> Outcome<Option<Uuid>> {
-    match id {
-        "" => Err(Fault::invalid("a volume id is needed")),
-        id => Ok(volume_id(id)),
-    }
+    given("volume id", id)?;
+    Ok(volume_id(id))
 }
 
 /// A snapshot's id.

@@ -2,7 +2,7 @@
 
 use super::{Controller, snapshot};
 use crate::csi::*;
-use crate::fault::{Fault, Kind, Outcome};
+use crate::fault::{Fault, Kind, Outcome, given};
 use crate::names::{self, Tag};
 use sheepdog_client::pb::{self, Vdi};
 use std::collections::BTreeSet;
@@ -84,9 +84,7 @@ pub(super) async fn delete(
     r: DeleteVolumeGroupSnapshotRequest,
 ) -> Outcome<DeleteVolumeGroupSnapshotResponse> {
     let group = r.group_snapshot_id;
-    if group.is_empty() {
-        return Err(Fault::invalid("a group snapshot id is needed"));
-    }
+    given("group snapshot id", &group)?;
     let this = c.clone();
     c.locks
         .run("deletion", [format!("group snapshot {group}")], async move {
@@ -106,9 +104,7 @@ pub(super) async fn get(
     r: GetVolumeGroupSnapshotRequest,
 ) -> Outcome<GetVolumeGroupSnapshotResponse> {
     let group = r.group_snapshot_id;
-    if group.is_empty() {
-        return Err(Fault::invalid("a group snapshot id is needed"));
-    }
+    given("group snapshot id", &group)?;
     let found = members(c, &group).await?;
     if found.is_empty() {
         return Err(Fault::not_found(format!("there is no group snapshot {group}")));

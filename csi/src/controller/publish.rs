@@ -3,7 +3,7 @@
 use super::Controller;
 use crate::capability::{Access, Fs, Use};
 use crate::csi::*;
-use crate::fault::{Fault, Kind, Outcome};
+use crate::fault::{Fault, Kind, Outcome, given};
 use crate::registry;
 use sheepdog_client::pb::{
     self, AttachRequest, DetachRequest, Vdi, VdiRef, attachment, detach_request::Which,
@@ -57,9 +57,7 @@ pub(super) async fn publish(
     c: &Controller,
     r: ControllerPublishVolumeRequest,
 ) -> Outcome<ControllerPublishVolumeResponse> {
-    if r.volume_id.is_empty() {
-        return Err(Fault::invalid("a volume id is needed"));
-    }
+    given("volume id", &r.volume_id)?;
     registry::check_node(&r.node_id)?;
     let wanted = Use::new(r.volume_capability.as_ref(), Fs::Ext4)?;
     let access = if r.readonly { Access::ReadOnly } else { wanted.access };

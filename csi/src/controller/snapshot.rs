@@ -2,7 +2,7 @@
 
 use super::Controller;
 use crate::csi::*;
-use crate::fault::{Fault, Kind, Outcome};
+use crate::fault::{Fault, Kind, Outcome, given};
 use crate::names::{self, SnapshotId, Tag};
 use crate::sheep::id_of;
 use crate::size::signed;
@@ -74,9 +74,7 @@ pub(super) async fn take(c: &Controller, of: &[&Vdi], tag: &str) -> Outcome<pb::
 
 pub(super) async fn create(c: &Controller, r: CreateSnapshotRequest) -> Outcome<CreateSnapshotResponse> {
     let tag = names::escape(&r.name)?;
-    if r.source_volume_id.is_empty() {
-        return Err(Fault::invalid("a source volume id is needed"));
-    }
+    given("source volume id", &r.source_volume_id)?;
     check_parameters(&r.parameters)?;
     let this = c.clone();
     c.locks
@@ -118,9 +116,7 @@ async fn find(c: &Controller, id: &str) -> Outcome<Option<(Vdi, pb::Snapshot)>> 
 
 /// A snapshot that has to be there.
 pub(super) async fn the(c: &Controller, id: &str) -> Outcome<(Vdi, pb::Snapshot)> {
-    if id.is_empty() {
-        return Err(Fault::invalid("a snapshot id is needed"));
-    }
+    given("snapshot id", id)?;
     find(c, id).await?.ok_or_else(|| Fault::not_found(format!("there is no snapshot {id}")))
 }
 
@@ -130,9 +126,7 @@ pub(super) async fn get(c: &Controller, id: &str) -> Outcome<GetSnapshotResponse
 }
 
 pub(super) async fn delete(c: &Controller, id: String) -> Outcome<DeleteSnapshotResponse> {
-    if id.is_empty() {
-        return Err(Fault::invalid("a snapshot id is needed"));
-    }
+    given("snapshot id", &id)?;
     let this = c.clone();
     c.locks
         .run("deletion", [format!("snapshot {id}")], async move {

@@ -3,7 +3,7 @@
 use super::{Controller, create, publish};
 use crate::capability::{Fs, Use};
 use crate::csi::*;
-use crate::fault::{Fault, Outcome};
+use crate::fault::{Fault, Outcome, given};
 use crate::names::{self, Tag};
 use crate::parameters::{Mutable, Parameters, redundancy};
 use crate::size::{self, Range, signed};
@@ -81,9 +81,7 @@ pub(super) async fn expand(
     c: &Controller,
     r: ControllerExpandVolumeRequest,
 ) -> Outcome<ControllerExpandVolumeResponse> {
-    if r.volume_id.is_empty() {
-        return Err(Fault::invalid("a volume id is needed"));
-    }
+    given("volume id", &r.volume_id)?;
     let range = r.capacity_range.ok_or_else(|| Fault::invalid("a capacity range is needed"))?;
     let range = Range::new(Some(&range))?;
     let this = c.clone();
@@ -109,9 +107,7 @@ pub(super) async fn modify(
     c: &Controller,
     r: ControllerModifyVolumeRequest,
 ) -> Outcome<ControllerModifyVolumeResponse> {
-    if r.volume_id.is_empty() {
-        return Err(Fault::invalid("a volume id is needed"));
-    }
+    given("volume id", &r.volume_id)?;
     let this = c.clone();
     c.locks
         .run("modification", [format!("volume {}", r.volume_id)], async move {

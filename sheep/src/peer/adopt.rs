@@ -44,6 +44,19 @@ impl From<LinkError> for AdoptError {
     }
 }
 
+/// What is to become equal to what.
+#[derive(Debug, Clone, Copy)]
+pub struct Adoption {
+    /// Object.
+    pub oid: ObjectId,
+    /// Its family.
+    pub family: LayerId,
+    /// Node to copy from.
+    pub source: NodeId,
+    /// On what the choice of the source rests.
+    pub terms: Terms,
+}
+
 /// What an adoption did.
 #[derive(Debug, Clone, Copy)]
 pub struct Adopted {
@@ -56,17 +69,14 @@ pub struct Adopted {
 impl Replica {
     pub(crate) async fn adopt_request(
         self: &Rc<Self>,
-        oid: ObjectId,
-        family: LayerId,
-        source: NodeId,
+        what: Adoption,
         blocks: Option<Vec<Range<u32>>>,
-        terms: Terms,
         index: ControlIndex,
     ) -> Response {
         if !self.catch_up(index).await {
             return Response::Failed(Status::NoLease, "behind the control plane".into());
         }
-        match self.adopt(oid, family, source, blocks, terms).await {
+        match self.adopt(what, blocks).await {
             Ok(a) => Response::Adopted(a.version),
             Err(e) => Response::Failed(Status::NotHere, e.to_string()),
         }
@@ -76,14 +86,12 @@ impl Replica {
     /// meanwhile, or sends them again.
     pub async fn adopt(
         self: &Rc<Self>,
-        oid: ObjectId,
-        family: LayerId,
-        source: NodeId,
+        what: Adoption,
         hint: Option<Vec<Range<u32>>>,
-        terms: Terms,
     ) -> Result<Adopted, AdoptError> {
+        let Adoption { oid, family, .. } = what;
         let store = self.store.clone().ok_or(StoreError::NoDisk)?;
-        let adopted = self.adopt_now(&store, oid, family, source, hint, terms).await;
+        let adopted = self.adopt_now(&store, what, hint).await;
         // Cut off half way, on a node that is complete otherwise: nobody else may be left who would begin again.
         let half = async { store.info(oid).await.is_ok_and(|i| i.is_some_and(|i| i.filling)) };
         if adopted.is_err() && self.is_synced() && half.await {
@@ -95,12 +103,10 @@ impl Replica {
     async fn adopt_now(
         self: &Rc<Self>,
         store: &Rc<Store>,
-        oid: ObjectId,
-        family: LayerId,
-        source: NodeId,
+        what: Adoption,
         hint: Option<Vec<Range<u32>>>,
-        terms: Terms,
     ) -> Result<Adopted, AdoptError> {
+        let Adoption { oid, family, source, terms } = what;
         let _guard = self.sync.begin_fill(oid, family).await;
         let mark = self.sync.mark();
         let mut bytes = 0;
@@ -117,7 +123,7 @@ impl Replica {
                 return Ok(Adopted { version: Version::NONE, bytes });
             };
             let hint = if attempt == 0 { hint.clone() } else { None };
-            match self.adopt_head(store, oid, family, source, &head, hint, terms, attempt > 0).await? {
+            match self.adopt_head(store, what, &head, hint, attempt > 0).await? {
                 (true, n) => {
                     self.merge_again(store, oid, merging).await?;
                     self.joined(oid, terms.session, mark);
@@ -195,18 +201,15 @@ impl Replica {
     }
 
     /// One attempt: (equal now?, bytes fetched).
-    #[allow(clippy::too_many_arguments)]
     async fn adopt_head(
         &self,
         store: &Rc<Store>,
-        oid: ObjectId,
-        family: LayerId,
-        source: NodeId,
+        what: Adoption,
         head: &PullHead,
         hint: Option<Vec<Range<u32>>>,
-        terms: Terms,
         everything: bool,
     ) -> Result<(bool, u64), AdoptError> {
+        let Adoption { oid, family, source, terms } = what;
         let key = PlacementKey { family, index: oid.index() };
         let local = match store.info(oid).await {
             Ok(i) => i,

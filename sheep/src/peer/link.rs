@@ -74,7 +74,6 @@ struct State {
     through: Option<NodeId>,
     /// Number of the latest connection.
     connection: u64,
-    tries: usize,
 }
 
 struct Inner {
@@ -287,14 +286,13 @@ impl Runner {
         let Some(addr) = addr else {
             return Err(std::io::Error::new(std::io::ErrorKind::NotFound, "not in the map").into());
         };
-        let (tries, number) = {
+        let number = {
             let mut s = self.link.state.borrow_mut();
-            s.tries = s.tries.wrapping_add(1);
             s.connection += 1;
-            (s.tries, s.connection)
+            s.connection
         };
         let Dialed { mut stream, through } =
-            dial(self.connector.as_ref(), &self.control, (self.link.to, &addr), tries).await?;
+            dial(self.connector.as_ref(), &self.control, (self.link.to, &addr), number as usize).await?;
         let greet = async {
             let hello = Hello {
                 cluster: self.cluster,

@@ -4,6 +4,7 @@
 //! caught up (5); a write of another generation than the VDI's latest is refused (5); a write applies only on top of the step
 //! before it (the prefix rule); a node that is not synced answers "not here" for what it cannot vouch for (2, 3).
 
+use super::adopt::Adoption;
 use super::link::{LinkError, Links};
 use crate::control::Control;
 use crate::planted::{self, Bug};
@@ -271,7 +272,8 @@ impl Replica {
             }
             Request::Stat { objects, control_index } => (self.stat(&objects, control_index).await, none),
             Request::Adopt { oid, family, source, blocks, terms, control_index } => {
-                (self.adopt_request(oid, family, source, blocks, terms, control_index).await, none)
+                let what = Adoption { oid, family, source, terms };
+                (self.adopt_request(what, blocks, control_index).await, none)
             }
             Request::PullHead { oid, family, control_index } => {
                 (self.pull_head(oid, family, control_index).await, none)

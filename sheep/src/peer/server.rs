@@ -293,17 +293,19 @@ impl Server {
     fn listen_to(&self, hello: &Hello) -> Result<CancellationToken, FrameError> {
         let mut latest = self.latest.borrow_mut();
         let process = (hello.node, hello.incarnation);
-        if let Some(l) = latest.get(&process) {
-            if hello.connection <= l.number {
+        match latest.get(&process) {
+            Some(l) if hello.connection <= l.number => {
                 return Err(std::io::Error::other("a later connection is there already").into());
             }
-            l.over.cancel();
-        }
-        if !latest.contains_key(&process) {
-            // Forgotten: earlier processes whose connection has ended.
-            let current = self.replica.control.map().nodes.get(&hello.node).map(|n| n.incarnation);
-            latest
-                .retain(|(node, i), l| *node != hello.node || !l.over.is_cancelled() || Some(*i) == current);
+            Some(l) => l.over.cancel(),
+            None => {
+                // Forgotten: earlier processes whose connection has ended.
+                let current = self.replica.control.map().nodes.get(&hello.node).map(|n| n.incarnation);
+                let stays = |(node, i): &(NodeId, u64), l: &Latest| {
+                    *node != hello.node || !l.over.is_cancelled() || Some(*i) == current
+                };
+                latest.retain(|process, l| stays(process, l));
+            }
         }
         let over = self.stop.child_token();
         latest.insert(process, Latest { number: hello.connection, over: over.clone() });

@@ -11,6 +11,7 @@
 
 use crate::control::Control;
 use crate::peer::Replica;
+use crate::peer::adopt::Adoption;
 use crate::volume::VolumeError;
 use crate::wait::until;
 use bytes::Bytes;
@@ -683,7 +684,8 @@ impl Session {
     ) -> Result<(), String> {
         let terms = Terms { epoch, session: Some(self.generation) };
         if node == self.control.me() {
-            let adopted = self.replica.adopt(oid, self.family, source, blocks, terms).await;
+            let adopted =
+                self.replica.adopt(Adoption { oid, family: self.family, source, terms }, blocks).await;
             return adopted.map(drop).map_err(|e| e.to_string());
         }
         let control_index = self.control.applied().index;

@@ -226,11 +226,7 @@ pub async fn connect_addr(
         tcp.write_all(&encode_preface(kind)).await?;
         match client {
             None => Ok(Stream::Plain(tcp)),
-            Some(cfg) => {
-                let name = ServerName::try_from(TLS_NAME).map_err(io::Error::other)?;
-                let tls = tokio_rustls::TlsConnector::from(cfg.clone()).connect(name, tcp).await?;
-                Ok(Stream::Client(Box::new(tls)))
-            }
+            Some(cfg) => Ok(Stream::Client(Box::new(client_tls(tcp, cfg).await?))),
         }
     };
     tokio::time::timeout(SETUP_TIMEOUT, setup).await.map_err(|_| timed_out("handshake"))?
@@ -277,14 +273,19 @@ pub async fn connect_through(
         outer.flush().await?;
         match client {
             None => Ok(Box::new(outer) as Box<dyn ByteStream>),
-            Some(cfg) => {
-                let name = ServerName::try_from(TLS_NAME).map_err(io::Error::other)?;
-                let tls = tokio_rustls::TlsConnector::from(cfg.clone()).connect(name, outer).await?;
-                Ok(Box::new(tls) as Box<dyn ByteStream>)
-            }
+            Some(cfg) => Ok(Box::new(client_tls(outer, cfg).await?) as Box<dyn ByteStream>),
         }
     };
     tokio::time::timeout(SETUP_TIMEOUT * 2, setup).await.map_err(|_| timed_out("relay"))?
+}
+
+/// The connecting side's handshake.
+async fn client_tls<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    client: &Arc<rustls::ClientConfig>,
+) -> io::Result<tokio_rustls::client::TlsStream<S>> {
+    let name = ServerName::try_from(TLS_NAME).map_err(io::Error::other)?;
+    tokio_rustls::TlsConnector::from(client.clone()).connect(name, stream).await
 }
 
 /// The accepting side's handshake, after the preface. Plaintext when `server` is `None`.

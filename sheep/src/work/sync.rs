@@ -13,7 +13,7 @@
 
 use crate::control::Control;
 use crate::peer::Replica;
-use crate::peer::adopt::AdoptError;
+use crate::peer::adopt::{AdoptError, Adoption};
 use crate::store::ObjectSummary;
 use futures::stream::{FuturesUnordered, StreamExt};
 use sheepdog_cluster::{Command, LayerState, LostDisk, NodeMap, Redundancy, Session};
@@ -525,7 +525,9 @@ impl Worker {
             }
             Some(source) => {
                 let terms = Terms { epoch: choice.epoch, session: None };
-                r.adopt(oid, m.family, source, None, terms).await.map_err(|e: AdoptError| e.to_string())?;
+                r.adopt(Adoption { oid, family: m.family, source, terms }, None)
+                    .await
+                    .map_err(|e: AdoptError| e.to_string())?;
                 choice.settle(r, oid, me).await?;
             }
         }
@@ -585,7 +587,7 @@ impl Worker {
                     continue;
                 }
                 if stat(r, source, oid, m.family).await.is_ok_and(|s| s.status == Status::Ok)
-                    && r.adopt(oid, m.family, source, runs.clone(), terms).await.is_ok()
+                    && r.adopt(Adoption { oid, family: m.family, source, terms }, runs.clone()).await.is_ok()
                 {
                     tracing::warn!(%oid, source = %source.short(), "damaged blocks were healed from another copy");
                     healed = true;
@@ -609,16 +611,18 @@ pub struct Choice {
     pub source: Option<NodeId>,
     /// The epoch of the map that was looked at.
     pub epoch: Epoch,
-    /// The epoch in which no copy could vouch for itself, so that it was decided which of them is the truth.
-    decided: Option<Epoch>,
+    /// No copy could vouch for itself, so it was decided which of them is the truth.
+    decided: bool,
 }
 
 impl Choice {
     /// A copy that was not known to be on all holders has become the truth: those who are away must be told when they ask what has changed, although nothing was
     /// written to it since.
     pub async fn settle(&self, r: &Rc<Replica>, oid: ObjectId, node: NodeId) -> Result<(), String> {
-        let Some(epoch) = self.decided else { return Ok(()) };
-        let request = Request::Stamp { oid, epoch, blocks: Vec::new(), floor: Epoch(0) };
+        if !self.decided {
+            return Ok(());
+        }
+        let request = Request::Stamp { oid, epoch: self.epoch, blocks: Vec::new(), floor: Epoch(0) };
         match r.ask(node, &request).await.map_err(|e| e.to_string())? {
             Response::Done => Ok(()),
             Response::Failed(_, why) => Err(why),
@@ -655,7 +659,7 @@ pub async fn choose_source(
         let right = stat.epoch.max(complete);
         match stat.status {
             Status::Ok if *n != node => {
-                return Ok(Choice { source: Some(*n), epoch: map.epoch, decided: None });
+                return Ok(Choice { source: Some(*n), epoch: map.epoch, decided: false });
             }
             Status::Ok | Status::NotHere => {
                 let this = (right, stat.version, *n == node, *n);
@@ -684,7 +688,7 @@ pub async fn choose_source(
     if r.control.map().epoch != map.epoch {
         return Err("the map changed".into());
     }
-    Ok(Choice { source: Some(source).filter(|n| *n != node), epoch: map.epoch, decided: Some(map.epoch) })
+    Ok(Choice { source: Some(source).filter(|n| *n != node), epoch: map.epoch, decided: true })
 }
 
 /// Ask one node for its version and standing of an object.

@@ -150,19 +150,40 @@ fn key() -> String {
 
 /// Make everything present that is not, and say so.
 pub fn tools() -> Result<Tools> {
-    let cache = crate::harness::cache()?;
-    std::fs::create_dir_all(&cache)?;
-    // Two runs must not build into one directory.
-    let lock = File::create(cache.join("tools.lock"))?;
-    lock.lock()?;
-    let go = go(&cache)?;
-    let bin = cache.join(format!("kubernetes-{}", key()));
-    std::fs::create_dir_all(&bin)?;
+    let Place { cache, go, bin, _lock } = place()?;
     for p in PROGRAMS {
         build(&cache, &go, &bin, p)?;
     }
     pause(&bin)?;
     Ok(Tools { snapshot_crds: snapshot_crds(&go, &bin)?, debian: debian(&cache)?, bin })
+}
+
+/// One program alone, by its name.
+pub fn tool(name: &str) -> Result<PathBuf> {
+    let Place { cache, go, bin, _lock } = place()?;
+    let program = PROGRAMS.iter().find(|p| p.0 == name).with_context(|| format!("no program {name}"))?;
+    build(&cache, &go, &bin, program)?;
+    Ok(bin.join(name))
+}
+
+/// Where things are made, and with what.
+struct Place {
+    cache: PathBuf,
+    go: PathBuf,
+    bin: PathBuf,
+    /// Two runs must not build into one directory.
+    _lock: File,
+}
+
+fn place() -> Result<Place> {
+    let cache = crate::harness::cache()?;
+    std::fs::create_dir_all(&cache)?;
+    let lock = File::create(cache.join("tools.lock"))?;
+    lock.lock()?;
+    let go = go(&cache)?;
+    let bin = cache.join(format!("kubernetes-{}", key()));
+    std::fs::create_dir_all(&bin)?;
+    Ok(Place { cache, go, bin, _lock: lock })
 }
 
 /// The directory of the tools' Go module.
