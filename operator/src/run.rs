@@ -12,7 +12,8 @@ use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, Service};
 use kube::runtime::reflector::{ObjectRef, Store};
-use kube::runtime::{Controller, WatchStreamExt, controller, metadata_watcher, reflector, watcher};
+use kube::core::PartialObjectMeta;
+use kube::runtime::{Controller, WatchStreamExt, controller, reflector, watcher};
 use kube::{Api, Client};
 use sheepdog_crds::{SheepdogCluster, Vdi, VdiSnapshot};
 use std::sync::Arc;
@@ -161,53 +162,33 @@ fn config() -> controller::Config {
 async fn clusters(ctx: &Arc<Context>) {
     let quiet = watcher::Config::default();
     let clusters = Controller::new(ctx.api::<SheepdogCluster>(), quiet.clone());
-    let store = clusters.store();
-    let every = {
-        let store = store.clone();
-        move |_| store.state().iter().map(|c| ObjectRef::from_obj(&**c)).collect::<Vec<_>>()
-    };
-    // Labels and addresses of nodes matter; of pods only which cluster they are of.
-    let of_cluster = |pod: kube::core::PartialObjectMeta<Pod>| {
+    // Of a pod it only matters which cluster it is of; of nodes, that labels change. What else changes is seen at the next look.
+    let of_cluster = |pod: PartialObjectMeta<Pod>| {
         let labels = pod.metadata.labels.unwrap_or_default();
         let name = labels.get(crate::names::CLUSTER)?;
         Some(ObjectRef::new(name).within(pod.metadata.namespace.as_deref().unwrap_or_default()))
     };
-    let pods = metadata_watcher(ctx.api::<Pod>(), watcher::Config::default().labels(crate::names::CLUSTER))
-        .default_backoff()
-        .touched_objects();
-    let node_meta = metadata_watcher(Api::<Node>::all(ctx.kube.clone()), quiet.clone())
+    let pods = Api::<PartialObjectMeta<Pod>>::namespaced(ctx.kube.clone(), &ctx.namespace);
+    let of_ours = watcher::Config::default().labels(crate::names::CLUSTER);
+    let node_labels = watcher(Api::<PartialObjectMeta<Node>>::all(ctx.kube.clone()), quiet.clone())
         .default_backoff()
         .touched_objects()
-        .predicate_filter(kube::runtime::predicates::labels, Default::default());
+        .predicate_filter(kube::runtime::predicates::labels, Default::default())
+        .filter_map(async |n| n.ok().map(drop));
     clusters
         .with_config(config())
         .owns(ctx.api::<DaemonSet>(), quiet.clone())
-        .owns(ctx.api::<ConfigMap>(), watcher::Config::default().labels(crate::names::CLUSTER))
-        .owns(ctx.api::<Service>(), watcher::Config::default().labels(crate::names::CLUSTER))
-        .watches_stream(pods, of_cluster)
-        .watches_stream(node_meta, every)
+        .owns(ctx.api::<ConfigMap>(), of_ours.clone())
+        .owns(ctx.api::<Service>(), of_ours.clone())
+        .watches(pods, of_ours, of_cluster)
+        .reconcile_all_on(node_labels.boxed())
         .run(cluster::reconcile, cluster::on_error, ctx.clone())
         .for_each(async |_| {})
         .await;
 }
 
-/// A controller that does not look again because a status was written.
-fn by_generation<K>(api: Api<K>) -> Controller<K>
-where
-    K: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + Sync + 'static,
-{
-    use kube::runtime::{Predicate, predicates};
-    let (store, writer) = reflector::store();
-    let stream = watcher(api, watcher::Config::default())
-        .default_backoff()
-        .reflect(writer)
-        .applied_objects()
-        .predicate_filter(predicates::generation.combine(predicates::annotations), Default::default());
-    Controller::for_stream(stream, store)
-}
-
 async fn vdis(ctx: &Arc<Context>) {
-    by_generation(ctx.api::<Vdi>())
+    Controller::new(ctx.api::<Vdi>(), watcher::Config::default())
         .with_config(config())
         .run(vdi::reconcile, vdi::on_error, ctx.clone())
         .for_each(async |_| {})
@@ -215,7 +196,7 @@ async fn vdis(ctx: &Arc<Context>) {
 }
 
 async fn snapshots(ctx: &Arc<Context>) {
-    by_generation(ctx.api::<VdiSnapshot>())
+    Controller::new(ctx.api::<VdiSnapshot>(), watcher::Config::default())
         .with_config(config())
         .run(snapshot::reconcile, snapshot::on_error, ctx.clone())
         .for_each(async |_| {})

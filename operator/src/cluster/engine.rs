@@ -8,7 +8,7 @@ use sheepdog_client::pb::cluster_info::Status;
 use sheepdog_client::pb::{ClusterInfo, ClusterInfoRequest, ListNodesRequest, NodeInfoRequest, RecoveryRequest};
 use sheepdog_client::{Client, ConnectOptions, Credentials, Error, ErrorKind, Role};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use xxhash_rust::xxh3::xxh3_64;
 

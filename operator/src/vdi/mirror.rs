@@ -4,10 +4,12 @@
 use super::view::{self, Known};
 use crate::apply::delete;
 use crate::cluster::seen::{Engine, Seen};
+use crate::condition::{Said, merge};
 use crate::context::{Context, Failure};
 use crate::names::{LISTED, Names};
 use crate::quantity;
 use k8s_openapi::api::core::v1::PersistentVolume;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
@@ -98,15 +100,27 @@ pub struct Round<'a> {
 /// Decide. Pure.
 pub fn changes(r: &Round<'_>, now: Timestamp) -> Vec<Change> {
     let by_name: HashMap<&str, &Vdi> = r.objects.iter().map(|o| (o.vdi_name(), o)).collect();
+    let by_uuid: HashMap<&str, &Vdi> =
+        r.objects.iter().filter(|o| !is_listed(o)).filter_map(|o| Some((uuid_of(o)?, o))).collect();
     let mut taken: HashSet<String> = r.objects.iter().map(ResourceExt::name_any).collect();
     let known: HashSet<&str> = r.vdis.iter().filter(|v| v.working).map(|v| v.name.as_str()).collect();
     let mut all = Vec::new();
     for o in r.objects.iter().filter(|o| is_listed(o) && !known.contains(o.vdi_name())) {
         all.push(Change::Remove { name: o.name_any() });
     }
+    let uuids: HashSet<&str> = r.vdis.iter().map(|v| v.uuid.as_str()).collect();
+    for o in r.objects.iter().filter(|o| !is_listed(o)) {
+        if uuid_of(o).is_some_and(|u| !uuids.contains(u)) && crate::condition::holds(&conditions(o), "Ready") {
+            let said = [Said::new("Ready", false, "Gone", super::GONE)];
+            let mut status = o.status.clone().unwrap_or_default();
+            status.conditions = merge(&status.conditions, &said, o.metadata.generation, now);
+            all.push(Change::Status { object: Box::new(o.clone()), status: Box::new(status) });
+        }
+    }
     let mut listed = r.objects.iter().filter(|o| is_listed(o)).count();
     for v in r.vdis.iter().filter(|v| v.working) {
-        let Some(object) = by_name.get(v.name.as_str()) else {
+        let named = || by_name.get(v.name.as_str()).filter(|o| is_listed(o) || uuid_of(o).is_none_or(|u| u == v.uuid));
+        let Some(object) = by_uuid.get(v.uuid.as_str()).or_else(named) else {
             if r.list && listed < MOST {
                 let name = view::object_name(v, |n| taken.contains(n));
                 taken.insert(name.clone());
@@ -136,6 +150,14 @@ pub fn changes(r: &Round<'_>, now: Timestamp) -> Vec<Change> {
     }
     all.truncate(CHANGES);
     all
+}
+
+fn uuid_of(o: &Vdi) -> Option<&str> {
+    o.status.as_ref()?.uuid.as_deref()
+}
+
+fn conditions(o: &Vdi) -> Vec<Condition> {
+    o.status.as_ref().map(|s| s.conditions.clone()).unwrap_or_default()
 }
 
 fn is_listed(o: &Vdi) -> bool {
@@ -305,6 +327,26 @@ mod tests {
         assert_eq!(run(&[], std::slice::from_ref(&own)), vec![]);
         let told = run(&[vdi("a", 2 << 30)], std::slice::from_ref(&own));
         assert!(matches!(&told[..], [Change::Status { .. }]), "{told:?}");
+    }
+
+    #[test]
+    fn a_vdi_that_is_gone_is_said_to_be_once() {
+        let v = vdi("a", 1 << 30);
+        let mut own = view::listed("main", "ns", "a", &v);
+        own.metadata.labels = None;
+        let [Change::Status { status, .. }] = &run(std::slice::from_ref(&v), std::slice::from_ref(&own))[..] else {
+            panic!("no status")
+        };
+        own.status = Some((**status).clone());
+        // Another VDI has its name meanwhile: that one gets an object of its own.
+        let mut other = vdi("a", 1 << 30);
+        other.uuid = "0123456789abcdef".into();
+        let told = run(std::slice::from_ref(&other), std::slice::from_ref(&own));
+        let [Change::Status { status, .. }, Change::Create(listed)] = &told[..] else { panic!("{told:?}") };
+        assert!(status.conditions.iter().any(|c| c.reason == "Gone"));
+        assert_eq!(listed.metadata.name.as_deref(), Some("a-0123456789ab"));
+        own.status = Some((**status).clone());
+        assert_eq!(run(&[], std::slice::from_ref(&own)), vec![]);
     }
 
     #[test]

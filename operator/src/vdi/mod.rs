@@ -10,6 +10,7 @@ use crate::condition::{Said, merge};
 use crate::context::{Context, Failure};
 use crate::names::{MANAGER, VDI_FINALIZER};
 use crate::quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use kube::api::{Patch, PatchParams};
@@ -43,6 +44,9 @@ async fn one(v: &Vdi, ctx: &Context) -> Result<Action, Failure> {
     if held != deletes {
         set_finalizer(v, ctx, deletes).await?;
     }
+    if is_done(v) {
+        return Ok(Action::await_change());
+    }
     match carry_out(v, ctx).await {
         Ok(()) => Ok(Action::requeue(LATER)),
         Err(why) => {
@@ -52,10 +56,18 @@ async fn one(v: &Vdi, ctx: &Context) -> Result<Action, Failure> {
     }
 }
 
+/// Carried out as it is now. From then on the mirror keeps the status, and its writes are no reason to ask again.
+fn is_done(v: &Vdi) -> bool {
+    let Some(status) = &v.status else { return false };
+    let current = |c: &Condition| c.type_ == "Ready" && c.status == "True";
+    status.observed_generation == v.metadata.generation && status.conditions.iter().any(current)
+}
+
 fn reason(why: &Failure) -> &'static str {
     let Failure::Sheep(e) = why else { return "Waiting" };
     match e.kind {
         ErrorKind::Exists => "NameTaken",
+        ErrorKind::Missing if e.message == GONE => "Gone",
         ErrorKind::Missing => "SourceMissing",
         ErrorKind::Full => "NoSpace",
         ErrorKind::Busy | ErrorKind::Moved => "Busy",
@@ -67,6 +79,8 @@ fn reason(why: &Failure) -> &'static str {
     }
 }
 
+/// Of an object whose VDI was there.
+pub(crate) const GONE: &str = "the VDI has been deleted in Sheepdog; an empty one is not made in its place: delete this object";
 /// Sizes are multiples of this, bytes.
 const UNIT: u64 = 4096;
 
@@ -92,8 +106,14 @@ async fn carry_out(v: &Vdi, ctx: &Context) -> Result<(), Failure> {
     let (size, redundancy) = (wanted_size(v)?, copies(v)?);
     let client = ctx.client_of(&v.spec.cluster).await?;
     let name = v.vdi_name();
-    let there = match client.get_vdi(get(VdiRef::name(name))).await {
+    // Once it is known it is known by its id: it may have been renamed, and another one may have its name.
+    let known = v.status.as_ref().and_then(|s| s.uuid.as_ref());
+    let by = known.map_or_else(|| VdiRef::name(name), VdiRef::uuid);
+    let there = match client.get_vdi(get(by)).await {
         Ok(vdi) => vdi,
+        Err(e) if e.kind == ErrorKind::Missing && known.is_some() => {
+            return Err(Failure::Sheep(sheepdog_client::Error::new(ErrorKind::Missing, GONE)));
+        }
         Err(e) if e.kind == ErrorKind::Missing => {
             let made = client.create_vdi(create(v, name, size, redundancy.clone())).await?;
             ctx.tell(v, true, "Created", format!("VDI {name} has been made in cluster {}", v.spec.cluster)).await;
