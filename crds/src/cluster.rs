@@ -1,8 +1,9 @@
 //! `SheepdogCluster`: which nodes store what, how redundantly, and how it is run.
 
+pub use crate::classes::{FsType, ReclaimPolicy, SnapshotClassOptions, StorageClassOptions};
+pub use crate::status::{NodeStatus, SheepdogClusterStatus};
 use crate::{DeletionPolicy, Redundancy, yes};
 use k8s_openapi::api::core::v1::{ResourceRequirements, Toleration};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -369,178 +370,6 @@ pub enum UpdateKind {
     Manual,
 }
 
-/// The StorageClass.
-#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq, Eq)]
-#[serde(rename_all = "camelCase")]
-pub struct StorageClassOptions {
-    /// Make one.
-    #[serde(default = "yes")]
-    pub create: bool,
-    /// Its name. Default: the cluster's.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253))]
-    pub name: Option<String>,
-    /// The one for claims that name none.
-    #[serde(default)]
-    pub default: bool,
-    /// What happens to a volume whose claim is deleted.
-    #[serde(default)]
-    pub reclaim_policy: ReclaimPolicy,
-    /// File system of volumes that are mounted.
-    #[serde(default)]
-    pub fs_type: FsType,
-    /// Further parameters of the driver.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub parameters: BTreeMap<String, String>,
-}
-
-impl Default for StorageClassOptions {
-    fn default() -> Self {
-        Self {
-            create: true,
-            name: None,
-            default: false,
-            reclaim_policy: ReclaimPolicy::default(),
-            fs_type: FsType::default(),
-            parameters: BTreeMap::new(),
-        }
-    }
-}
-
-/// As in a StorageClass.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum ReclaimPolicy {
-    /// The volume goes with its claim.
-    #[default]
-    Delete,
-    /// It stays.
-    Retain,
-}
-
-impl ReclaimPolicy {
-    /// As Kubernetes writes it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Delete => "Delete",
-            Self::Retain => "Retain",
-        }
-    }
-}
-
-/// File systems that the driver makes.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[serde(rename_all = "lowercase")]
-pub enum FsType {
-    /// ext4.
-    #[default]
-    Ext4,
-    /// XFS.
-    Xfs,
-}
-
-impl FsType {
-    /// As mount names it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Ext4 => "ext4",
-            Self::Xfs => "xfs",
-        }
-    }
-}
-
-/// The VolumeSnapshotClass.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
-#[serde(rename_all = "camelCase")]
-pub struct SnapshotClassOptions {
-    /// Make one.
-    #[serde(default = "yes")]
-    pub create: bool,
-    /// Its name. Default: the cluster's.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253))]
-    pub name: Option<String>,
-    /// What happens to a snapshot in Sheepdog whose object is deleted.
-    #[serde(default = "delete")]
-    pub deletion_policy: DeletionPolicy,
-}
-
-impl Default for SnapshotClassOptions {
-    fn default() -> Self {
-        Self { create: true, name: None, deletion_policy: DeletionPolicy::Delete }
-    }
-}
-
-/// What the operator sees.
-#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, Default, PartialEq)]
-#[serde(rename_all = "camelCase")]
-pub struct SheepdogClusterStatus {
-    /// Generation of the object that this status is about.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub observed_generation: Option<i64>,
-    /// Available, Progressing, Degraded, QuorumHeld, Recovering, CapacityLow, UpgradeBlocked.
-    #[serde(default)]
-    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
-    pub conditions: Vec<Condition>,
-    /// Id that format gave the cluster. Once it is here the operator never formats again.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cluster_id: Option<String>,
-    /// Sheep that store data: up/wanted.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sheep: Option<String>,
-    /// Gateways: up/wanted.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub gateways: Option<String>,
-    /// Used and total space, for people.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub usage: Option<String>,
-    /// Space on all disks, bytes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub capacity_bytes: Option<i64>,
-    /// Of it free, bytes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub free_bytes: Option<i64>,
-    /// What is being moved, for people.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub recovery: Option<String>,
-    /// Version that all sheep run, or all of them.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub version: Option<String>,
-    /// Epoch of the map.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub epoch: Option<i64>,
-    /// VDIs.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub vdis: Option<i64>,
-    /// Secret with the credentials.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub secret_name: Option<String>,
-    /// Nodes that the operator is emptying because they left their group.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub draining: Vec<String>,
-    /// Nodes that store data, at most 200.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
-    pub nodes: Vec<NodeStatus>,
-}
-
-/// A node that stores data.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
-#[serde(rename_all = "camelCase")]
-pub struct NodeStatus {
-    /// Kubernetes node.
-    pub name: String,
-    /// Group.
-    pub group: String,
-    /// Sheepdog's id of the sheep on it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sheep: Option<String>,
-    /// up, draining, down, out, waiting, joining, starting.
-    pub state: String,
-    /// Its zone.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub zone: Option<String>,
-}
-
 fn three() -> Redundancy {
     Redundancy::copies(3)
 }
@@ -576,7 +405,4 @@ fn zone_label() -> String {
 }
 fn four() -> u32 {
     4
-}
-fn delete() -> DeletionPolicy {
-    DeletionPolicy::Delete
 }

@@ -5,9 +5,11 @@
 //! Nothing here talks to anything.
 
 pub mod check;
+pub mod classes;
 pub mod cluster;
 pub mod generate;
 pub mod snapshot;
+pub mod status;
 pub mod vdi;
 
 pub use cluster::{SheepdogCluster, SheepdogClusterSpec, SheepdogClusterStatus};

@@ -22,7 +22,11 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "Vdi", type_ = "string", json_path = ".spec.vdi"),
     printcolumn(name = "Tag", type_ = "string", json_path = ".status.tag"),
     printcolumn(name = "Taken", type_ = "string", json_path = ".status.takenAt"),
-    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].status"
+    ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     selectable = ".spec.cluster"
 )]

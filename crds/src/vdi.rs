@@ -24,7 +24,11 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "Redundancy", type_ = "string", json_path = ".status.redundancy"),
     printcolumn(name = "Attached", type_ = "string", json_path = ".status.attachedTo"),
     printcolumn(name = "Claim", type_ = "string", json_path = ".status.claim"),
-    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].status"
+    ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     selectable = ".spec.cluster"
 )]

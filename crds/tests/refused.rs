@@ -61,10 +61,7 @@ fn bad_clusters_are_refused() {
         (json!({"nodeGroups": [{"name": "a", "directories": ["/mnt/a,b"]}]}), "without spaces, commas"),
         (json!({"nodeGroups": [{"name": "a", "directories": ["/mnt/a", "/mnt/a"]}]}), "named twice"),
         (json!({"nodeGroups": [{"name": "a", "journal": {"directory": "j"}}]}), "journal.directory"),
-        (
-            json!({"nodeGroups": [{"name": "a", "journal": {"directory": "/j", "size": "1"}}]}),
-            "journal.size",
-        ),
+        (json!({"nodeGroups": [{"name": "a", "journal": {"directory": "/j", "size": "1"}}]}), "journal.size"),
         (json!({"recovery": {"maxBytesPerSecond": "fast"}}), "write for example 100Mi"),
         (json!({"recovery": {"maxBytesPerSecond": "0"}}), "larger than 0"),
         (json!({"updateStrategy": {"type": "Recreate"}}), "unknown variant"),

@@ -54,7 +54,8 @@ impl Applier {
     {
         let name = object.name_any();
         let text = serde_json::to_vec(object).map_err(kube::Error::SerdeError)?;
-        let (key, hash) = (format!("{kind}/{}/{name}", object.namespace().unwrap_or_default()), xxh3_64(&text));
+        let (key, hash) =
+            (format!("{kind}/{}/{name}", object.namespace().unwrap_or_default()), xxh3_64(&text));
         if !self.is_new(&key, hash) {
             return Ok(());
         }

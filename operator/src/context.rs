@@ -159,8 +159,7 @@ impl Context {
         let secret = self.secret(c).await?;
         let key = format!("{}/{}", self.namespace, Names::of(c).cluster);
         let port = c.spec.ports.client;
-        let seen =
-            crate::cluster::engine::look(&self.connections, &key, secret.as_deref(), pods, port).await;
+        let seen = crate::cluster::engine::look(&self.connections, &key, secret.as_deref(), pods, port).await;
         Ok(seen)
     }
 
@@ -168,10 +167,11 @@ impl Context {
     pub async fn client_of(&self, cluster: &str) -> Result<sheepdog_client::Client, Failure> {
         let missing = |text: String| Failure::Other(text);
         let c = self.api::<SheepdogCluster>().get_opt(cluster).await?;
-        let c = c.ok_or_else(|| missing(format!("there is no SheepdogCluster {cluster} in this namespace")))?;
+        let c =
+            c.ok_or_else(|| missing(format!("there is no SheepdogCluster {cluster} in this namespace")))?;
         let secret = self.secret(&c).await?;
-        let secret =
-            secret.ok_or_else(|| missing(format!("the secret of SheepdogCluster {cluster} is not there yet")))?;
+        let secret = secret
+            .ok_or_else(|| missing(format!("the secret of SheepdogCluster {cluster} is not there yet")))?;
         let pods = self.pods(&c).await?;
         let addrs = crate::cluster::engine::addresses(&pods, c.spec.ports.client);
         if addrs.is_empty() {

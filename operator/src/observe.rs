@@ -75,7 +75,15 @@ impl Default for Metrics {
             "Pods on lost nodes that were deleted so that their volumes can move",
             released_pods.clone(),
         );
-        Self { registry, reconciles, duration, conditions, leader, released_pods, ready: AtomicBool::new(false) }
+        Self {
+            registry,
+            reconciles,
+            duration,
+            conditions,
+            leader,
+            released_pods,
+            ready: AtomicBool::new(false),
+        }
     }
 }
 

@@ -11,8 +11,8 @@ use futures::StreamExt;
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, Service};
-use kube::runtime::reflector::{ObjectRef, Store};
 use kube::core::PartialObjectMeta;
+use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::{Controller, WatchStreamExt, controller, reflector, watcher};
 use kube::{Api, Client};
 use sheepdog_crds::{SheepdogCluster, Vdi, VdiSnapshot};
@@ -38,15 +38,20 @@ pub async fn run(options: &Run) -> anyhow::Result<()> {
         .await
         .with_context(|| format!("cannot listen on {} (--listen)", options.listen))?;
     tracing::info!(%at, namespace = options.namespace, "sheepdog-operator {}", env!("CARGO_PKG_VERSION"));
-    let kube = Client::try_default().await.context("no way to the API server: run in a pod, or set KUBECONFIG")?;
+    let kube =
+        Client::try_default().await.context("no way to the API server: run in a pod, or set KUBECONFIG")?;
     let mut signal = std::pin::pin!(signal());
     tokio::select! {
         s = &mut signal => return s,
         () = api_server(&kube) => {}
     }
     metrics.set_ready();
-    let me = options.identity.clone().unwrap_or_else(|| format!("{}-{}", std::process::id(), uuid::Uuid::new_v4()));
-    let mut leader = Leader::new(Api::<Lease>::namespaced(kube.clone(), &options.namespace), &options.lease, &me);
+    let me = options
+        .identity
+        .clone()
+        .unwrap_or_else(|| format!("{}-{}", std::process::id(), uuid::Uuid::new_v4()));
+    let mut leader =
+        Leader::new(Api::<Lease>::namespaced(kube.clone(), &options.namespace), &options.lease, &me);
     tokio::select! {
         s = &mut signal => return s,
         () = leader.acquire() => {}

@@ -4,7 +4,7 @@
 
 use serde_json::json;
 use sheepdog_crds::SheepdogCluster;
-use sheepdog_operator::cluster::build::{self, Installed, Input, classes};
+use sheepdog_operator::cluster::build::{self, Input, Installed, classes};
 use sheepdog_operator::cluster::members::Members;
 use sheepdog_operator::cluster::seen::NodeSeen;
 use sheepdog_operator::names::Names;
@@ -50,8 +50,14 @@ fn build(c: &SheepdogCluster, groups: &[(&str, &str)], leaving: &[&str]) -> Made
         leaving: leaving.iter().map(|n| (*n).to_owned()).collect(),
         ..Default::default()
     };
-    let input =
-        Input { cluster: c, names: &names, installed: &installed, nodes: &nodes, members: &members, evictable: 1 };
+    let input = Input {
+        cluster: c,
+        names: &names,
+        installed: &installed,
+        nodes: &nodes,
+        members: &members,
+        evictable: 1,
+    };
     let desired = build::desired(&input).unwrap();
     let mut all = vec![
         serde_json::to_value(&desired.config).unwrap(),
@@ -121,7 +127,8 @@ fn revision(m: &Made, n: usize) -> String {
 fn what_changes_the_revision() {
     let least = json!({"nodeGroups": [{"name": "default"}]});
     let two = build(&cluster(least.clone()), &[("a", "default"), ("b", "default")], &[]);
-    let three = build(&cluster(least.clone()), &[("a", "default"), ("b", "default"), ("c", "default")], &["b"]);
+    let three =
+        build(&cluster(least.clone()), &[("a", "default"), ("b", "default"), ("c", "default")], &["b"]);
     assert_eq!((revision(&two, 0), revision(&two, 1)), (revision(&three, 0), revision(&three, 1)));
     let mut spec = least.clone();
     spec["gateways"] = json!({"nodeSelector": {"x": "y"}});
@@ -145,7 +152,9 @@ fn a_node_that_leaves_is_no_seed_and_nobody_is_its_own() {
 #[test]
 fn every_variable_is_an_option_of_sheep() {
     let text = include_str!("../../sheep/src/cli.rs");
-    let c = cluster(json!({"nodeGroups": [{"name": "default", "vnodes": 3, "journal": {"directory": "/j"}}], "ports": {"nbd": 10809}}));
+    let c = cluster(
+        json!({"nodeGroups": [{"name": "default", "vnodes": 3, "journal": {"directory": "/j"}}], "ports": {"nbd": 10809}}),
+    );
     let m = build(&c, &[("a", "default")], &[]);
     for set in &m.desired.daemonsets {
         let container = &set.spec.as_ref().unwrap().template.spec.as_ref().unwrap().containers[0];

@@ -49,7 +49,8 @@ fn images_of_the_values_are_those_that_are_to_be_mirrored() {
     assert_eq!(images.len(), 9);
     for i in images {
         let tag = i["tag"].as_str().filter(|t| !t.is_empty()).unwrap_or("0.1.0");
-        let registry = i["registry"].as_str().filter(|r| !r.is_empty()).map(|r| format!("{r}/")).unwrap_or_default();
+        let registry =
+            i["registry"].as_str().filter(|r| !r.is_empty()).map(|r| format!("{r}/")).unwrap_or_default();
         let image = format!("{registry}{}:{tag}\n", i["repository"].as_str().unwrap());
         assert!(listed.contains(&image), "{image}");
     }
@@ -60,7 +61,13 @@ fn every_value_is_in_the_schema_and_in_the_readme() {
     let values: serde_json::Value = serde_yaml_ng::from_str(&text("values.yaml")).unwrap();
     let schema: serde_json::Value = serde_json::from_str(&text("values.schema.json")).unwrap();
     let readme = text("README.md");
-    fn walk(path: &str, v: &serde_json::Value, schema: &serde_json::Value, root: &serde_json::Value, readme: &str) {
+    fn walk(
+        path: &str,
+        v: &serde_json::Value,
+        schema: &serde_json::Value,
+        root: &serde_json::Value,
+        readme: &str,
+    ) {
         let schema = match schema["$ref"].as_str() {
             Some(r) => &root["$defs"][r.rsplit('/').next().unwrap()],
             None => schema,

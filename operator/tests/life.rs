@@ -111,7 +111,10 @@ async fn vdis(w: &mut World) {
     w.until("main", "listed", |w| w.api.list(&vdis).len() == 2).await;
     let listed = w.api.list(&vdis);
     let listed = listed.iter().find(|v| v["metadata"]["name"] != "disk").unwrap();
-    assert_eq!((&listed["spec"]["vdiName"], &listed["spec"]["deletionPolicy"]), (&json!("Of dog"), &json!("Retain")));
+    assert_eq!(
+        (&listed["spec"]["vdiName"], &listed["spec"]["deletionPolicy"]),
+        (&json!("Of dog"), &json!("Retain"))
+    );
 }
 
 /// New options reach the sheep one by one.
@@ -161,7 +164,9 @@ async fn what_cannot_be_is_said_and_nothing_is_formatted() {
     w.apply("few", spec(json!({})));
     w.until("few", "too few nodes", |w| {
         let s = w.cluster("few").and_then(|c| c.status).unwrap_or_default();
-        s.conditions.iter().any(|c| c.type_ == "Available" && c.reason == "TooFewNodes" && c.message.contains("1 of at least 2"))
+        s.conditions.iter().any(|c| {
+            c.type_ == "Available" && c.reason == "TooFewNodes" && c.message.contains("1 of at least 2")
+        })
     })
     .await;
     w.apply("few", spec(json!({"redundancy": {"erasureCoding": {"data": 2, "parity": 1}}})));
@@ -180,6 +185,7 @@ async fn what_cannot_be_is_said_and_nothing_is_formatted() {
         w.tick("few").await;
     }
     let made = w.api.changes();
-    let made: Vec<&String> = made.iter().filter(|c| !c.contains("sheepdogclusters") && !c.contains("events")).collect();
+    let made: Vec<&String> =
+        made.iter().filter(|c| !c.contains("sheepdogclusters") && !c.contains("events")).collect();
     assert!(made.is_empty(), "{made:?}");
 }

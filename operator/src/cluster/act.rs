@@ -107,7 +107,9 @@ async fn secret(c: &SheepdogCluster, names: &Names, ctx: &Context) -> Result<(),
         ..Default::default()
     };
     match api.create(&PostParams::default(), &secret).await {
-        Ok(_) => ctx.tell(c, true, "SecretCreated", format!("credentials are in secret {name}: keep a copy")).await,
+        Ok(_) => {
+            ctx.tell(c, true, "SecretCreated", format!("credentials are in secret {name}: keep a copy")).await
+        }
         Err(kube::Error::Api(s)) if s.code == 409 => {}
         Err(e) => return Err(e.into()),
     }
@@ -160,8 +162,13 @@ async fn wide(c: &SheepdogCluster, names: &Names, ctx: &Context) -> Result<(), F
             Some(there) if classes::must_be_replaced(&there, &class) => {
                 delete(&api, &name).await?;
                 ctx.applier.forget();
-                ctx.tell(c, true, "StorageClassReplaced", format!("StorageClass {name} has other parameters now"))
-                    .await;
+                ctx.tell(
+                    c,
+                    true,
+                    "StorageClassReplaced",
+                    format!("StorageClass {name} has other parameters now"),
+                )
+                .await;
             }
             _ => {}
         }
@@ -192,7 +199,12 @@ pub(super) fn is_ours(labels: &std::collections::BTreeMap<String, String>, names
     labels.get(CLUSTER) == Some(&names.cluster) && labels.get(NAMESPACE) == Some(&names.namespace)
 }
 
-async fn take(c: &SheepdogCluster, ctx: &Context, client: Option<&Client>, step: Step) -> Result<(), Failure> {
+async fn take(
+    c: &SheepdogCluster,
+    ctx: &Context,
+    client: Option<&Client>,
+    step: Step,
+) -> Result<(), Failure> {
     if let Step::Format { host, request } = step {
         return format(c, ctx, &host, request).await;
     }

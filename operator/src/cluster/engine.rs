@@ -5,7 +5,9 @@
 use super::build::config::address;
 use super::seen::{Engine, Formatted, PodSeen};
 use sheepdog_client::pb::cluster_info::Status;
-use sheepdog_client::pb::{ClusterInfo, ClusterInfoRequest, ListNodesRequest, NodeInfoRequest, RecoveryRequest};
+use sheepdog_client::pb::{
+    ClusterInfo, ClusterInfoRequest, ListNodesRequest, NodeInfoRequest, RecoveryRequest,
+};
 use sheepdog_client::{Client, ConnectOptions, Credentials, Error, ErrorKind, Role};
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -130,7 +132,12 @@ async fn details(client: &Client, info: ClusterInfo) -> Formatted {
     }
 }
 
-async fn ask_each(secret: &str, pods: &[PodSeen], port: u16, first: Option<String>) -> (Engine, Option<Client>) {
+async fn ask_each(
+    secret: &str,
+    pods: &[PodSeen],
+    port: u16,
+    first: Option<String>,
+) -> (Engine, Option<Client>) {
     use futures::StreamExt;
     let hosts: Vec<String> =
         pods.iter().filter(|p| !p.gateway && p.running).filter_map(|p| p.host.clone()).collect();

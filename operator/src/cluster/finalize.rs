@@ -64,13 +64,16 @@ async fn held(c: &SheepdogCluster, ctx: &Context) -> Result<Option<String>, Fail
         (Engine::Silent(why), _) => Ok(Some(format!(
             "the sheep cannot be asked whether volumes are in use ({why}). To let go all the same: {annotate}"
         ))),
-        _ => Ok(Some(format!("the sheep do not know of their cluster any more. To let go all the same: {annotate}"))),
+        _ => Ok(Some(format!(
+            "the sheep do not know of their cluster any more. To let go all the same: {annotate}"
+        ))),
     }
 }
 
 fn in_the_way(vdis: &[Vdi], policy: DeletionPolicy) -> Option<String> {
-    let is_open =
-        |v: &&Vdi| v.session.as_ref().is_some_and(|s| s.state() == session::State::Open) || !v.locks.is_empty();
+    let is_open = |v: &&Vdi| {
+        v.session.as_ref().is_some_and(|s| s.state() == session::State::Open) || !v.locks.is_empty()
+    };
     let open: Vec<&Vdi> = vdis.iter().filter(is_open).collect();
     let list = |what: &str, vdis: &[&Vdi]| {
         let named: Vec<&str> = vdis.iter().take(NAMED).map(|v| v.name.as_str()).collect();
@@ -82,7 +85,10 @@ fn in_the_way(vdis: &[Vdi], policy: DeletionPolicy) -> Option<String> {
     }
     if policy == DeletionPolicy::Delete && !vdis.is_empty() {
         let all: Vec<&Vdi> = vdis.iter().collect();
-        return Some(list("volumes are there, and deletionPolicy Delete would throw away their credentials", &all));
+        return Some(list(
+            "volumes are there, and deletionPolicy Delete would throw away their credentials",
+            &all,
+        ));
     }
     None
 }

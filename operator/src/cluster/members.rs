@@ -158,7 +158,11 @@ mod tests {
         });
         let mut f = Formatted { nodes: sheep.collect(), ..Default::default() };
         f.info.set_status(pb::cluster_info::Status::Ok);
-        Seen { nodes: nodes.into_iter().collect(), engine: Engine::Formatted(Box::new(f)), ..Default::default() }
+        Seen {
+            nodes: nodes.into_iter().collect(),
+            engine: Engine::Formatted(Box::new(f)),
+            ..Default::default()
+        }
     }
 
     fn assigned(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
@@ -247,7 +251,9 @@ mod tests {
         let mut s = seen(vec![node(1, YES), node(2, &[])], &[(1, State::Up), (2, State::Up)]);
         s.assigned = assigned(&[("n1", "default"), ("n2", "default")]);
         let m = members(&spec(), &Default::default(), &s);
-        assert!(m.drain.is_none() && m.blocked.unwrap().contains("only 1 sheep would remain and 2 are needed"));
+        assert!(
+            m.drain.is_none() && m.blocked.unwrap().contains("only 1 sheep would remain and 2 are needed")
+        );
     }
 
     #[test]

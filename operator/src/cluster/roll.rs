@@ -54,13 +54,15 @@ pub fn roll(kind: UpdateKind, pods: &[PodSeen], revisions: &Revisions, engine: &
     let leader = match engine {
         Engine::Absent | Engine::Unformatted { .. } => None,
         Engine::Silent(why) => {
-            roll.blocked =
-                Some(format!("the cluster does not answer, so nobody knows what a restart would cost: {why}"));
+            roll.blocked = Some(format!(
+                "the cluster does not answer, so nobody knows what a restart would cost: {why}"
+            ));
             return roll;
         }
         Engine::Formatted(f) => {
             if !f.is_well() {
-                roll.blocked = Some(format!("not every volume has all its copies: {}", f.info.reasons.join("; ")));
+                roll.blocked =
+                    Some(format!("not every volume has all its copies: {}", f.info.reasons.join("; ")));
                 return roll;
             }
             f.nodes.iter().find(|n| n.id == f.info.leader && !n.id.is_empty()).map(|n| n.host.clone())

@@ -118,7 +118,8 @@ impl PodSeen {
         let main = status.and_then(|s| s.container_statuses.as_deref()).unwrap_or_default();
         let waiting =
             init.iter().chain(main).find_map(|c| c.state.as_ref()?.waiting.as_ref()).and_then(|w| {
-                let reason = w.reason.clone().filter(|r| r != "PodInitializing" && r != "ContainerCreating")?;
+                let reason =
+                    w.reason.clone().filter(|r| r != "PodInitializing" && r != "ContainerCreating")?;
                 Some(match &w.message {
                     Some(m) => format!("{reason}: {m}"),
                     None => reason,

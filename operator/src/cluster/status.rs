@@ -203,7 +203,8 @@ fn moving(r: &pb::RecoveryReply) -> String {
     let busy: Vec<&pb::NodeRecovery> = r.nodes.iter().filter(|n| !n.complete).collect();
     let (done, total) =
         busy.iter().fold((0, 0), |(d, t), n| (d + n.objects_done, t + n.objects_total.max(n.objects_done)));
-    let waits: Vec<&str> = busy.iter().map(|n| n.waiting.as_str()).filter(|w| !w.is_empty()).take(3).collect();
+    let waits: Vec<&str> =
+        busy.iter().map(|n| n.waiting.as_str()).filter(|w| !w.is_empty()).take(3).collect();
     let mut text = format!("{done}/{total} objects");
     if r.settings.as_ref().is_some_and(|s| !s.enabled) {
         text = format!("paused, {text}");
@@ -232,7 +233,8 @@ fn capacity(seen: &Seen) -> Said {
         .map(|(s, d)| format!("{} on {}", d.path, s.node.as_ref().map_or("?", |n| n.host.as_str())))
         .collect();
     if !full.is_empty() {
-        let text = format!("full, so that writes wait: {}. Delete volumes, or add disks or sheep", full.join(", "));
+        let text =
+            format!("full, so that writes wait: {}. Delete volumes, or add disks or sheep", full.join(", "));
         return Said::new("CapacityLow", true, "DiskFull", text);
     }
     match space(f) {
@@ -303,7 +305,9 @@ fn node(c: &SheepdogCluster, seen: &Seen, name: &str, group: &str) -> NodeStatus
             }
             None => row.state = "joining".into(),
         },
-        Engine::Unformatted { waiting, .. } if waiting.iter().any(|w| w == ip) => row.state = "waiting".into(),
+        Engine::Unformatted { waiting, .. } if waiting.iter().any(|w| w == ip) => {
+            row.state = "waiting".into()
+        }
         Engine::Silent(_) => row.state = "unknown".into(),
         _ => row.state = "starting".into(),
     }

@@ -173,7 +173,10 @@ mod tests {
             (format!("n{n}"), NodeSeen { ip: Some(format!("10.0.0.{n}")), ready: true, ..Default::default() })
         });
         let groups = (1..4).map(|n| (format!("n{n}"), "default".to_owned())).collect();
-        (Seen { nodes: nodes.collect(), engine, ..Default::default() }, Members { groups, ..Default::default() })
+        (
+            Seen { nodes: nodes.collect(), engine, ..Default::default() },
+            Members { groups, ..Default::default() },
+        )
     }
 
     fn waiting(hosts: &[u8], silent: &[(&str, &str)]) -> Engine {
@@ -231,7 +234,9 @@ mod tests {
         let (seen, m) = three(Engine::Formatted(Box::new(f.clone())));
         let settled = spec(json!({"recovery": {"concurrency": 4}}));
         assert_eq!(next(&settled, &Default::default(), &seen, &m), (vec![], None));
-        let other = spec(json!({"redundancy": {"copies": 3}, "recovery": {"paused": true, "maxBytesPerSecond": "100Mi", "concurrency": 2}}));
+        let other = spec(
+            json!({"redundancy": {"copies": 3}, "recovery": {"paused": true, "maxBytesPerSecond": "100Mi", "concurrency": 2}}),
+        );
         let (steps, _) = next(&other, &Default::default(), &seen, &m);
         let redundancy = Some(pb::Redundancy { copies: 3, ..Default::default() });
         assert_eq!(

@@ -8,7 +8,8 @@ pub fn validate(c: &SheepdogCluster) -> Option<(&'static str, String)> {
     if spec.redundancy.erasure_coding.is_some() {
         return Some((
             "ErasureCodingUnsupported",
-            "spec.redundancy.erasureCoding is not part of this release: say spec.redundancy.copies instead".into(),
+            "spec.redundancy.erasureCoding is not part of this release: say spec.redundancy.copies instead"
+                .into(),
         ));
     }
     if spec.redundancy.copies.is_none() {

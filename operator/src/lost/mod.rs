@@ -17,33 +17,41 @@ use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, ListParams, Preconditions};
 use plan::{Claims, Verdict};
 use sheepdog_crds::{DRIVER, SheepdogCluster};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 /// Between two looks. Costs nothing while all nodes are ready.
 const ROUND: Duration = Duration::from_secs(3);
+/// Until a lost node on which nothing was left to do is looked at again.
+const QUIET: Duration = Duration::from_secs(20);
 const PAGE: u32 = 500;
 
 /// Look until stopped.
 pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
+    let mut quiet = Quiet::new();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(ROUND) => {}
         }
-        if let Err(error) = round(&ctx).await {
+        if let Err(error) = round(&ctx, &mut quiet).await {
             tracing::warn!(%error, "lost nodes could not be looked at");
         }
     }
 }
 
-async fn round(ctx: &Context) -> Result<(), Failure> {
+/// Lost nodes on which nothing was left to do, and when that was.
+type Quiet = HashMap<String, Instant>;
+
+async fn round(ctx: &Context, quiet: &mut Quiet) -> Result<(), Failure> {
     let nodes: BTreeMap<String, NodeSeen> =
         ctx.nodes.state().iter().map(|n| (n.name_any(), NodeSeen::of(n))).collect();
     let suspects: Vec<&String> =
         nodes.iter().filter(|(_, n)| plan::is_suspect(n)).map(|(name, _)| name).collect();
+    quiet.retain(|name, at| at.elapsed() < QUIET && suspects.contains(&name));
+    let suspects: Vec<&String> = suspects.into_iter().filter(|n| !quiet.contains_key(*n)).collect();
     if suspects.is_empty() {
         return Ok(());
     }
@@ -55,7 +63,9 @@ async fn round(ctx: &Context) -> Result<(), Failure> {
             tracing::debug!(node = name, ?verdict, "a node is not ready");
             continue;
         };
-        release(ctx, name, &why).await?;
+        if release(ctx, name, &why).await? == 0 {
+            quiet.insert(name.clone(), Instant::now());
+        }
     }
     Ok(())
 }
@@ -71,7 +81,8 @@ async fn engines(ctx: &Context) -> Result<Vec<(u16, Engine)>, Failure> {
     Ok(all)
 }
 
-async fn release(ctx: &Context, node: &str, why: &str) -> Result<(), Failure> {
+/// How much there was to do.
+async fn release(ctx: &Context, node: &str, why: &str) -> Result<usize, Failure> {
     let pods = Api::<Pod>::all(ctx.kube.clone());
     let on_node = all_pages(&pods, &format!("spec.nodeName={node}")).await?;
     let mut claims = Claims::default();
@@ -84,9 +95,12 @@ async fn release(ctx: &Context, node: &str, why: &str) -> Result<(), Failure> {
             claims.note(namespace, claim, ours);
         }
     }
+    let mut done = 0;
     for pod in on_node.iter().filter(|p| plan::must_go(p, &claims)) {
+        done += 1;
         let (name, namespace) = (pod.name_any(), pod.namespace().unwrap_or_default());
-        ctx.tell(pod, false, "NodeLost", format!("{why}; the pod is deleted so that its volumes can move")).await;
+        ctx.tell(pod, false, "NodeLost", format!("{why}; the pod is deleted so that its volumes can move"))
+            .await;
         let exactly = Preconditions { uid: pod.uid(), resource_version: None };
         let now = DeleteParams { preconditions: Some(exactly), ..DeleteParams::default() }.grace_period(0);
         match Api::<Pod>::namespaced(ctx.kube.clone(), &namespace).delete(&name, &now).await {
@@ -98,20 +112,22 @@ async fn release(ctx: &Context, node: &str, why: &str) -> Result<(), Failure> {
             Err(e) => return Err(e.into()),
         }
     }
-    detach(ctx, node).await
+    Ok(done + detach(ctx, node).await?)
 }
 
 /// Attachments of our volumes to that node: deleting one makes the driver detach, which fences.
-async fn detach(ctx: &Context, node: &str) -> Result<(), Failure> {
+async fn detach(ctx: &Context, node: &str) -> Result<usize, Failure> {
+    let mut done = 0;
     let api = Api::<VolumeAttachment>::all(ctx.kube.clone());
     for a in all_pages(&api, "").await? {
         let ours = a.spec.attacher == DRIVER && a.spec.node_name == node;
         if ours && a.metadata.deletion_timestamp.is_none() {
             tracing::info!(attachment = a.name_any(), node, "deleted");
             crate::apply::delete(&api, &a.name_any()).await?;
+            done += 1;
         }
     }
-    Ok(())
+    Ok(done)
 }
 
 async fn is_ours(ctx: &Context, namespace: &str, claim: &str) -> Result<bool, Failure> {

@@ -149,7 +149,8 @@ mod tests {
     #[test]
     fn the_taint_is_believed() {
         let mut n = node(true);
-        n.taints = vec![Taint { key: OUT_OF_SERVICE.into(), effect: "NoExecute".into(), ..Default::default() }];
+        n.taints =
+            vec![Taint { key: OUT_OF_SERVICE.into(), effect: "NoExecute".into(), ..Default::default() }];
         assert!(is_suspect(&n) && matches!(judge(&n, &[]), Verdict::Lost(_)));
         assert!(is_suspect(&node(false)) && !is_suspect(&node(true)));
     }

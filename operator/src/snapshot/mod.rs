@@ -137,7 +137,10 @@ async fn set_finalizer(s: &VdiSnapshot, ctx: &Context, on: bool) -> Result<(), k
         all.push(SNAPSHOT_FINALIZER.into());
     }
     let patch = json!({"metadata": {"resourceVersion": s.resource_version(), "finalizers": all}});
-    ctx.api::<VdiSnapshot>().patch(&s.name_any(), &PatchParams::default(), &Patch::Merge(&patch)).await.map(drop)
+    ctx.api::<VdiSnapshot>()
+        .patch(&s.name_any(), &PatchParams::default(), &Patch::Merge(&patch))
+        .await
+        .map(drop)
 }
 
 async fn say(s: &VdiSnapshot, ctx: &Context, said: Said) -> Result<(), Failure> {

@@ -110,7 +110,8 @@ pub fn changes(r: &Round<'_>, now: Timestamp) -> Vec<Change> {
     }
     let uuids: HashSet<&str> = r.vdis.iter().map(|v| v.uuid.as_str()).collect();
     for o in r.objects.iter().filter(|o| !is_listed(o)) {
-        if uuid_of(o).is_some_and(|u| !uuids.contains(u)) && crate::condition::holds(&conditions(o), "Ready") {
+        if uuid_of(o).is_some_and(|u| !uuids.contains(u)) && crate::condition::holds(&conditions(o), "Ready")
+        {
             let said = [Said::new("Ready", false, "Gone", super::GONE)];
             let mut status = o.status.clone().unwrap_or_default();
             status.conditions = merge(&status.conditions, &said, o.metadata.generation, now);
@@ -119,7 +120,9 @@ pub fn changes(r: &Round<'_>, now: Timestamp) -> Vec<Change> {
     }
     let mut listed = r.objects.iter().filter(|o| is_listed(o)).count();
     for v in r.vdis.iter().filter(|v| v.working) {
-        let named = || by_name.get(v.name.as_str()).filter(|o| is_listed(o) || uuid_of(o).is_none_or(|u| u == v.uuid));
+        let named = || {
+            by_name.get(v.name.as_str()).filter(|o| is_listed(o) || uuid_of(o).is_none_or(|u| u == v.uuid))
+        };
         let Some(object) = by_uuid.get(v.uuid.as_str()).or_else(named) else {
             if r.list && listed < MOST {
                 let name = view::object_name(v, |n| taken.contains(n));
@@ -334,7 +337,8 @@ mod tests {
         let v = vdi("a", 1 << 30);
         let mut own = view::listed("main", "ns", "a", &v);
         own.metadata.labels = None;
-        let [Change::Status { status, .. }] = &run(std::slice::from_ref(&v), std::slice::from_ref(&own))[..] else {
+        let [Change::Status { status, .. }] = &run(std::slice::from_ref(&v), std::slice::from_ref(&own))[..]
+        else {
             panic!("no status")
         };
         own.status = Some((**status).clone());

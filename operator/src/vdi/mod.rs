@@ -80,7 +80,8 @@ fn reason(why: &Failure) -> &'static str {
 }
 
 /// Of an object whose VDI was there.
-pub(crate) const GONE: &str = "the VDI has been deleted in Sheepdog; an empty one is not made in its place: delete this object";
+pub(crate) const GONE: &str =
+    "the VDI has been deleted in Sheepdog; an empty one is not made in its place: delete this object";
 /// Sizes are multiples of this, bytes.
 const UNIT: u64 = 4096;
 
@@ -116,7 +117,8 @@ async fn carry_out(v: &Vdi, ctx: &Context) -> Result<(), Failure> {
         }
         Err(e) if e.kind == ErrorKind::Missing => {
             let made = client.create_vdi(create(v, name, size, redundancy.clone())).await?;
-            ctx.tell(v, true, "Created", format!("VDI {name} has been made in cluster {}", v.spec.cluster)).await;
+            ctx.tell(v, true, "Created", format!("VDI {name} has been made in cluster {}", v.spec.cluster))
+                .await;
             made
         }
         Err(e) => return Err(e.into()),
@@ -186,8 +188,7 @@ async fn remove(v: &Vdi, ctx: &Context) -> Result<(), Failure> {
     // By the id that we know, so that a later VDI of the same name is not deleted for this one.
     let known = v.status.as_ref().and_then(|s| s.uuid.as_ref());
     let vdi = known.map_or_else(|| VdiRef::name(v.vdi_name()), VdiRef::uuid);
-    let request =
-        pb::DeleteVdiRequest { vdi: Some(vdi), snapshot: String::new(), with_snapshots: false };
+    let request = pb::DeleteVdiRequest { vdi: Some(vdi), snapshot: String::new(), with_snapshots: false };
     match client.delete_vdi(request).await {
         Ok(_) => Ok(()),
         Err(e) if e.kind == ErrorKind::Missing => Ok(()),
@@ -216,7 +217,11 @@ async fn say(v: &Vdi, ctx: &Context, said: Said) -> Result<(), Failure> {
 }
 
 /// Write it, if it differs.
-pub(crate) async fn write_status(v: &Vdi, ctx: &Context, status: sheepdog_crds::VdiStatus) -> Result<(), Failure> {
+pub(crate) async fn write_status(
+    v: &Vdi,
+    ctx: &Context,
+    status: sheepdog_crds::VdiStatus,
+) -> Result<(), Failure> {
     if v.status.as_ref() == Some(&status) {
         return Ok(());
     }

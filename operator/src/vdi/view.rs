@@ -107,7 +107,8 @@ pub fn object_name(v: &pb::Vdi, is_taken: impl Fn(&str) -> bool) -> String {
         .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' })
         .collect();
     let plain = plain.trim_matches('-');
-    let id: String = v.uuid.chars().filter(char::is_ascii_hexdigit).take(12).collect::<String>().to_lowercase();
+    let id: String =
+        v.uuid.chars().filter(char::is_ascii_hexdigit).take(12).collect::<String>().to_lowercase();
     if plain.is_empty() { format!("vdi-{id}") } else { format!("{plain}-{id}") }
 }
 
@@ -150,8 +151,7 @@ mod tests {
     fn who_has_it_open() {
         let mut v = vdi("disk");
         let object = listed("main", "sheepdog", "disk", &v);
-        let known =
-            Known { hosts: [("id1".to_owned(), "node1".to_owned())].into(), ..Default::default() };
+        let known = Known { hosts: [("id1".to_owned(), "node1".to_owned())].into(), ..Default::default() };
         let at = Timestamp::from_second(1).unwrap();
         let s = status(&object, &v, &known, at);
         assert_eq!((s.attached_to.as_deref(), s.redundancy.as_deref()), (None, Some("3 copies")));

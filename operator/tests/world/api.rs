@@ -109,7 +109,10 @@ fn decode(text: &str) -> String {
 }
 
 fn failure(code: StatusCode, reason: &str) -> (StatusCode, Value) {
-    (code, json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": reason, "message": reason, "code": code.as_u16()}))
+    (
+        code,
+        json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": reason, "message": reason, "code": code.as_u16()}),
+    )
 }
 
 /// Maps are merged, everything else is replaced; null deletes.
@@ -209,7 +212,9 @@ impl State {
                 (StatusCode::CREATED, self.store(&at, body))
             }
             Method::PUT => {
-                let Some(old) = self.objects.get(path) else { return failure(StatusCode::NOT_FOUND, "NotFound") };
+                let Some(old) = self.objects.get(path) else {
+                    return failure(StatusCode::NOT_FOUND, "NotFound");
+                };
                 if old["metadata"]["resourceVersion"] != body["metadata"]["resourceVersion"] {
                     return failure(StatusCode::CONFLICT, "Conflict");
                 }
@@ -217,7 +222,9 @@ impl State {
             }
             Method::PATCH => self.patch(path, content.unwrap_or_default(), &body),
             Method::DELETE => {
-                let Some(old) = self.objects.get(path) else { return failure(StatusCode::NOT_FOUND, "NotFound") };
+                let Some(old) = self.objects.get(path) else {
+                    return failure(StatusCode::NOT_FOUND, "NotFound");
+                };
                 let wanted = &body["preconditions"]["uid"];
                 if wanted.is_string() && *wanted != old["metadata"]["uid"] {
                     return failure(StatusCode::CONFLICT, "Conflict");
@@ -237,7 +244,8 @@ impl State {
         let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
         // /api/v1/X, /apis/G/V/X, and the same under namespaces/N: a collection; one more: an object. /apis/G/V: which kinds there are.
         let rest = if parts[0] == "api" { 2 } else { 3 };
-        let rest = if parts.get(rest) == Some(&"namespaces") && parts.len() > rest + 2 { rest + 2 } else { rest };
+        let rest =
+            if parts.get(rest) == Some(&"namespaces") && parts.len() > rest + 2 { rest + 2 } else { rest };
         match parts.len().saturating_sub(rest) {
             1 => {
                 let items: Vec<&Value> =

@@ -240,9 +240,12 @@ impl World {
             let all = template["spec"]["volumes"].as_array().unwrap();
             all.iter().find(|v| v["name"] == name).unwrap().clone()
         };
-        let config = format!("/api/v1{NS}/configmaps/{}", volume("nodes")["configMap"]["name"].as_str().unwrap());
-        let secret =
-            format!("/api/v1{NS}/secrets/{}", volume("credentials")["secret"]["secretName"].as_str().unwrap());
+        let config =
+            format!("/api/v1{NS}/configmaps/{}", volume("nodes")["configMap"]["name"].as_str().unwrap());
+        let secret = format!(
+            "/api/v1{NS}/secrets/{}",
+            volume("credentials")["secret"]["secretName"].as_str().unwrap()
+        );
         let (Some(config), Some(secret)) = (self.api.get(&config), self.api.get(&secret)) else { return };
         let Some(options) = config["data"][node].as_str() else { return };
         self.write(node, &format!("/etc/sheepdog/nodes/{node}"), options);
@@ -257,10 +260,17 @@ impl World {
         for v in container["env"].as_array().unwrap() {
             let Some(value) = v["value"].as_str() else { continue };
             let value = value.replace("$(NODE_NAME)", node).replace("$(HOST_IP)", &ip);
-            let value: Vec<String> = value
-                .split(',')
-                .map(|p| if p.starts_with('/') { self.host(node, p).display().to_string() } else { p.to_owned() })
-                .collect();
+            let value: Vec<String> =
+                value
+                    .split(',')
+                    .map(|p| {
+                        if p.starts_with('/') {
+                            self.host(node, p).display().to_string()
+                        } else {
+                            p.to_owned()
+                        }
+                    })
+                    .collect();
             command.env(v["name"].as_str().unwrap(), value.join(","));
         }
         for v in template["spec"]["volumes"].as_array().unwrap() {
@@ -309,8 +319,7 @@ impl World {
         let ip = pod["status"]["hostIP"].as_str().unwrap().to_owned();
         let ready = alive && page(&ip, 9700, "/readyz");
         let state = if alive { json!({"running": {}}) } else { json!({"terminated": {"exitCode": 1}}) };
-        pod["status"]["containerStatuses"] =
-            json!([{"name": "sheep", "image": "", "imageID": "", "ready": ready, "restartCount": 0, "state": state}]);
+        pod["status"]["containerStatuses"] = json!([{"name": "sheep", "image": "", "imageID": "", "ready": ready, "restartCount": 0, "state": state}]);
         let word = if ready { "True" } else { "False" };
         pod["status"]["conditions"] = json!([{"type": "Ready", "status": word}]);
         if self.api.get(&path).is_some_and(|old| old["status"] != pod["status"]) {
@@ -337,7 +346,9 @@ impl World {
 fn page(ip: &str, port: u16, path: &str) -> bool {
     use std::io::{Read, Write};
     let addr = format!("{ip}:{port}").parse().unwrap();
-    let Ok(mut tcp) = std::net::TcpStream::connect_timeout(&addr, Duration::from_millis(500)) else { return false };
+    let Ok(mut tcp) = std::net::TcpStream::connect_timeout(&addr, Duration::from_millis(500)) else {
+        return false;
+    };
     let _ = tcp.set_read_timeout(Some(Duration::from_secs(3)));
     let asked = write!(tcp, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
     let mut text = String::new();

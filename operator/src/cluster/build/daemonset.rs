@@ -102,7 +102,8 @@ pub(super) fn gateways(i: &Input<'_>) -> Result<DaemonSet, BuildError> {
 fn environment(i: &Input<'_>, part: &Part) -> Value {
     let spec = &i.cluster.spec;
     let p = &spec.ports;
-    let field = |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}});
+    let field =
+        |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}});
     let mut env = vec![field("NODE_NAME", "spec.nodeName"), field("HOST_IP", "status.hostIP")];
     let mut add = |name: &str, value: String| env.push(json!({"name": name, "value": value}));
     for (name, value) in &part.env {
@@ -129,7 +130,8 @@ fn environment(i: &Input<'_>, part: &Part) -> Value {
 fn ports(i: &Input<'_>) -> Value {
     let p = &i.cluster.spec.ports;
     // Named as host ports too, so that the scheduler never puts a gateway beside a sheep.
-    let port = |name: &str, n: u16| json!({"name": name, "containerPort": n, "hostPort": n, "protocol": "TCP"});
+    let port =
+        |name: &str, n: u16| json!({"name": name, "containerPort": n, "hostPort": n, "protocol": "TCP"});
     let mut all = vec![port("client", p.client), port("peer", p.peer), port("metrics", p.metrics)];
     all.extend(p.nbd.map(|n| port("nbd", n)));
     json!(all)
@@ -144,7 +146,7 @@ fn seccomp(i: &Input<'_>) -> (Value, Option<Value>, Option<Value>) {
                 "name": "seccomp-profile",
                 "image": image,
                 "imagePullPolicy": i.cluster.spec.image_pull_policy.as_str(),
-                "args": ["seccomp-profile", "--root", "/seccomp"],
+                "command": ["sheepdog-operator", "seccomp-profile", "--root", "/seccomp"],
                 "resources": {"requests": {"cpu": "5m", "memory": "8Mi"}, "limits": {"memory": "64Mi"}},
                 "securityContext": hardened(json!({"type": "RuntimeDefault"})),
                 "volumeMounts": [{"name": "seccomp", "mountPath": "/seccomp"}],
@@ -195,12 +197,8 @@ fn daemonset(i: &Input<'_>, part: Part) -> Result<DaemonSet, BuildError> {
     );
     volumes.push(json!({"name": "tmp", "emptyDir": {"sizeLimit": "256Mi"}}));
     volumes.extend(init_volume);
-    let pull: Vec<Value> = spec
-        .image_pull_secrets
-        .iter()
-        .chain(&i.installed.pull_secrets)
-        .map(|n| json!({"name": n}))
-        .collect();
+    let pull: Vec<Value> =
+        spec.image_pull_secrets.iter().chain(&i.installed.pull_secrets).map(|n| json!({"name": n})).collect();
     let container = json!({
         "name": "sheep",
         "image": spec.image.as_deref().unwrap_or(&i.installed.sheep_image),

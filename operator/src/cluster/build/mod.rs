@@ -67,7 +67,10 @@ pub struct BuildError {
 }
 
 /// JSON as the API's type.
-pub(crate) fn typed<K: serde::de::DeserializeOwned>(what: &'static str, value: Value) -> Result<K, BuildError> {
+pub(crate) fn typed<K: serde::de::DeserializeOwned>(
+    what: &'static str,
+    value: Value,
+) -> Result<K, BuildError> {
     serde_json::from_value(value).map_err(|source| BuildError { what, source })
 }
 
