@@ -194,7 +194,7 @@ pub struct NodeGroup {
     pub tolerations: Vec<Toleration>,
     /// Directories on the node, one per disk, each on a file system of its own (XFS or ext4). They must exist. Default: one, CLUSTER/data under dataDir.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64), inner(length(min = 2, max = 512)))]
+    #[schemars(length(max = 32), inner(length(min = 2, max = 256)))]
     #[x_kube(
         validation = Rule::new("self.all(d, d.matches('^/[A-Za-z0-9._/-]+$') && !d.contains('..'))").message(
             "a directory must be an absolute path without spaces, commas and '..', for example /mnt/disk1"

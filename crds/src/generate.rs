@@ -25,7 +25,22 @@ fn yaml(crd: &CustomResourceDefinition) -> Result<String, GenerateError> {
     if let Value::Object(o) = &mut value {
         o.remove("status");
     }
+    without_foreign_formats(&mut value);
     Ok(serde_yaml_ng::to_string(&value)?)
+}
+
+/// `uint8` and the like are Rust's: the API server knows no such formats and warns of each.
+fn without_foreign_formats(value: &mut Value) {
+    match value {
+        Value::Object(o) => {
+            if o.get("format").and_then(Value::as_str).is_some_and(|f| f.starts_with("uint")) {
+                o.remove("format");
+            }
+            o.values_mut().for_each(without_foreign_formats);
+        }
+        Value::Array(all) => all.iter_mut().for_each(without_foreign_formats),
+        _ => {}
+    }
 }
 
 /// A definition could not be written.
