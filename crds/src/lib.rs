@@ -4,6 +4,9 @@
 //! [`check`] runs the same rules without a server. Rules that need the cluster (does a node match, has the engine this feature) belong to the operator.
 //! Nothing here talks to anything.
 
+// Columns and rules are attributes of one name.
+#![allow(clippy::duplicated_attributes)]
+
 pub mod check;
 pub mod classes;
 pub mod cluster;

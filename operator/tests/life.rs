@@ -10,7 +10,7 @@ use sheepdog_crds::{Vdi, VdiSnapshot};
 use std::sync::Arc;
 use world::{NS, World, cluster_path, is};
 
-const STORAGE: &[(&str, &str)] = &[("storage", "yes")];
+const STORAGE: world::Labels = &[("storage", "yes")];
 
 fn spec(more: serde_json::Value) -> serde_json::Value {
     let mut spec = json!({

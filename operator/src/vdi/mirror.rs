@@ -214,7 +214,8 @@ async fn make(ctx: &Context, change: Change) -> Result<(), Failure> {
             Err(kube::Error::Api(s)) if s.code == 409 => {
                 match api.create(&PostParams::default(), &renamed(*object)).await {
                     Err(kube::Error::Api(s)) if s.code == 409 => Ok(()),
-                    other => Ok(drop(other?)),
+                    Err(e) => Err(e.into()),
+                    Ok(_) => Ok(()),
                 }
             }
             Err(e) => Err(e.into()),

@@ -116,7 +116,7 @@ async fn carry_out(v: &Vdi, ctx: &Context) -> Result<(), Failure> {
             return Err(Failure::Sheep(sheepdog_client::Error::new(ErrorKind::Missing, GONE)));
         }
         Err(e) if e.kind == ErrorKind::Missing => {
-            let made = client.create_vdi(create(v, name, size, redundancy.clone())).await?;
+            let made = client.create_vdi(create(v, name, size, redundancy)).await?;
             ctx.tell(v, true, "Created", format!("VDI {name} has been made in cluster {}", v.spec.cluster))
                 .await;
             made
@@ -127,7 +127,7 @@ async fn carry_out(v: &Vdi, ctx: &Context) -> Result<(), Failure> {
     if let Some(r) = redundancy
         && there.redundancy.as_ref().is_some_and(|have| have.copies != r.copies)
     {
-        let request = pb::AlterVdiCopiesRequest { vdi: by_uuid(&there), redundancy: Some(r.clone()) };
+        let request = pb::AlterVdiCopiesRequest { vdi: by_uuid(&there), redundancy: Some(r) };
         client.alter_vdi_copies(request).await?;
         ctx.tell(v, true, "CopiesChanged", format!("VDI {name} gets {} copies", r.copies)).await;
     }

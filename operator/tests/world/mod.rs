@@ -46,6 +46,9 @@ impl Drop for Running {
     }
 }
 
+/// Labels of a node.
+pub type Labels = &'static [(&'static str, &'static str)];
+
 /// See the module.
 pub struct World {
     pub api: Api,
@@ -62,7 +65,7 @@ pub fn cluster_path(name: &str) -> String {
 
 impl World {
     /// With these nodes: name, address, labels.
-    pub fn new(nodes: &[(&str, &str, &[(&str, &str)])]) -> Self {
+    pub fn new(nodes: &[(&str, &str, Labels)]) -> Self {
         let api = Api::default();
         for (name, ip, labels) in nodes {
             let labels: BTreeMap<&str, &str> = labels.iter().copied().collect();
@@ -131,21 +134,13 @@ impl World {
     }
 
     /// Tick until it is so.
-    #[track_caller]
-    pub fn until<'a>(
-        &'a mut self,
-        name: &'a str,
-        what: &'a str,
-        good: impl Fn(&World) -> bool + 'a,
-    ) -> impl Future<Output = ()> + 'a {
-        async move {
-            let end = Instant::now() + Duration::from_secs(180);
-            while !good(self) {
-                self.tick(name).await;
-                if Instant::now() > end {
-                    let status = self.cluster(name).and_then(|c| c.status);
-                    panic!("{what}: not in time: {status:#?}");
-                }
+    pub async fn until(&mut self, name: &str, what: &str, good: impl Fn(&World) -> bool) {
+        let end = Instant::now() + Duration::from_secs(180);
+        while !good(self) {
+            self.tick(name).await;
+            if Instant::now() > end {
+                let status = self.cluster(name).and_then(|c| c.status);
+                panic!("{what}: not in time: {status:#?}");
             }
         }
     }
