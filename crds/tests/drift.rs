@@ -25,7 +25,12 @@ fn names_columns_and_subresources() {
         assert!(columns.iter().any(|c| c.name == "Age") && columns.len() > 3, "{}", names.kind);
         // Every rule has a sentence of its own.
         let text = serde_json::to_string(&version.schema).expect("JSON");
-        assert_eq!(text.matches("\"rule\":").count(), text.matches("\"message\":\"").count(), "{}", names.kind);
+        assert_eq!(
+            text.matches("\"rule\":").count(),
+            text.matches("\"message\":\"").count(),
+            "{}",
+            names.kind
+        );
     }
 }
 

@@ -1,4 +1,4 @@
-//! The objects that are built, in full: `tests/golden`. After a change that is meant: SHEEPDOG_GOLDEN=write cargo test -p sheepdog-operator --test build
+//! What is built for a cluster, as Kubernetes gets it.
 
 #![allow(clippy::unwrap_used)]
 
@@ -9,7 +9,6 @@ use sheepdog_operator::cluster::members::Members;
 use sheepdog_operator::cluster::seen::NodeSeen;
 use sheepdog_operator::names::Names;
 use std::collections::BTreeMap;
-use std::path::Path;
 
 fn cluster(spec: serde_json::Value) -> SheepdogCluster {
     let object = json!({
@@ -26,8 +25,30 @@ fn node(ip: &str, zone: Option<&str>) -> NodeSeen {
 }
 
 struct Made {
-    text: String,
     desired: build::Desired,
+}
+
+impl Made {
+    /// A DaemonSet as JSON.
+    fn set(&self, n: usize) -> serde_json::Value {
+        serde_json::to_value(&self.desired.daemonsets[n]).unwrap()
+    }
+    fn pod(&self, n: usize) -> serde_json::Value {
+        self.set(n)["spec"]["template"]["spec"].clone()
+    }
+    /// A variable of the sheep's container.
+    fn env(&self, n: usize, name: &str) -> Option<String> {
+        let pod = self.pod(n);
+        let all = pod["containers"][0]["env"].as_array().unwrap();
+        all.iter().find(|v| v["name"] == name).map(|v| v["value"].as_str().unwrap().to_owned())
+    }
+    /// (path, type) of a volume on the host.
+    fn host_path(&self, n: usize, name: &str) -> (String, String) {
+        let pod = self.pod(n);
+        let v = pod["volumes"].as_array().unwrap().iter().find(|v| v["name"] == name).unwrap().clone();
+        let word = |k: &str| v["hostPath"][k].as_str().unwrap().to_owned();
+        (word("path"), word("type"))
+    }
 }
 
 fn build(c: &SheepdogCluster, groups: &[(&str, &str)], leaving: &[&str]) -> Made {
@@ -59,33 +80,62 @@ fn build(c: &SheepdogCluster, groups: &[(&str, &str)], leaving: &[&str]) -> Made
         evictable: 1,
     };
     let desired = build::desired(&input).unwrap();
-    let mut all = vec![
-        serde_json::to_value(&desired.config).unwrap(),
-        serde_json::to_value(&desired.service).unwrap(),
-        serde_json::to_value(&desired.budget).unwrap(),
-    ];
-    all.extend(desired.daemonsets.iter().map(|d| serde_json::to_value(d).unwrap()));
-    all.extend(classes::storage_class(c, &names).unwrap().map(|s| serde_json::to_value(s).unwrap()));
-    all.extend(classes::snapshot_class(c, &names).map(|s| serde_json::to_value(s).unwrap()));
-    all.push(serde_json::to_value(classes::storage_profile(c, &names)).unwrap());
-    let text = all.iter().map(|o| format!("---\n{}", serde_yaml_ng::to_string(o).unwrap())).collect();
-    Made { text, desired }
-}
-
-fn golden(name: &str, text: &str) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
-    if std::env::var("SHEEPDOG_GOLDEN").is_ok_and(|v| v == "write") {
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(&path, text).unwrap();
-    }
-    let there = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(there == text, "{name} differs: look at it with SHEEPDOG_GOLDEN=write and git diff\n{text}");
+    Made { desired }
 }
 
 #[test]
 fn the_least_cluster() {
     let c = cluster(json!({"nodeGroups": [{"name": "default"}]}));
-    golden("least.yaml", &build(&c, &[("a", "default"), ("b", "default"), ("c", "default")], &[]).text);
+    let m = build(&c, &[("a", "default"), ("b", "default"), ("c", "default")], &[]);
+    assert_eq!(m.desired.daemonsets.len(), 2);
+    let (sheep, gateway) = (m.set(0), m.set(1));
+    assert_eq!(
+        (&sheep["metadata"]["name"], &gateway["metadata"]["name"]),
+        (&json!("main-sheep"), &json!("main-gateway"))
+    );
+    for set in [&sheep, &gateway] {
+        assert_eq!(set["spec"]["updateStrategy"]["type"], "OnDelete");
+        let owner = &set["metadata"]["ownerReferences"][0];
+        assert_eq!((&owner["kind"], &owner["controller"]), (&json!("SheepdogCluster"), &json!(true)));
+        let pod = &set["spec"]["template"]["spec"];
+        assert_eq!(
+            (&pod["hostNetwork"], &pod["automountServiceAccountToken"]),
+            (&json!(true), &json!(false))
+        );
+        let security = &pod["containers"][0]["securityContext"];
+        assert_eq!(security["capabilities"]["drop"], json!(["ALL"]));
+        assert_eq!(
+            security["seccompProfile"],
+            json!({"type": "Localhost", "localhostProfile": "sheepdog/io-uring.json"})
+        );
+        assert_eq!(pod["initContainers"][0]["image"], "sheepdog/operator:0.1.0");
+        assert_eq!(pod["containers"][0]["image"], "sheepdog/sheep:0.1.0");
+        assert_eq!(pod["imagePullSecrets"], json!([{"name": "registry"}]));
+        // The selector never changes, and selects the template.
+        let labels = set["spec"]["template"]["metadata"]["labels"].as_object().unwrap();
+        for (k, v) in set["spec"]["selector"]["matchLabels"].as_object().unwrap() {
+            assert_eq!(labels.get(k), Some(v));
+        }
+    }
+    assert_eq!(build::daemonset::named_nodes(&m.desired.daemonsets[0]), ["a", "b", "c"]);
+    let terms = m.pod(1)["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"].clone();
+    assert_eq!(terms.as_array().unwrap().len(), 1, "all of them must hold");
+    assert_eq!(
+        terms[0]["matchFields"][2],
+        json!({"key": "metadata.name", "operator": "NotIn", "values": ["c"]})
+    );
+    assert_eq!(m.pod(1)["tolerations"], json!([{"operator": "Exists"}]));
+    assert_eq!(m.env(0, "SHEEP_DIR").as_deref(), Some("/var/lib/sheepdog/main/data"));
+    assert_eq!(m.host_path(0, "disk-0"), ("/var/lib/sheepdog/main/data".into(), "DirectoryOrCreate".into()));
+    assert_eq!(m.env(0, "SHEEP_NBD_SOCKET").as_deref(), Some("/var/lib/sheepdog/main/run/nbd.sock"));
+    assert_eq!((m.env(0, "SHEEP_GATEWAY"), m.env(1, "SHEEP_GATEWAY").as_deref()), (None, Some("true")));
+    let budget = m.desired.budget.spec.as_ref().unwrap();
+    assert_eq!(serde_json::to_value(&budget.min_available).unwrap(), 2);
+    let class = classes::storage_class(&c, &Names::of(&c)).unwrap().unwrap();
+    assert_eq!(
+        (class.metadata.name.as_deref(), class.provisioner.as_str()),
+        (Some("main"), "csi.sheepdog.io")
+    );
 }
 
 #[test]
@@ -93,7 +143,6 @@ fn a_cluster_with_everything() {
     let c = cluster(json!({
         "image": "registry.example.com/sheep:2",
         "imagePullPolicy": "Always",
-        "imagePullSecrets": ["own"],
         "nodeGroups": [
             {
                 "name": "nvme", "nodeSelector": {"disk": "nvme"}, "directories": ["/mnt/d1", "/mnt/d2"], "vnodes": 64,
@@ -114,7 +163,47 @@ fn a_cluster_with_everything() {
         "storageClass": {"name": "fast", "default": true, "reclaimPolicy": "Retain", "fsType": "xfs", "parameters": {"copies": "2"}},
         "snapshotClass": {"name": "fast", "deletionPolicy": "Retain"},
     }));
-    golden("everything.yaml", &build(&c, &[("a", "nvme"), ("b", "default")], &[]).text);
+    let m = build(&c, &[("a", "nvme"), ("b", "default")], &[]);
+    assert_eq!(m.desired.daemonsets.len(), 3);
+    assert_eq!(m.set(0)["metadata"]["name"], "main-sheep-nvme");
+    for (name, value) in [
+        ("SHEEP_DIR", "/mnt/d1,/mnt/d2"),
+        ("SHEEP_JOURNAL", "/mnt/fast,size=2Gi"),
+        ("SHEEP_VNODES", "64"),
+        ("SHEEP_PORT", "7100"),
+        ("SHEEP_CLUSTER_PORT_OFFSET", "10"),
+        ("SHEEP_METRICS_PORT", "9800"),
+        ("SHEEP_NBD_PORT", "10809"),
+        ("SHEEP_DOWN_OUT_INTERVAL", "1h"),
+        ("SHEEP_NBD_SOCKET", "/srv/sheepdog/main/run/nbd.sock"),
+        ("DOG_PORT", "7100"),
+    ] {
+        assert_eq!(m.env(0, name).as_deref(), Some(value), "{name}");
+    }
+    // Directories that a person named are never made.
+    assert_eq!(m.host_path(0, "disk-1"), ("/mnt/d2".into(), "Directory".into()));
+    let pod = m.pod(0);
+    assert!(pod.get("initContainers").is_none_or(|i| i == &json!([])));
+    assert_eq!(pod["containers"][0]["resources"]["requests"]["cpu"], "2");
+    assert_eq!(m.pod(1)["containers"][0]["resources"]["requests"]["cpu"], "1");
+    assert_eq!(pod["tolerations"][0]["key"], "storage");
+    assert_eq!(m.pod(2)["nodeSelector"], json!({"kubernetes.io/os": "linux", "role": "worker"}));
+    let names = Names::of(&c);
+    let class = classes::storage_class(&c, &names).unwrap().unwrap();
+    let parameters = class.parameters.clone().unwrap();
+    assert_eq!(
+        (parameters["copies"].as_str(), parameters["csi.storage.k8s.io/fstype"].as_str()),
+        ("2", "xfs")
+    );
+    assert!(classes::must_be_replaced(
+        &class,
+        &classes::storage_class(&cluster(json!({"nodeGroups": [{}]})), &names).unwrap().unwrap()
+    ));
+    let snapshots = classes::snapshot_class(&c, &names).unwrap();
+    assert_eq!(
+        (snapshots.metadata.name.as_deref(), &snapshots.data["deletionPolicy"]),
+        (Some("fast"), &json!("Retain"))
+    );
 }
 
 fn revision(m: &Made, n: usize) -> String {

@@ -1,4 +1,4 @@
-//! From what is wanted to the objects that say so. Pure: the same arguments give the same objects, and `tests/golden` shows them.
+//! From what is wanted to the objects that say so. Pure: the same arguments give the same objects.
 
 pub mod classes;
 pub mod config;
