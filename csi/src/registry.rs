@@ -9,7 +9,7 @@ use sheepdog_client::ErrorKind;
 use sheepdog_client::pb::{CreateVdiRequest, Vdi};
 
 /// Name of the VDI.
-pub const NAME: &str = "csi.sheepdog.io-nodes";
+pub const NAME: &str = sheepdog_client::NODES_VDI;
 /// Start of the attributes' keys.
 const NODE: &str = "node/";
 /// Bytes of the VDI, which nobody writes.

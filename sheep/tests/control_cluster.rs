@@ -374,6 +374,30 @@ async fn a_voter_that_is_drained_goes_on_as_a_watcher() {
     stop_all(sheep).await;
 }
 
+/// Its lease is over before it is taken out: that must not look like a long silence.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drained_sheep_stays_out_until_it_is_restarted() {
+    let (_tmp, mut sheep, v) = one_voted_out(false).await;
+    let node = sheep[v].id();
+    for i in (0..4).filter(|i| *i != v) {
+        let epoch = sheep[i].control.read(|s| s.epoch);
+        let node = sheep[i].id();
+        let incarnation = sheep[i].control.read(|s| s.nodes[&node].incarnation);
+        sheep[i].control.propose(Command::NodeSynced { node, incarnation, epoch }).await.unwrap();
+    }
+    until("nothing is left on it and it is out", || sheep[3].state_of(node) == Some(NodeState::Out)).await;
+    until("it knows", || sheep[v].state_of(node) == Some(NodeState::Out)).await;
+    // Whatever it had to say to that is said before it has heard of a later entry.
+    for i in 0..20 {
+        sheep[3].control.propose(note(&format!("n-{i}"))).await.unwrap();
+        until("it hears of it", || notes(&sheep[v].control).len() == i + 1).await;
+    }
+    assert_eq!(sheep[3].state_of(node), Some(NodeState::Out));
+    sheep[v].restart().await;
+    until("restarted it joins again", || sheep[3].state_of(node) == Some(NodeState::Up)).await;
+    stop_all(sheep).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_clean_shutdown_is_heard_by_those_that_are_out_or_drained() {
     for out in [true, false] {

@@ -1,6 +1,7 @@
 //! Chores of this repository: `cargo xtask ...`. One file per subcommand.
 
 mod bench;
+mod crds;
 mod e2e;
 mod sim;
 
@@ -19,6 +20,8 @@ struct Cli {
 enum Command {
     /// Measure Sheepdog against its peers
     Bench(bench::Args),
+    /// Write the YAML of the custom resources
+    Crds(crds::Args),
     /// Build everything and run scenarios with real components
     E2e(e2e::Args),
     /// Run the seeded simulation
@@ -34,6 +37,7 @@ fn passed_on(status: ExitStatus) -> ExitCode {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Bench(args) => bench::run(&args),
+        Command::Crds(args) => crds::run(&args),
         Command::E2e(args) => e2e::run(&args),
         Command::Sim(args) => sim::run(&args),
     };

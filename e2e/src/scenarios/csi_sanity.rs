@@ -33,7 +33,7 @@ pub fn run_scenario(lab: &Lab) -> Result<()> {
         .rows(&["vdi", "list"])?
         .iter()
         .filter_map(|r| r["name"].as_str().map(str::to_owned))
-        .filter(|n| n != "csi.sheepdog.io-nodes")
+        .filter(|n| n != sheepdog_csi::registry::NAME)
         .collect();
     ensure!(left.is_empty(), "volumes were left behind: {}", left.join(", "));
     d.stop()?;

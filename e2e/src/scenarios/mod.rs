@@ -7,6 +7,7 @@ mod delta;
 mod disks;
 mod idle;
 mod image;
+mod k8s_install;
 mod k8s_lab;
 mod layers;
 mod partition;
@@ -40,6 +41,7 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "rebuild", about: rebuild::ABOUT, core: true, run: rebuild::run_scenario },
     Scenario { name: "layers", about: layers::ABOUT, core: false, run: layers::run_scenario },
     Scenario { name: "k8s-lab", about: k8s_lab::ABOUT, core: false, run: k8s_lab::run_scenario },
+    Scenario { name: "k8s-install", about: k8s_install::ABOUT, core: false, run: k8s_install::run_scenario },
     Scenario { name: "csi-sanity", about: csi_sanity::ABOUT, core: true, run: csi_sanity::run_scenario },
     Scenario { name: "csi-volume", about: csi_volume::ABOUT, core: true, run: csi_volume::run_scenario },
     Scenario { name: "idle", about: idle::ABOUT, core: false, run: idle::run_scenario },

@@ -13,6 +13,9 @@ pub mod pb {
     tonic::include_proto!("sheepdog.admin.v1");
 }
 
+/// A VDI without data whose attributes tell the CSI driver which sheep is on which node. It is no volume: nobody attaches it, and listings for people leave it out.
+pub const NODES_VDI: &str = "csi.sheepdog.io-nodes";
+
 pub use client::{Client, ConnectOptions};
 pub use credentials::{Credentials, CredentialsError, Role};
 pub use error::{Error, ErrorKind};

@@ -146,6 +146,8 @@ pub struct Node {
     pub gateway: bool,
     /// State.
     pub state: NodeState,
+    /// It was serving when it was taken out, by hand or because it was drained: this process stays away, its next one may join again.
+    pub dismissed: bool,
     /// Random number of the running process; a new one means the process was restarted.
     pub incarnation: u64,
     /// Complete for everything up to this epoch: see `NodeMap`.

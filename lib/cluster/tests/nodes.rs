@@ -295,6 +295,24 @@ fn going_out_leaves_the_ring_and_coming_back_joins_it() {
 }
 
 #[test]
+fn only_one_that_served_when_it_was_taken_out_is_dismissed() {
+    let mut c = three();
+    c.ok(up(3, 1));
+    c.ok(drain(3, true));
+    c.ok(out(3));
+    assert!(of(&c, 3).dismissed);
+    c.ok(up(3, 2));
+    assert!(!of(&c, 3).dismissed, "its next process may join");
+    c.ok(out(3));
+    assert!(of(&c, 3).dismissed);
+    c.ok(up(3, 3));
+    // Silent for too long: when it is heard again it comes back by itself.
+    c.ok(down(3, 3));
+    c.ok(out(3));
+    assert!(!of(&c, 3).dismissed);
+}
+
+#[test]
 fn draining_leaves_the_ring_and_can_be_cancelled() {
     let mut c = three();
     assert_eq!(c.run(drain(1, true)), epoch(6));

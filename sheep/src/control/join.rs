@@ -146,8 +146,8 @@ fn place(core: &Core, was_up: bool) -> Place {
         Some(n) => match n.state {
             NodeState::Up | NodeState::Draining => Place::Fine,
             NodeState::Down => Place::Missing,
-            // Out while its lease is good: somebody wanted that. Out after a long silence: it comes back.
-            NodeState::Out if core.publisher.lease().valid(boottime_millis()) => Place::Dismissed,
+            // Somebody wanted that. Out after a long silence: it comes back.
+            NodeState::Out if n.dismissed => Place::Dismissed,
             NodeState::Out => Place::Missing,
         },
     })

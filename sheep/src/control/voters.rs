@@ -76,6 +76,7 @@ mod tests {
                 vnodes: None,
                 gateway,
                 state: st,
+                dismissed: false,
                 incarnation: 1,
                 synced: Epoch(0),
                 kept: Epoch(0),

@@ -1,11 +1,12 @@
 //! Kubernetes, the real one, on this machine: a control plane and nodes made of namespaces.
 //!
 //! `tools` has the programs, `pki` the certificates, `space` the namespaces, `control` and `node` what runs in them, `image` and `images`
-//! the containers, `host` what is given back at the end. A node is one kubelet with its own containerd, kube-proxy, network, mounts,
+//! the containers, `host` what is given back at the end, `sheepdog` the chart installed on it. A node is one kubelet with its own containerd, kube-proxy, network, mounts,
 //! processes and disk. All of them share this kernel, its devices, and the clock.
 
 pub mod control;
 pub mod node;
+pub mod sheepdog;
 pub mod tools;
 
 mod cgroups;
@@ -108,7 +109,7 @@ impl Kubernetes {
         let mut archives = store.base(tools)?;
         if plan.csi {
             archives.extend(store.sidecars(tools)?);
-            archives.extend(store.own(&lab.bin)?);
+            archives.extend(store.own(tools, &lab.bin)?);
         }
         lab.measured(&format!("{} images made or found", archives.len()), seconds(start));
         std::thread::scope(|s| {

@@ -14,11 +14,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Directories that are the node's own, whatever this machine has there: manifests with the usual paths work as they are.
-pub const OWN: [&str; 6] = [
+pub const OWN: [&str; 7] = [
     "/var/lib/kubelet",
     "/var/lib/containerd",
     "/var/lib/cni",
     "/var/lib/sheepdog",
+    "/var/lib/sheepdog-csi",
     "/var/log/pods",
     "/var/log/containers",
 ];

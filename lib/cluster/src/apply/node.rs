@@ -169,6 +169,7 @@ impl ClusterState {
             vnodes: hello.vnodes.filter(|v| *v > 0),
             gateway: hello.gateway,
             state: NodeState::Up,
+            dismissed: false,
             incarnation: hello.incarnation,
             synced: Epoch(0),
             kept: Epoch(0),
@@ -315,6 +316,7 @@ impl ClusterState {
         if n.is_up() && !(n.state == NodeState::Draining && settled) {
             n.down_at = down_at;
         }
+        n.dismissed = n.is_up();
         n.state = NodeState::Out;
         n.since = now;
         self.fence_sessions(id, None);

@@ -1,0 +1,112 @@
+//! Options of the StorageClass and the VolumeSnapshotClass that a cluster gets.
+
+use crate::{DeletionPolicy, yes};
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// The StorageClass.
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct StorageClassOptions {
+    /// Make one.
+    #[serde(default = "yes")]
+    pub create: bool,
+    /// Its name. Default: the cluster's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub name: Option<String>,
+    /// The one for claims that name none.
+    #[serde(default)]
+    pub default: bool,
+    /// What happens to a volume whose claim is deleted.
+    #[serde(default)]
+    pub reclaim_policy: ReclaimPolicy,
+    /// File system of volumes that are mounted.
+    #[serde(default)]
+    pub fs_type: FsType,
+    /// Further parameters of the driver.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub parameters: BTreeMap<String, String>,
+}
+
+impl Default for StorageClassOptions {
+    fn default() -> Self {
+        Self {
+            create: true,
+            name: None,
+            default: false,
+            reclaim_policy: ReclaimPolicy::default(),
+            fs_type: FsType::default(),
+            parameters: BTreeMap::new(),
+        }
+    }
+}
+
+/// As in a StorageClass.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ReclaimPolicy {
+    /// The volume goes with its claim.
+    #[default]
+    Delete,
+    /// It stays.
+    Retain,
+}
+
+impl ReclaimPolicy {
+    /// As Kubernetes writes it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Delete => "Delete",
+            Self::Retain => "Retain",
+        }
+    }
+}
+
+/// File systems that the driver makes.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum FsType {
+    /// ext4.
+    #[default]
+    Ext4,
+    /// XFS.
+    Xfs,
+}
+
+impl FsType {
+    /// As mount names it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ext4 => "ext4",
+            Self::Xfs => "xfs",
+        }
+    }
+}
+
+/// The VolumeSnapshotClass.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct SnapshotClassOptions {
+    /// Make one.
+    #[serde(default = "yes")]
+    pub create: bool,
+    /// Its name. Default: the cluster's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub name: Option<String>,
+    /// What happens to a snapshot in Sheepdog whose object is deleted.
+    #[serde(default = "delete")]
+    pub deletion_policy: DeletionPolicy,
+}
+
+impl Default for SnapshotClassOptions {
+    fn default() -> Self {
+        Self { create: true, name: None, deletion_policy: DeletionPolicy::Delete }
+    }
+}
+
+fn delete() -> DeletionPolicy {
+    DeletionPolicy::Delete
+}

@@ -1,0 +1,195 @@
+//! Sheepdog on the lab's Kubernetes, as its users have it: the chart, a `SheepdogCluster`, claims and pods.
+
+use super::{BOX, Kubernetes, Plan, is_ready, measured, seconds, why};
+use crate::harness::Lab;
+use crate::harness::wait::until;
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Where it is installed, and the name of the release.
+pub const NAMESPACE: &str = "sheepdog";
+/// Name of the cluster and of its classes.
+pub const CLUSTER: &str = "main";
+/// A busy machine takes its time.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// The chart of this tree.
+pub fn chart() -> Result<String> {
+    let path: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts/sheepdog").canonicalize()?;
+    Ok(path.to_str().context("path")?.to_owned())
+}
+
+/// Values that the lab needs: of two sidecars it has programs of its own.
+fn values() -> Vec<String> {
+    [("registrar", "csi-node-driver-registrar"), ("livenessProbe", "livenessprobe")]
+        .iter()
+        .flat_map(|(key, image)| {
+            [("registry", "sheepdog.test"), ("repository", image), ("tag", "1")]
+                .map(|(what, value)| format!("--set-string=csi.sidecars.{key}.image.{what}={value}"))
+        })
+        .collect()
+}
+
+/// The object, with all nodes in one group and more in its spec.
+pub fn cluster(more: &Value) -> Value {
+    let mut spec = json!({"nodeGroups": [{}]});
+    for (key, value) in more.as_object().into_iter().flatten() {
+        spec[key] = value.clone();
+    }
+    json!({"apiVersion": "sheepdog.io/v1alpha1", "kind": "SheepdogCluster",
+           "metadata": {"name": CLUSTER, "namespace": NAMESPACE}, "spec": spec})
+}
+
+/// A claim of the cluster's class.
+pub fn claim(name: &str, more: &Value) -> Value {
+    let mut spec = json!({"storageClassName": CLUSTER, "accessModes": ["ReadWriteOnce"],
+                          "resources": {"requests": {"storage": "1Gi"}}});
+    for (key, value) in more.as_object().into_iter().flatten() {
+        spec[key] = value.clone();
+    }
+    json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name}, "spec": spec})
+}
+
+/// A pod that does nothing by itself, with a claim at `/data`, on a node or where the scheduler likes.
+pub fn pod(name: &str, claim: &str, node: Option<&str>) -> Value {
+    let mut spec = pod_spec(claim);
+    if let Some(node) = node {
+        spec["nodeSelector"] = json!({"kubernetes.io/hostname": node});
+    }
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": name}}, "spec": spec})
+}
+
+/// The same as a Deployment of one, which Kubernetes starts again elsewhere.
+pub fn deployment(name: &str, claim: &str) -> Value {
+    let labels = json!({"app": name});
+    let mut spec = pod_spec(claim);
+    // As short as for a user who wants his pod back soon; Kubernetes' own default is 300 s.
+    let gone = |key: &str| json!({"key": format!("node.kubernetes.io/{key}"), "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 5});
+    spec["tolerations"] = json!([gone("not-ready"), gone("unreachable")]);
+    json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name}, "spec": {
+        "replicas": 1, "strategy": {"type": "Recreate"}, "selector": {"matchLabels": labels},
+        "template": {"metadata": {"labels": labels}, "spec": spec}}})
+}
+
+fn pod_spec(claim: &str) -> Value {
+    json!({"terminationGracePeriodSeconds": 1,
+        "containers": [{"name": "box", "image": BOX, "imagePullPolicy": "Never",
+            "command": ["sh", "-ec", "exec sleep 1000000"],
+            "volumeMounts": [{"name": "data", "mountPath": "/data"}]}],
+        "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": claim}}]})
+}
+
+/// Kubernetes with Sheepdog on it.
+#[derive(Debug)]
+pub struct Installed {
+    /// The nodes and the control plane.
+    pub k: Kubernetes,
+    /// When `helm install` began.
+    pub start: Instant,
+}
+
+impl Installed {
+    /// Three nodes, the chart, a cluster of three sheep that is Available.
+    pub fn start(lab: &Lab) -> Result<Self> {
+        let k = Kubernetes::start(lab, &Plan { csi: true, ..Plan::new(3) })?;
+        Self::install(lab, k, &json!({}))
+    }
+
+    /// Chart and cluster on a Kubernetes that is there.
+    pub fn install(lab: &Lab, k: Kubernetes, spec: &Value) -> Result<Self> {
+        let start = Instant::now();
+        let (chart, values) = (chart()?, values());
+        let mut args =
+            vec!["install", NAMESPACE, chart.as_str(), "--namespace", NAMESPACE, "--create-namespace"];
+        args.extend(values.iter().map(String::as_str));
+        measured(lab, "helm install", || k.control.client("helm", &args))?;
+        let me = Self { k, start };
+        me.k.apply(&[cluster(spec)])?;
+        me.available()?;
+        lab.measured("from helm install to a cluster that is Available", seconds(start));
+        Ok(me)
+    }
+
+    /// Wait until the cluster is Available.
+    pub fn available(&self) -> Result<()> {
+        until("the SheepdogCluster is Available", PATIENCE, || {
+            let c = self.cluster()?;
+            ensure!(condition(&c, "Available") == "True", "{}", c["status"]["conditions"]);
+            Ok(Some(()))
+        })
+    }
+
+    /// The object as it is now.
+    pub fn cluster(&self) -> Result<Value> {
+        self.k.get(&["-n", NAMESPACE, "sheepdogcluster", CLUSTER])
+    }
+
+    /// `dog` as people run it here.
+    pub fn dog(&self, args: &[&str]) -> Result<String> {
+        let set = format!("ds/{CLUSTER}-sheep");
+        self.k.kubectl(&[&["exec", "-n", NAMESPACE, &set, "--", "dog"], args].concat())
+    }
+
+    /// Its answer as JSON.
+    pub fn json(&self, args: &[&str]) -> Result<Value> {
+        let text = self.dog(&[args, &["-o", "json"]].concat())?;
+        serde_json::from_str(&text).with_context(|| format!("dog {}: {text}", args.join(" ")))
+    }
+
+    /// Run a script in a pod.
+    pub fn sh(&self, pod: &str, script: &str) -> Result<String> {
+        self.k.kubectl(&["exec", pod, "--", "sh", "-ec", script])
+    }
+
+    /// Wait for a pod to be Ready; says what it waits for.
+    pub fn ready(&self, name: &str) -> Result<Value> {
+        until(&format!("pod {name} is Ready"), PATIENCE, || {
+            let pod = self.k.get(&["pod", name])?;
+            if is_ready(&pod) {
+                return Ok(Some(pod));
+            }
+            let events = self.k.kubectl(&["events", "--for", &format!("pod/{name}"), "--types=Warning"]);
+            bail!("{}; {}", why(&[pod]), events.unwrap_or_default().trim())
+        })
+    }
+
+    /// Delete objects, by `KIND/NAME`, and wait until they are gone.
+    pub fn delete(&self, objects: &[&str]) -> Result<()> {
+        let args = [&["delete", "--wait", "--timeout=170s"], objects].concat();
+        self.k.kubectl(&args).map(drop)
+    }
+
+    /// No claim's volume is left: neither in Kubernetes nor in the cluster.
+    pub fn no_volumes(&self) -> Result<()> {
+        until("all volumes are gone", PATIENCE, || {
+            let list = self.k.get(&["pv"])?;
+            ensure!(list["items"].as_array().is_some_and(Vec::is_empty), "PersistentVolumes are left");
+            let left = self.json(&["vdi", "list"])?;
+            let names: Vec<&str> = left
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(|v| v["name"].as_str())
+                .filter(|n| !n.starts_with("csi.sheepdog.io-"))
+                .collect();
+            ensure!(names.is_empty(), "VDIs are left: {}", names.join(", "));
+            Ok(Some(()))
+        })
+    }
+
+    /// End everything; what is left behind is an error.
+    pub fn finish(self, lab: &Lab) -> Result<()> {
+        measured(lab, "everything ended", || self.k.finish())?;
+        lab.measured("in all, from helm install", seconds(self.start));
+        Ok(())
+    }
+}
+
+/// Status of a condition; empty when there is none.
+pub fn condition<'a>(object: &'a Value, kind: &str) -> &'a str {
+    let all = object["status"]["conditions"].as_array();
+    let found = all.into_iter().flatten().find(|c| c["type"] == kind);
+    found.and_then(|c| c["status"].as_str()).unwrap_or_default()
+}

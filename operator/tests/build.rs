@@ -1,0 +1,254 @@
+//! What is built for a cluster, as Kubernetes gets it.
+
+#![allow(clippy::unwrap_used)]
+
+use serde_json::json;
+use sheepdog_crds::SheepdogCluster;
+use sheepdog_operator::cluster::build::{self, Input, Installed, classes};
+use sheepdog_operator::cluster::members::Members;
+use sheepdog_operator::cluster::seen::NodeSeen;
+use sheepdog_operator::names::Names;
+use std::collections::BTreeMap;
+
+fn cluster(spec: serde_json::Value) -> SheepdogCluster {
+    let object = json!({
+        "apiVersion": "sheepdog.io/v1alpha1", "kind": "SheepdogCluster",
+        "metadata": {"name": "main", "namespace": "sheepdog", "uid": "11111111-2222-3333-4444-555555555555"},
+        "spec": spec,
+    });
+    sheepdog_crds::check::accept(&object, None).unwrap()
+}
+
+fn node(ip: &str, zone: Option<&str>) -> NodeSeen {
+    let labels = zone.map(|z| ("topology.kubernetes.io/zone".to_owned(), z.to_owned()));
+    NodeSeen { labels: labels.into_iter().collect(), ip: Some(ip.into()), ready: true, ..Default::default() }
+}
+
+struct Made {
+    desired: build::Desired,
+}
+
+impl Made {
+    /// A DaemonSet as JSON.
+    fn set(&self, n: usize) -> serde_json::Value {
+        serde_json::to_value(&self.desired.daemonsets[n]).unwrap()
+    }
+    fn pod(&self, n: usize) -> serde_json::Value {
+        self.set(n)["spec"]["template"]["spec"].clone()
+    }
+    /// A variable of the sheep's container.
+    fn env(&self, n: usize, name: &str) -> Option<String> {
+        let pod = self.pod(n);
+        let all = pod["containers"][0]["env"].as_array().unwrap();
+        all.iter().find(|v| v["name"] == name).map(|v| v["value"].as_str().unwrap().to_owned())
+    }
+    /// (path, type) of a volume on the host.
+    fn host_path(&self, n: usize, name: &str) -> (String, String) {
+        let pod = self.pod(n);
+        let v = pod["volumes"].as_array().unwrap().iter().find(|v| v["name"] == name).unwrap().clone();
+        let word = |k: &str| v["hostPath"][k].as_str().unwrap().to_owned();
+        (word("path"), word("type"))
+    }
+}
+
+fn build(c: &SheepdogCluster, groups: &[(&str, &str)], leaving: &[&str]) -> Made {
+    let names = Names::of(c);
+    let nodes: BTreeMap<String, NodeSeen> = [
+        ("a".to_owned(), node("10.0.0.1", Some("east"))),
+        ("b".to_owned(), node("10.0.0.2", Some("west"))),
+        ("c".to_owned(), node("10.0.0.3", None)),
+        ("d".to_owned(), node("10.0.0.4", Some("east"))),
+    ]
+    .into();
+    let installed = Installed {
+        sheep_image: "sheepdog/sheep:0.1.0".into(),
+        operator_image: Some("sheepdog/operator:0.1.0".into()),
+        pull_secrets: vec!["registry".into()],
+        kubelet_root: "/var/lib/kubelet".into(),
+    };
+    let members = Members {
+        groups: groups.iter().map(|(n, g)| ((*n).to_owned(), (*g).to_owned())).collect(),
+        leaving: leaving.iter().map(|n| (*n).to_owned()).collect(),
+        ..Default::default()
+    };
+    let input = Input {
+        cluster: c,
+        names: &names,
+        installed: &installed,
+        nodes: &nodes,
+        members: &members,
+        evictable: 1,
+    };
+    let desired = build::desired(&input).unwrap();
+    Made { desired }
+}
+
+#[test]
+fn the_least_cluster() {
+    let c = cluster(json!({"nodeGroups": [{"name": "default"}]}));
+    let m = build(&c, &[("a", "default"), ("b", "default"), ("c", "default")], &[]);
+    assert_eq!(m.desired.daemonsets.len(), 2);
+    let (sheep, gateway) = (m.set(0), m.set(1));
+    assert_eq!(
+        (&sheep["metadata"]["name"], &gateway["metadata"]["name"]),
+        (&json!("main-sheep"), &json!("main-gateway"))
+    );
+    for set in [&sheep, &gateway] {
+        assert_eq!(set["spec"]["updateStrategy"]["type"], "OnDelete");
+        let owner = &set["metadata"]["ownerReferences"][0];
+        assert_eq!((&owner["kind"], &owner["controller"]), (&json!("SheepdogCluster"), &json!(true)));
+        let pod = &set["spec"]["template"]["spec"];
+        assert_eq!(
+            (&pod["hostNetwork"], &pod["automountServiceAccountToken"]),
+            (&json!(true), &json!(false))
+        );
+        let security = &pod["containers"][0]["securityContext"];
+        assert_eq!(security["capabilities"]["drop"], json!(["ALL"]));
+        assert_eq!(
+            security["seccompProfile"],
+            json!({"type": "Localhost", "localhostProfile": "sheepdog/io-uring.json"})
+        );
+        assert_eq!(pod["initContainers"][0]["image"], "sheepdog/operator:0.1.0");
+        assert_eq!(pod["containers"][0]["image"], "sheepdog/sheep:0.1.0");
+        assert_eq!(pod["imagePullSecrets"], json!([{"name": "registry"}]));
+        // The selector never changes, and selects the template.
+        let labels = set["spec"]["template"]["metadata"]["labels"].as_object().unwrap();
+        for (k, v) in set["spec"]["selector"]["matchLabels"].as_object().unwrap() {
+            assert_eq!(labels.get(k), Some(v));
+        }
+    }
+    assert_eq!(build::daemonset::named_nodes(&m.desired.daemonsets[0]), ["a", "b", "c"]);
+    let terms = m.pod(1)["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"].clone();
+    assert_eq!(terms.as_array().unwrap().len(), 1, "all of them must hold");
+    assert_eq!(
+        terms[0]["matchFields"][2],
+        json!({"key": "metadata.name", "operator": "NotIn", "values": ["c"]})
+    );
+    assert_eq!(m.pod(1)["tolerations"], json!([{"operator": "Exists"}]));
+    assert_eq!(m.env(0, "SHEEP_DIR").as_deref(), Some("/var/lib/sheepdog/main/data"));
+    assert_eq!(m.host_path(0, "disk-0"), ("/var/lib/sheepdog/main/data".into(), "DirectoryOrCreate".into()));
+    assert_eq!(m.env(0, "SHEEP_NBD_SOCKET").as_deref(), Some("/var/lib/sheepdog/main/run/nbd.sock"));
+    assert_eq!((m.env(0, "SHEEP_GATEWAY"), m.env(1, "SHEEP_GATEWAY").as_deref()), (None, Some("true")));
+    let budget = m.desired.budget.spec.as_ref().unwrap();
+    assert_eq!(serde_json::to_value(&budget.min_available).unwrap(), 2);
+    let class = classes::storage_class(&c, &Names::of(&c)).unwrap().unwrap();
+    assert_eq!(
+        (class.metadata.name.as_deref(), class.provisioner.as_str()),
+        (Some("main"), "csi.sheepdog.io")
+    );
+}
+
+#[test]
+fn a_cluster_with_everything() {
+    let c = cluster(json!({
+        "image": "registry.example.com/sheep:2",
+        "imagePullPolicy": "Always",
+        "nodeGroups": [
+            {
+                "name": "nvme", "nodeSelector": {"disk": "nvme"}, "directories": ["/mnt/d1", "/mnt/d2"], "vnodes": 64,
+                "journal": {"directory": "/mnt/fast", "size": "2Gi"},
+                "tolerations": [{"key": "storage", "operator": "Exists"}],
+                "resources": {"requests": {"cpu": "2", "memory": "4Gi"}},
+            },
+            {"name": "default"},
+        ],
+        "gateways": {"nodeSelector": {"role": "worker"}, "tolerations": [{"key": "gpu", "operator": "Exists"}]},
+        "redundancy": {"copies": 2},
+        "ports": {"client": 7100, "peer": 7110, "metrics": 9800, "nbd": 10809},
+        "dataDir": "/srv/sheepdog",
+        "tls": {"secretName": "mine"},
+        "downOutInterval": "1h",
+        "resources": {"requests": {"cpu": "1"}},
+        "seccomp": "Unconfined",
+        "storageClass": {"name": "fast", "default": true, "reclaimPolicy": "Retain", "fsType": "xfs", "parameters": {"copies": "2"}},
+        "snapshotClass": {"name": "fast", "deletionPolicy": "Retain"},
+    }));
+    let m = build(&c, &[("a", "nvme"), ("b", "default")], &[]);
+    assert_eq!(m.desired.daemonsets.len(), 3);
+    assert_eq!(m.set(0)["metadata"]["name"], "main-sheep-nvme");
+    for (name, value) in [
+        ("SHEEP_DIR", "/mnt/d1,/mnt/d2"),
+        ("SHEEP_JOURNAL", "/mnt/fast,size=2Gi"),
+        ("SHEEP_VNODES", "64"),
+        ("SHEEP_PORT", "7100"),
+        ("SHEEP_CLUSTER_PORT_OFFSET", "10"),
+        ("SHEEP_METRICS_PORT", "9800"),
+        ("SHEEP_NBD_PORT", "10809"),
+        ("SHEEP_DOWN_OUT_INTERVAL", "1h"),
+        ("SHEEP_NBD_SOCKET", "/srv/sheepdog/main/run/nbd.sock"),
+        ("DOG_PORT", "7100"),
+    ] {
+        assert_eq!(m.env(0, name).as_deref(), Some(value), "{name}");
+    }
+    // Directories that a person named are never made.
+    assert_eq!(m.host_path(0, "disk-1"), ("/mnt/d2".into(), "Directory".into()));
+    let pod = m.pod(0);
+    assert!(pod.get("initContainers").is_none_or(|i| i == &json!([])));
+    assert_eq!(pod["containers"][0]["resources"]["requests"]["cpu"], "2");
+    assert_eq!(m.pod(1)["containers"][0]["resources"]["requests"]["cpu"], "1");
+    assert_eq!(pod["tolerations"][0]["key"], "storage");
+    assert_eq!(m.pod(2)["nodeSelector"], json!({"kubernetes.io/os": "linux", "role": "worker"}));
+    let names = Names::of(&c);
+    let class = classes::storage_class(&c, &names).unwrap().unwrap();
+    let parameters = class.parameters.clone().unwrap();
+    assert_eq!(
+        (parameters["copies"].as_str(), parameters["csi.storage.k8s.io/fstype"].as_str()),
+        ("2", "xfs")
+    );
+    assert!(classes::must_be_replaced(
+        &class,
+        &classes::storage_class(&cluster(json!({"nodeGroups": [{}]})), &names).unwrap().unwrap()
+    ));
+    let snapshots = classes::snapshot_class(&c, &names).unwrap();
+    assert_eq!(
+        (snapshots.metadata.name.as_deref(), &snapshots.data["deletionPolicy"]),
+        (Some("fast"), &json!("Retain"))
+    );
+}
+
+fn revision(m: &Made, n: usize) -> String {
+    let template = &m.desired.daemonsets[n].spec.as_ref().unwrap().template;
+    template.metadata.as_ref().unwrap().annotations.as_ref().unwrap()["sheepdog.io/revision"].clone()
+}
+
+/// Nodes come and go without a restart of the others; options do not.
+#[test]
+fn what_changes_the_revision() {
+    let least = json!({"nodeGroups": [{"name": "default"}]});
+    let two = build(&cluster(least.clone()), &[("a", "default"), ("b", "default")], &[]);
+    let three =
+        build(&cluster(least.clone()), &[("a", "default"), ("b", "default"), ("c", "default")], &["b"]);
+    assert_eq!((revision(&two, 0), revision(&two, 1)), (revision(&three, 0), revision(&three, 1)));
+    let mut spec = least.clone();
+    spec["gateways"] = json!({"nodeSelector": {"x": "y"}});
+    assert_eq!(revision(&two, 1), revision(&build(&cluster(spec), &[("a", "default")], &[]), 1));
+    let mut spec = least;
+    spec["logLevel"] = json!("debug");
+    assert_ne!(revision(&two, 0), revision(&build(&cluster(spec), &[("a", "default")], &[]), 0));
+}
+
+#[test]
+fn a_node_that_leaves_is_no_seed_and_nobody_is_its_own() {
+    let c = cluster(json!({"nodeGroups": [{"name": "default"}]}));
+    let m = build(&c, &[("a", "default"), ("b", "default"), ("c", "default")], &["c"]);
+    let data = m.desired.config.data.unwrap();
+    assert_eq!(data["a"], "zone = \"east\"\nseed = [\"10.0.0.2:7001\"]\n");
+    assert_eq!(data["c"], "seed = [\"10.0.0.1:7001\", \"10.0.0.2:7001\"]\n");
+    assert_eq!(data["d"], "zone = \"east\"\nseed = [\"10.0.0.1:7001\", \"10.0.0.2:7001\"]\n");
+}
+
+/// Options that sheep take are those that the pods give.
+#[test]
+fn every_variable_is_an_option_of_sheep() {
+    let text = include_str!("../../sheep/src/cli.rs");
+    let c = cluster(
+        json!({"nodeGroups": [{"name": "default", "vnodes": 3, "journal": {"directory": "/j"}}], "ports": {"nbd": 10809}}),
+    );
+    let m = build(&c, &[("a", "default")], &[]);
+    for set in &m.desired.daemonsets {
+        let container = &set.spec.as_ref().unwrap().template.spec.as_ref().unwrap().containers[0];
+        for v in container.env.as_ref().unwrap().iter().filter(|v| v.name.starts_with("SHEEP_")) {
+            assert!(text.contains(&format!("env = \"{}\"", v.name)), "{}", v.name);
+        }
+    }
+}

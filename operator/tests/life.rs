@@ -1,0 +1,191 @@
+//! The life of a cluster, with real daemons. Every look is that of an operator that has just been started: whatever it does, it could have died before and after.
+
+#![allow(clippy::unwrap_used)]
+
+mod world;
+
+use serde_json::json;
+use sheepdog_client::pb::{CreateVdiRequest, node::State};
+use sheepdog_crds::{Vdi, VdiSnapshot};
+use std::sync::Arc;
+use world::{NS, World, cluster_path, is};
+
+const STORAGE: world::Labels = &[("storage", "yes")];
+
+fn spec(more: serde_json::Value) -> serde_json::Value {
+    let mut spec = json!({
+        "nodeGroups": [{"nodeSelector": {"storage": "yes"}}],
+        "redundancy": {"copies": 2},
+        "logLevel": "warn",
+    });
+    for (k, v) in more.as_object().unwrap() {
+        spec[k] = v.clone();
+    }
+    spec
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_is_made_updated_shrunk_and_ended() {
+    let mut w = World::new(&[
+        ("n1", "127.40.0.1", STORAGE),
+        ("n2", "127.40.0.2", STORAGE),
+        ("n3", "127.40.0.3", STORAGE),
+        ("g1", "127.40.0.9", &[]),
+    ]);
+    w.apply("main", spec(json!({})));
+    w.until("main", "made", |w| is(w, "main", "Available") && !is(w, "main", "Degraded")).await;
+    w.until("main", "everybody is there", |w| {
+        let s = w.cluster("main").and_then(|c| c.status).unwrap_or_default();
+        s.sheep.as_deref() == Some("3/3") && s.gateways.as_deref() == Some("1/1")
+    })
+    .await;
+    let status = w.cluster("main").unwrap().status.unwrap();
+    assert!(is(&w, "main", "QuorumHeld"));
+    assert!(status.nodes.iter().all(|n| n.state == "up"), "{:?}", status.nodes);
+    let id = status.cluster_id.clone().unwrap();
+    // The same credentials for ever.
+    let secret = w.api.get(&format!("/api/v1{NS}/secrets/main-secret")).unwrap();
+    assert!(w.api.get("/apis/storage.k8s.io/v1/storageclasses/main").is_some());
+    vdis(&mut w).await;
+    update(&mut w).await;
+    shrink(&mut w).await;
+    assert_eq!(w.cluster("main").unwrap().status.unwrap().cluster_id, Some(id.clone()));
+    assert_eq!(w.api.get(&format!("/api/v1{NS}/secrets/main-secret")).unwrap(), secret);
+
+    // It ends, and what it was stays.
+    w.api.delete(&cluster_path("main"));
+    w.until("main", "ended", |w| w.cluster("main").is_none()).await;
+    assert!(w.api.get("/apis/storage.k8s.io/v1/storageclasses/main").is_none());
+    for _ in 0..4 {
+        w.tick("main").await;
+    }
+    assert!(w.api.list(&format!("/api/v1{NS}/pods")).is_empty());
+    assert_eq!(w.api.get(&format!("/api/v1{NS}/secrets/main-secret")).unwrap(), secret);
+
+    // Made again it is the same cluster, with its volumes.
+    w.apply("main", spec(json!({})));
+    w.until("main", "back", |w| is(w, "main", "Available")).await;
+    let status = w.cluster("main").unwrap().status.unwrap();
+    assert_eq!(status.cluster_id, Some(id));
+    assert_eq!(status.vdis, Some(2));
+}
+
+/// Objects become VDIs, and VDIs objects.
+async fn vdis(w: &mut World) {
+    let path = format!("/apis/sheepdog.io/v1alpha1{NS}/vdis/disk");
+    let object = json!({
+        "apiVersion": "sheepdog.io/v1alpha1", "kind": "Vdi", "metadata": {"name": "disk", "namespace": "sheepdog"},
+        "spec": {"cluster": "main", "size": "10Mi", "deletionPolicy": "Delete"},
+    });
+    w.api.put(&path, object);
+    let get = |w: &World| -> Vdi { serde_json::from_value(w.api.get(&path).unwrap()).unwrap() };
+    for _ in 0..2 {
+        sheepdog_operator::vdi::reconcile(Arc::new(get(w)), w.operator()).await.unwrap();
+    }
+    let made = get(w);
+    let status = made.status.unwrap();
+    assert_eq!((status.size_bytes, status.redundancy.as_deref()), (Some(10 << 20), Some("2 copies")));
+    assert_eq!(status.uuid.as_deref(), made.metadata.uid.as_deref());
+    // It grows.
+    w.api.edit(&path, |v| v["spec"]["size"] = json!("20Mi"));
+    sheepdog_operator::vdi::reconcile(Arc::new(get(w)), w.operator()).await.unwrap();
+    assert_eq!(get(w).status.unwrap().size_bytes, Some(20 << 20));
+    // A snapshot, once.
+    let snap = format!("/apis/sheepdog.io/v1alpha1{NS}/vdisnapshots/s1");
+    let object = json!({
+        "apiVersion": "sheepdog.io/v1alpha1", "kind": "VdiSnapshot", "metadata": {"name": "s1", "namespace": "sheepdog"},
+        "spec": {"cluster": "main", "vdi": "disk"},
+    });
+    w.api.put(&snap, object);
+    for _ in 0..2 {
+        let s: VdiSnapshot = serde_json::from_value(w.api.get(&snap).unwrap()).unwrap();
+        sheepdog_operator::snapshot::reconcile(Arc::new(s), w.operator()).await.unwrap();
+    }
+    let client = w.operator().client_of("main").await.unwrap();
+    let all = client.all_vdis("", false).await.unwrap();
+    assert_eq!((all.len(), all[0].snapshots.len()), (1, 1));
+    // One that somebody else made is shown.
+    let request = CreateVdiRequest { name: "Of dog".into(), size: 1 << 20, ..Default::default() };
+    client.create_vdi(request).await.unwrap();
+    let vdis = format!("/apis/sheepdog.io/v1alpha1{NS}/vdis");
+    w.until("main", "listed", |w| w.api.list(&vdis).len() == 2).await;
+    let listed = w.api.list(&vdis);
+    let listed = listed.iter().find(|v| v["metadata"]["name"] != "disk").unwrap();
+    assert_eq!(
+        (&listed["spec"]["vdiName"], &listed["spec"]["deletionPolicy"]),
+        (&json!("Of dog"), &json!("Retain"))
+    );
+}
+
+/// New options reach the sheep one by one.
+async fn update(w: &mut World) {
+    let revisions = |w: &World| -> Vec<String> {
+        let pods = w.api.list(&format!("/api/v1{NS}/pods"));
+        let of = |p: &serde_json::Value| p["metadata"]["annotations"]["sheepdog.io/revision"].to_string();
+        let mut all: Vec<String> = pods.iter().map(of).collect();
+        all.sort();
+        all.dedup();
+        all
+    };
+    let before = revisions(w);
+    w.most_away = 0;
+    w.apply("main", spec(json!({"logLevel": "error"})));
+    w.tick("main").await;
+    w.until("main", "updated", |w| {
+        let now = revisions(w);
+        now.len() == before.len() && now.iter().all(|r| !before.contains(r)) && !is(w, "main", "Progressing")
+    })
+    .await;
+    assert!(w.most_away <= 1, "{} sheep were away at a time", w.most_away);
+}
+
+/// A node that loses its label is emptied first.
+async fn shrink(w: &mut World) {
+    w.api.edit("/api/v1/nodes/n3", |n| n["metadata"]["labels"] = json!({}));
+    w.until("main", "emptied", |w| {
+        let status = w.cluster("main").and_then(|c| c.status).unwrap_or_default();
+        status.nodes.len() == 2 && status.sheep.as_deref() == Some("2/2")
+    })
+    .await;
+    let client = w.operator().client_of("main").await.unwrap();
+    let nodes = client.list_nodes(Default::default()).await.unwrap().nodes;
+    let n3 = nodes.iter().find(|n| n.host == "127.40.0.3" && !n.gateway).unwrap();
+    assert_eq!(n3.state(), State::Out);
+    // A gateway takes its place, so that pods there still reach their volumes.
+    w.until("main", "gateway on the emptied node", |w| {
+        w.cluster("main").and_then(|c| c.status).and_then(|s| s.gateways).as_deref() == Some("2/2")
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_is_said_and_nothing_is_formatted() {
+    let mut w = World::new(&[("n1", "127.41.0.1", STORAGE)]);
+    w.apply("few", spec(json!({})));
+    w.until("few", "too few nodes", |w| {
+        let s = w.cluster("few").and_then(|c| c.status).unwrap_or_default();
+        s.conditions.iter().any(|c| {
+            c.type_ == "Available" && c.reason == "TooFewNodes" && c.message.contains("1 of at least 2")
+        })
+    })
+    .await;
+    w.apply("few", spec(json!({"redundancy": {"erasureCoding": {"data": 2, "parity": 1}}})));
+    w.until("few", "no erasure coding", |w| {
+        let s = w.cluster("few").and_then(|c| c.status).unwrap_or_default();
+        s.conditions.iter().any(|c| c.type_ == "Progressing" && c.reason == "ErasureCodingUnsupported")
+    })
+    .await;
+    // Never formatted: nothing holds its end.
+    w.api.delete(&cluster_path("few"));
+    w.until("few", "ended", |w| w.cluster("few").is_none()).await;
+    // Paused: nothing is made at all.
+    w.api.changes();
+    w.apply("few", spec(json!({"paused": true})));
+    for _ in 0..3 {
+        w.tick("few").await;
+    }
+    let made = w.api.changes();
+    let made: Vec<&String> =
+        made.iter().filter(|c| !c.contains("sheepdogclusters") && !c.contains("events")).collect();
+    assert!(made.is_empty(), "{made:?}");
+}
