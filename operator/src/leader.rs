@@ -17,6 +17,9 @@ pub const GIVE_UP: Duration = Duration::from_secs(10);
 /// Between two tries.
 pub const RETRY: Duration = Duration::from_secs(2);
 
+/// For one try: a connection may hang.
+const TRY: Duration = Duration::from_secs(4);
+
 /// What to do about a lease.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Turn {
@@ -73,10 +76,11 @@ impl Leader {
     /// Wait until it is ours.
     pub async fn acquire(&mut self) {
         loop {
-            match self.step().await {
-                Ok(true) => return,
-                Ok(false) => {}
-                Err(error) => tracing::warn!(%error, "the lease cannot be read or written"),
+            match tokio::time::timeout(TRY, self.step()).await {
+                Ok(Ok(true)) => return,
+                Ok(Ok(false)) => {}
+                Ok(Err(error)) => tracing::warn!(%error, "the lease cannot be read or written"),
+                Err(_) => tracing::warn!("the API server does not answer"),
             }
             tokio::time::sleep(RETRY).await;
         }
@@ -88,11 +92,11 @@ impl Leader {
         loop {
             tokio::time::sleep(RETRY).await;
             let left = GIVE_UP.saturating_sub(renewed.elapsed());
-            match tokio::time::timeout(left, self.step()).await {
+            match tokio::time::timeout(left.min(TRY), self.step()).await {
                 Ok(Ok(true)) => renewed = Instant::now(),
                 Ok(Ok(false)) => return "another operator has taken the lease".into(),
                 Ok(Err(error)) => tracing::warn!(%error, "the lease could not be renewed"),
-                Err(_) => {}
+                Err(_) => tracing::warn!("the API server does not answer"),
             }
             if renewed.elapsed() >= GIVE_UP {
                 return format!("the lease could not be renewed for {GIVE_UP:?}");

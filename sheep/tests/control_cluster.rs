@@ -393,6 +393,7 @@ async fn a_drained_sheep_stays_out_until_it_is_restarted() {
         until("it hears of it", || notes(&sheep[v].control).len() == i + 1).await;
     }
     assert_eq!(sheep[3].state_of(node), Some(NodeState::Out));
+    sheep[v].kill().await;
     sheep[v].restart().await;
     until("restarted it joins again", || sheep[3].state_of(node) == Some(NodeState::Up)).await;
     stop_all(sheep).await;

@@ -62,9 +62,14 @@ pub struct Done {
 impl Done {
     /// The longest time in which no write finished, and when it began.
     pub fn gap(&self) -> (Duration, Duration) {
-        let widest = self.pulse.windows(2).map(|w| (w[1] - w[0], w[0])).max().unwrap_or_default();
-        (Duration::from_millis(widest.0), Duration::from_millis(widest.1))
+        gap(&self.pulse)
     }
+}
+
+/// The longest time between two of these milliseconds, in order, and when it began.
+pub fn gap(times: &[u64]) -> (Duration, Duration) {
+    let widest = times.windows(2).map(|w| (w[1] - w[0], w[0])).max().unwrap_or_default();
+    (Duration::from_millis(widest.0), Duration::from_millis(widest.1))
 }
 
 impl Fio {
@@ -102,13 +107,18 @@ fn result(dir: &Path, status: ExitStatus) -> Result<(u64, u64)> {
     let said = std::fs::read_to_string(dir.join("log")).unwrap_or_default();
     let text = std::fs::read_to_string(dir.join("result.json")).unwrap_or_default();
     ensure!(status.success(), "fio saw an error ({status}): {said} {}", first_lines(&text));
+    counts(&text).with_context(|| said)
+}
+
+/// The same from what it printed.
+fn counts(text: &str) -> Result<(u64, u64)> {
     // Remarks come before the JSON.
     let json = text.find('{').map(|at| &text[at..]).context("fio wrote no result")?;
     let result: Value = serde_json::from_str(json).context("fio's result")?;
     let (mut writes, mut reads) = (0, 0);
     for job in result["jobs"].as_array().context("fio's jobs")? {
         if job["error"] != 0 {
-            bail!("fio job {} ended with error {}: {said}", job["jobname"], job["error"]);
+            bail!("fio job {} ended with error {}", job["jobname"], job["error"]);
         }
         writes += job["write"]["total_ios"].as_u64().unwrap_or(0);
         reads += job["read"]["total_ios"].as_u64().unwrap_or(0);
@@ -119,6 +129,13 @@ fn result(dir: &Path, status: ExitStatus) -> Result<(u64, u64)> {
 /// The same for a run that somebody else started: how many reads were compared.
 pub fn finished_without_error(dir: &Path, status: ExitStatus) -> Result<u64> {
     let (_, reads) = result(dir, status)?;
+    ensure!(reads > 0, "fio compared nothing");
+    Ok(reads)
+}
+
+/// What a run printed that somebody else started, maybe far away: how many reads were compared.
+pub fn verified(text: &str) -> Result<u64> {
+    let (_, reads) = counts(text)?;
     ensure!(reads > 0, "fio compared nothing");
     Ok(reads)
 }

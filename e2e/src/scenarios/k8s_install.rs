@@ -50,8 +50,8 @@ fn shown(lab: &Lab, s: &Installed) -> Result<()> {
     let volume = claim["spec"]["volumeName"].as_str().unwrap_or_default().to_owned();
     let vdi = until("the claim's VDI is shown as an object", PATIENCE, || {
         let list = s.k.get(&["-n", NAMESPACE, "vdi"])?;
-        let found = list["items"].as_array().into_iter().flatten();
-        Ok(found.filter(|v| v["status"]["claim"] == "default/data").cloned().next())
+        let mut all = list["items"].as_array().into_iter().flatten();
+        Ok(all.find(|v| v["status"]["claim"] == "default/data").cloned())
     })?;
     ensure!(!volume.is_empty() && vdi["status"]["sizeBytes"] == 1 << 30, "{vdi}");
     let writer = s.k.get(&["pod", "writer"])?;

@@ -1,7 +1,7 @@
 //! The Kubernetes that the other scenarios stand on: that it works, that its nodes can die, and that it leaves nothing behind.
 
 use crate::harness::Lab;
-use crate::harness::k8s::{BOX, Kubernetes, Plan, measured, seconds};
+use crate::harness::k8s::{BOX, Kubernetes, Plan, measured, seconds, sheepdog};
 use crate::harness::wait::until;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
@@ -149,28 +149,7 @@ fn mounts(lab: &Lab, k: &Kubernetes, pods: &[Pod]) -> Result<()> {
 
 /// A program of upstream that is an ordinary client of the API server, from its image.
 fn snapshot_controller(lab: &Lab, k: &Kubernetes) -> Result<()> {
-    let images = k.get(&["node", "node0"])?;
-    let names = images["status"]["images"].as_array().cloned().unwrap_or_default();
-    let image = names
-        .iter()
-        .flat_map(|i| i["names"].as_array().cloned().unwrap_or_default())
-        .filter_map(|n| n.as_str().map(str::to_owned))
-        .find(|n| n.contains("/snapshot-controller:"))
-        .context("no snapshot-controller among the images of node0")?;
-    let labels = json!({"app": "snapshot-controller"});
-    k.apply(&[
-        json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "snapshots"}}),
-        json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": "snapshots"},
-               "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
-               "subjects": [{"kind": "ServiceAccount", "name": "snapshots", "namespace": "default"}]}),
-        json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "snapshot-controller"}, "spec": {
-            "selector": {"matchLabels": labels}, "template": {"metadata": {"labels": labels}, "spec": {
-                "serviceAccountName": "snapshots", "terminationGracePeriodSeconds": 1,
-                "containers": [{"name": "c", "image": image, "imagePullPolicy": "IfNotPresent",
-                                "args": ["--leader-election=false", "--http-endpoint=:8080"],
-                                "readinessProbe": {"httpGet": {"port": 8080, "path": "/metrics"}, "periodSeconds": 1}}]}}}}),
-    ])?;
-    measured(lab, "upstream's snapshot controller Ready", || k.pods("app=snapshot-controller", 1))?;
+    let image = measured(lab, "upstream's snapshot controller Ready", || sheepdog::snapshot_controller(k))?;
     lab.proved(format!("{image} reaches the API server in its usual way"));
     Ok(())
 }

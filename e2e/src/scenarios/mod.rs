@@ -7,8 +7,11 @@ mod delta;
 mod disks;
 mod idle;
 mod image;
+mod k8s_failover;
 mod k8s_install;
 mod k8s_lab;
+mod k8s_upgrade;
+mod k8s_volumes;
 mod layers;
 mod partition;
 mod pause;
@@ -42,6 +45,14 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "layers", about: layers::ABOUT, core: false, run: layers::run_scenario },
     Scenario { name: "k8s-lab", about: k8s_lab::ABOUT, core: false, run: k8s_lab::run_scenario },
     Scenario { name: "k8s-install", about: k8s_install::ABOUT, core: false, run: k8s_install::run_scenario },
+    Scenario {
+        name: "k8s-failover",
+        about: k8s_failover::ABOUT,
+        core: false,
+        run: k8s_failover::run_scenario,
+    },
+    Scenario { name: "k8s-upgrade", about: k8s_upgrade::ABOUT, core: false, run: k8s_upgrade::run_scenario },
+    Scenario { name: "k8s-volumes", about: k8s_volumes::ABOUT, core: false, run: k8s_volumes::run_scenario },
     Scenario { name: "csi-sanity", about: csi_sanity::ABOUT, core: true, run: csi_sanity::run_scenario },
     Scenario { name: "csi-volume", about: csi_volume::ABOUT, core: true, run: csi_volume::run_scenario },
     Scenario { name: "idle", about: idle::ABOUT, core: false, run: idle::run_scenario },

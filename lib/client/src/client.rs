@@ -11,6 +11,7 @@ use crate::pb::vdi_service_client::VdiServiceClient;
 use crate::pb::{self, *};
 use hyper_util::rt::TokioIo;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -31,6 +32,11 @@ pub const MAX_CHUNK: usize = 1 << 20;
 pub const MAX_MESSAGE: usize = 8 << 20;
 /// Deadline of a unary request unless told otherwise: longer than a sheep looks for a leader.
 pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(60);
+
+/// For one of the addresses of a name: a host that is gone does not say so.
+const CONNECT_EACH: Duration = Duration::from_secs(2);
+/// What was sent and is not acknowledged for so long ends the connection: the host behind it is gone.
+const SILENCE: Duration = Duration::from_secs(5);
 
 /// How to reach a cluster.
 #[derive(Clone)]
@@ -87,20 +93,13 @@ impl Dialer {
     }
 
     async fn dial_one(&self, addr: &str) -> io::Result<Box<dyn Io>> {
-        let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-        for a in tokio::net::lookup_host(addr).await? {
-            match TcpStream::connect(a).await {
-                Ok(tcp) => {
-                    tcp.set_nodelay(true)?;
-                    return match &self.options.tls {
-                        None => Ok(Box::new(tcp) as Box<dyn Io>),
-                        Some(config) => self.shake(tcp, config).await,
-                    };
-                }
-                Err(e) => last = e,
-            }
+        let tcp = connect_any(tokio::net::lookup_host(addr).await?).await?;
+        tcp.set_nodelay(true)?;
+        rustix::net::sockopt::set_tcp_user_timeout(&tcp, SILENCE.as_millis() as u32)?;
+        match &self.options.tls {
+            None => Ok(Box::new(tcp) as Box<dyn Io>),
+            Some(config) => self.shake(tcp, config).await,
         }
-        Err(last)
     }
 
     async fn shake(&self, tcp: TcpStream, config: &Arc<rustls::ClientConfig>) -> io::Result<Box<dyn Io>> {
@@ -110,6 +109,19 @@ impl Dialer {
         });
         Ok(Box::new(tls.await?))
     }
+}
+
+/// The first that answers.
+async fn connect_any(addresses: impl Iterator<Item = SocketAddr>) -> io::Result<TcpStream> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for a in addresses {
+        match tokio::time::timeout(CONNECT_EACH, TcpStream::connect(a)).await {
+            Ok(Ok(tcp)) => return Ok(tcp),
+            Ok(Err(e)) => last = e,
+            Err(_) => last = io::Error::new(io::ErrorKind::TimedOut, format!("{a} does not answer")),
+        }
+    }
+    Err(last)
 }
 
 fn describe(e: &io::Error) -> String {
@@ -413,5 +425,39 @@ impl VdiRef {
     /// By id.
     pub fn id(id: u32) -> Self {
         Self { by: Some(vdi_ref::By::Id(id)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use std::net::{Ipv4Addr, TcpListener};
+
+    /// A name of several hosts, of which the first is gone.
+    #[tokio::test]
+    async fn an_address_that_does_not_answer_is_passed_over() {
+        // With a full queue that nobody empties, the kernel drops what arrives, as if there were no host.
+        let gone =
+            rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None)
+                .unwrap();
+        rustix::net::bind(&gone, &SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
+        rustix::net::listen(&gone, 0).unwrap();
+        let gone = TcpListener::from(gone);
+        let at = gone.local_addr().unwrap();
+        let mut queue = Vec::new();
+        loop {
+            let one = tokio::time::timeout(Duration::from_millis(300), TcpStream::connect(at)).await;
+            match one {
+                Ok(tcp) => queue.push(tcp.unwrap()),
+                Err(_) => break,
+            }
+        }
+        let there = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let found = connect_any([at, there.local_addr().unwrap()].into_iter()).await.unwrap();
+        assert_eq!(found.peer_addr().unwrap(), there.local_addr().unwrap());
+        let none = connect_any([at].into_iter()).await.unwrap_err();
+        assert!(none.to_string().contains("does not answer"), "{none}");
     }
 }

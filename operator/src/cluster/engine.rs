@@ -5,6 +5,7 @@
 use super::build::config::address;
 use super::seen::{Engine, Formatted, PodSeen};
 use sheepdog_client::pb::cluster_info::Status;
+use sheepdog_client::pb::node::State;
 use sheepdog_client::pb::{
     ClusterInfo, ClusterInfoRequest, ListNodesRequest, NodeInfoRequest, RecoveryRequest,
 };
@@ -52,6 +53,11 @@ impl Connections {
         kept.insert(cluster.to_owned(), Kept { secret: hash, addrs, client: client.clone() });
         Ok(client)
     }
+    /// All that are kept, by cluster.
+    pub fn all(&self) -> Vec<(String, Client)> {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.iter().map(|(name, k)| (name.clone(), k.client.clone())).collect()
+    }
     /// The next question makes a new connection.
     pub fn forget(&self, cluster: &str) {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).remove(cluster);
@@ -72,6 +78,22 @@ pub fn connect(secret: &str, addrs: Vec<String>) -> Result<Client, Error> {
 async fn within<T>(asked: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     let late = || Error::new(ErrorKind::Cluster, format!("no answer in {ANSWER:?}"));
     tokio::time::timeout(ANSWER, asked).await.unwrap_or_else(|_| Err(late()))
+}
+
+/// Hosts of sheep that have lost their leases, as the clusters say whose connections are kept. One short question each.
+pub async fn fallen(connections: &Connections) -> Vec<String> {
+    let mut hosts = Vec::new();
+    for (cluster, client) in connections.all() {
+        match within(client.list_nodes(ListNodesRequest {})).await {
+            Ok(list) => {
+                let down = list.nodes.into_iter().filter(|n| n.state() == State::Down);
+                hosts.extend(down.map(|n| n.host));
+            }
+            // The next one who needs the cluster makes another.
+            Err(_) => connections.forget(&cluster),
+        }
+    }
+    hosts
 }
 
 /// Addresses to try: sheep that store data first, ready ones first.

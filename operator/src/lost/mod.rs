@@ -4,70 +4,128 @@
 //! when the sheep of the node has lost its lease, nothing of that node is written any more, and detaching a volume returns only when no late request of it can take effect.
 //! So when the API server *and* Sheepdog have given the node up, its pods that use our volumes are deleted, and their attachments, and Kubernetes starts them elsewhere.
 //!
+//! Kubernetes has given a node up when it is NotReady, which takes 50 s unless somebody has changed that, or when its kubelet has been silent for five eighths of its
+//! lease, 25 s. In the second case the scheduler would still put pods there: the node gets a taint of ours until it is heard again.
+//!
 //! What holds: Kubernetes alone, or Sheepdog alone, is not believed; only a human's `out-of-service` taint is. Pods without our volumes are left alone.
 
+pub mod heartbeat;
 pub mod plan;
 
+use crate::cluster::engine;
 use crate::cluster::seen::{Engine, NodeSeen};
 use crate::context::{Context, Failure};
 use crate::names::Names;
-use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
+use heartbeat::{Heartbeats, Pulse};
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod, Taint};
 use k8s_openapi::api::storage::v1::VolumeAttachment;
 use kube::ResourceExt;
-use kube::api::{Api, DeleteParams, ListParams, Preconditions};
-use plan::{Claims, Verdict};
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, Preconditions};
+use plan::{Claims, LOST, Verdict};
+use serde_json::json;
 use sheepdog_crds::{DRIVER, SheepdogCluster};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
-/// Between two looks. Costs nothing while all nodes are ready.
+/// Between two looks. While all nodes are well each costs one question to each cluster.
 const ROUND: Duration = Duration::from_secs(3);
 /// Until a lost node on which nothing was left to do is looked at again.
 const QUIET: Duration = Duration::from_secs(20);
 const PAGE: u32 = 500;
+/// Where kubelets' leases are.
+const LEASES: &str = "kube-node-lease";
+/// Start of our volumes' names in a node's status.
+const VOLUME: &str = "kubernetes.io/csi/";
 
 /// Look until stopped.
 pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
-    let mut quiet = Quiet::new();
+    let mut memory = Memory::default();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(ROUND) => {}
         }
-        if let Err(error) = round(&ctx, &mut quiet).await {
+        if let Err(error) = round(&ctx, &mut memory).await {
             tracing::warn!(%error, "lost nodes could not be looked at");
         }
     }
 }
 
-/// Lost nodes on which nothing was left to do, and when that was.
-type Quiet = HashMap<String, Instant>;
+/// From one round to the next. Whoever begins without it is only slower.
+#[derive(Default)]
+struct Memory {
+    /// Lost nodes on which nothing was left to do, and when that was.
+    quiet: HashMap<String, Instant>,
+    heartbeats: Heartbeats,
+}
 
-async fn round(ctx: &Context, quiet: &mut Quiet) -> Result<(), Failure> {
+async fn round(ctx: &Context, memory: &mut Memory) -> Result<(), Failure> {
     let nodes: BTreeMap<String, NodeSeen> =
         ctx.nodes.state().iter().map(|n| (n.name_any(), NodeSeen::of(n))).collect();
-    let suspects: Vec<&String> =
-        nodes.iter().filter(|(_, n)| plan::is_suspect(n)).map(|(name, _)| name).collect();
-    quiet.retain(|name, at| at.elapsed() < QUIET && suspects.contains(&name));
-    let suspects: Vec<&String> = suspects.into_iter().filter(|n| !quiet.contains_key(*n)).collect();
+    let fallen = engine::fallen(&ctx.connections).await;
+    let has_fallen = |n: &NodeSeen| n.ip.as_ref().is_some_and(|ip| fallen.contains(ip));
+    let doubtful = |n: &NodeSeen| plan::is_suspect(n) || plan::is_marked(n) || has_fallen(n);
+    let suspects: Vec<&String> = nodes.iter().filter(|(_, n)| doubtful(n)).map(|(name, _)| name).collect();
+    memory.quiet.retain(|name, at| at.elapsed() < QUIET && suspects.contains(&name));
+    memory.heartbeats.keep(&suspects);
+    let mut pulses = BTreeMap::new();
+    for name in &suspects {
+        pulses.insert(*name, pulse(ctx, name, &mut memory.heartbeats).await?);
+    }
+    let suspects: Vec<&String> = suspects.into_iter().filter(|n| !memory.quiet.contains_key(*n)).collect();
     if suspects.is_empty() {
         return Ok(());
     }
     let engines = engines(ctx).await?;
     for name in suspects {
         let node = &nodes[name];
-        let verdict = plan::judge(node, &engines);
+        let pulse = pulses.get(name).copied().unwrap_or(Pulse::Unknown);
+        let verdict = plan::judge(node, pulse == Pulse::Silent, &engines);
         let Verdict::Lost(why) = verdict else {
-            tracing::debug!(node = name, ?verdict, "a node is not ready");
+            tracing::debug!(node = name, ?verdict, ?pulse, "a node is doubtful");
+            if plan::is_marked(node) && pulse == Pulse::Beats {
+                mark(ctx, name, false).await?;
+            }
             continue;
         };
-        if release(ctx, name, &why).await? == 0 {
-            quiet.insert(name.clone(), Instant::now());
+        // Or the scheduler puts the pods where they were.
+        let marked = node.ready && !plan::is_suspect(node) && mark(ctx, name, true).await?;
+        if release(ctx, name, &why).await? == 0 && !marked {
+            memory.quiet.insert(name.clone(), Instant::now());
         }
     }
     Ok(())
+}
+
+/// Is the kubelet heard?
+async fn pulse(ctx: &Context, node: &str, heartbeats: &mut Heartbeats) -> Result<Pulse, Failure> {
+    let lease = Api::<Lease>::namespaced(ctx.kube.clone(), LEASES).get_opt(node).await?;
+    let spec = lease.and_then(|l| l.spec).unwrap_or_default();
+    let good_for = spec.lease_duration_seconds.and_then(|s| u64::try_from(s).ok()).unwrap_or(40);
+    let renewed = spec.renew_time.map(|t| t.0.to_string());
+    Ok(heartbeats.look(node, renewed, Duration::from_secs(good_for), Instant::now()))
+}
+
+/// Put our taint on a node, or take it away; whether that changed anything. Somebody else's change at the same moment makes it fail: it is tried again.
+async fn mark(ctx: &Context, node: &str, lost: bool) -> Result<bool, Failure> {
+    let api = Api::<Node>::all(ctx.kube.clone());
+    let Some(object) = api.get_opt(node).await? else { return Ok(false) };
+    let before = object.spec.and_then(|s| s.taints).unwrap_or_default();
+    let mut taints: Vec<Taint> = before.iter().filter(|t| t.key != LOST).cloned().collect();
+    if lost {
+        taints.push(Taint { key: LOST.into(), effect: "NoSchedule".into(), ..Taint::default() });
+    }
+    if taints.len() == before.len() {
+        return Ok(false);
+    }
+    let version = object.metadata.resource_version;
+    let patch = json!({"metadata": {"resourceVersion": version}, "spec": {"taints": taints}});
+    api.patch(node, &PatchParams::default(), &Patch::Merge(&patch)).await?;
+    tracing::info!(node, lost, "marked");
+    Ok(true)
 }
 
 /// What each cluster of the namespace says, with its clients' port.
@@ -112,7 +170,22 @@ async fn release(ctx: &Context, node: &str, why: &str) -> Result<usize, Failure>
             Err(e) => return Err(e.into()),
         }
     }
-    Ok(done + detach(ctx, node).await?)
+    Ok(done + detach(ctx, node).await? + unmounted(ctx, node).await?)
+}
+
+/// Kubernetes detaches nothing that a node's status calls in use, for six minutes; the status of a lost node is what its kubelet said last. Detaching is
+/// safe all the same (the driver fences), so our volumes are struck off. A kubelet that lives says it again.
+async fn unmounted(ctx: &Context, node: &str) -> Result<usize, Failure> {
+    let api = Api::<Node>::all(ctx.kube.clone());
+    let in_use = api.get_opt(node).await?.and_then(|n| n.status?.volumes_in_use).unwrap_or_default();
+    let ours = format!("{VOLUME}{DRIVER}^");
+    let rest: Vec<&String> = in_use.iter().filter(|v| !v.starts_with(&ours)).collect();
+    let done = in_use.len() - rest.len();
+    if done > 0 {
+        let patch = json!({"status": {"volumesInUse": rest}});
+        api.patch_status(node, &PatchParams::default(), &Patch::Merge(&patch)).await?;
+    }
+    Ok(done)
 }
 
 /// Attachments of our volumes to that node: deleting one makes the driver detach, which fences.

@@ -9,6 +9,9 @@ use std::collections::HashMap;
 /// Set by a human, or by a program that has switched the node off: Kubernetes' own sign that nothing of it runs.
 pub const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
 
+/// Ours: the node is lost although Kubernetes still takes it for ready. Nothing new is put there until it is heard again.
+pub const LOST: &str = "sheepdog.io/lost";
+
 /// What to think of a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
@@ -29,12 +32,18 @@ fn has_taint(n: &NodeSeen) -> bool {
     n.taints.iter().any(|t| t.key == OUT_OF_SERVICE)
 }
 
-/// Decide, with what every cluster (and its clients' port) says. All clusters that know a sheep on the node must have given it up.
-pub fn judge(n: &NodeSeen, engines: &[(u16, Engine)]) -> Verdict {
+/// Bears our own taint.
+pub fn is_marked(n: &NodeSeen) -> bool {
+    n.taints.iter().any(|t| t.key == LOST)
+}
+
+/// Decide, with what every cluster (and its clients' port) says, and whether the node's kubelet is silent. All clusters that know a sheep on the node must have given
+/// it up.
+pub fn judge(n: &NodeSeen, silent: bool, engines: &[(u16, Engine)]) -> Verdict {
     if has_taint(n) {
         return Verdict::Lost(format!("the node has the taint {OUT_OF_SERVICE}"));
     }
-    if n.ready {
+    if n.ready && !silent {
         return Verdict::Alive;
     }
     let Some(ip) = n.ip.as_deref() else { return Verdict::Unknown("the node has no address".into()) };
@@ -56,7 +65,8 @@ pub fn judge(n: &NodeSeen, engines: &[(u16, Engine)]) -> Verdict {
         given_up |= !here.is_empty();
     }
     if given_up {
-        Verdict::Lost("the node is not ready, and its sheep has lost its lease".into())
+        let kubelet = if n.ready { "its kubelet is silent" } else { "it is not ready" };
+        Verdict::Lost(format!("the node is lost: {kubelet}, and its sheep has lost its lease"))
     } else {
         Verdict::Unknown("no cluster knows a sheep on this node".into())
     }
@@ -123,14 +133,17 @@ mod tests {
     fn both_must_have_given_it_up() {
         let lost = |v: Verdict| matches!(v, Verdict::Lost(_));
         for gateway in [false, true] {
-            assert!(lost(judge(&node(false), &[engine(State::Down, gateway)])));
-            assert!(lost(judge(&node(false), &[engine(State::Out, gateway)])));
-            assert_eq!(judge(&node(true), &[engine(State::Down, gateway)]), Verdict::Alive);
-            assert_eq!(judge(&node(false), &[engine(State::Up, gateway)]), Verdict::Alive);
+            assert!(lost(judge(&node(false), false, &[engine(State::Down, gateway)])));
+            assert!(lost(judge(&node(false), false, &[engine(State::Out, gateway)])));
+            assert_eq!(judge(&node(true), false, &[engine(State::Down, gateway)]), Verdict::Alive);
+            assert_eq!(judge(&node(false), false, &[engine(State::Up, gateway)]), Verdict::Alive);
         }
+        // Kubernetes has not noticed yet, and its kubelet is silent.
+        assert!(lost(judge(&node(true), true, &[engine(State::Down, false)])));
+        assert_eq!(judge(&node(true), true, &[engine(State::Up, false)]), Verdict::Alive);
         // A second cluster that still hears its sheep there.
         let both = [engine(State::Down, false), engine(State::Up, true)];
-        assert_eq!(judge(&node(false), &both), Verdict::Alive);
+        assert_eq!(judge(&node(false), false, &both), Verdict::Alive);
     }
 
     #[test]
@@ -142,7 +155,7 @@ mod tests {
             vec![(7000, Engine::Formatted(Box::default()))],
             vec![(7010, engine(State::Down, false).1)],
         ] {
-            assert!(matches!(judge(&node(false), &engines), Verdict::Unknown(_)), "{engines:?}");
+            assert!(matches!(judge(&node(false), false, &engines), Verdict::Unknown(_)), "{engines:?}");
         }
     }
 
@@ -151,7 +164,7 @@ mod tests {
         let mut n = node(true);
         n.taints =
             vec![Taint { key: OUT_OF_SERVICE.into(), effect: "NoExecute".into(), ..Default::default() }];
-        assert!(is_suspect(&n) && matches!(judge(&n, &[]), Verdict::Lost(_)));
+        assert!(is_suspect(&n) && matches!(judge(&n, false, &[]), Verdict::Lost(_)));
         assert!(is_suspect(&node(false)) && !is_suspect(&node(true)));
     }
 

@@ -1,7 +1,7 @@
 //! What the lab changes on this machine, given back at the end, and the proof that nothing else is left.
 
 use super::cgroups;
-use super::node::OWN;
+use super::node::{LOOPS, OWN, free, loops};
 use crate::harness::proc::run;
 use anyhow::{Context as _, Result, bail, ensure};
 use std::collections::BTreeSet;
@@ -18,6 +18,9 @@ const SYSCTLS: [&str; 6] = [
     "kernel/keys/root_maxkeys",
     "kernel/keys/root_maxbytes",
 ];
+
+/// File of a loop device whose file system is mounted in no namespace that is left: a volume of a node that is gone.
+const ORPHAN: &str = "/disk";
 
 /// Held while a lab runs: there is one at a time.
 #[derive(Debug)]
@@ -43,9 +46,8 @@ fn traces(lab: &Path) -> Result<BTreeSet<String>> {
             found.insert(format!("network device {name}"));
         }
     }
-    let loops = run("losetup", &["--list", "--noheadings", "--output", "NAME,BACK-FILE"])?;
-    let ours = |l: &&str| l.contains(lab) || l.contains("/var/lib/kubelet");
-    found.extend(loops.lines().filter(ours).map(|l| format!("loop device {l}")));
+    let ours = |file: &str| file.contains(lab) || file.contains("/var/lib/kubelet") || file == ORPHAN;
+    found.extend(loops(&run("losetup", &LOOPS)?, ours).into_iter().map(|l| format!("loop device {l}")));
     found.extend(cgroups::left()?.into_iter().map(|g| format!("control group {}", g.display())));
     Ok(found)
 }
@@ -65,6 +67,7 @@ impl Host {
         };
         me.recall()?;
         me.restore()?;
+        free(&loops(&run("losetup", &LOOPS)?, |file| file == ORPHAN))?;
         me.before = traces(lab)?;
         for name in SYSCTLS {
             let path = Path::new("/proc/sys").join(name);

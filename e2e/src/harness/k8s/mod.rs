@@ -186,7 +186,7 @@ impl Kubernetes {
 }
 
 /// A node or a pod.
-fn is_ready(object: &Value) -> bool {
+pub fn is_ready(object: &Value) -> bool {
     let conditions = object["status"]["conditions"].as_array();
     object["metadata"]["deletionTimestamp"].is_null()
         && conditions.is_some_and(|c| c.iter().any(|c| c["type"] == "Ready" && c["status"] == "True"))

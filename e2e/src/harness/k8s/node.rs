@@ -23,6 +23,10 @@ pub const OWN: [&str; 7] = [
     "/var/log/pods",
     "/var/log/containers",
 ];
+/// Where the CSI driver has its volumes' files.
+const VOLUMES: &str = "/run/sheepdog-csi/";
+/// Loop devices and their files.
+pub const LOOPS: [&str; 4] = ["--list", "--noheadings", "--output", "NAME,BACK-FILE"];
 const SOCKET: &str = "/run/containerd/containerd.sock";
 /// What the pause image is called.
 pub const PAUSE: &str = "sheepdog.test/pause:1";
@@ -213,6 +217,12 @@ disabled_plugins = ["io.containerd.nri.v1.nri"]
         Ok(())
     }
 
+    /// Give one of its images another name as well.
+    pub fn tag(&self, image: &str, name: &str) -> Result<()> {
+        let args = ["--namespace", "k8s.io", "images", "tag", "--force", image, name];
+        self.space()?.run(&self.tools[0].join("ctr"), &args).map(drop)
+    }
+
     /// Start the kubelet (again).
     pub fn start_kubelet(&mut self) -> Result<()> {
         let (config, address) = (self.file("kubelet.json"), node_address(self.index));
@@ -248,8 +258,12 @@ disabled_plugins = ["io.containerd.nri.v1.nri"]
     /// Power cut: everything on it is killed at once. The disk stays.
     pub fn cut_power(&mut self) -> Result<()> {
         let Some(r) = self.running.take() else { return Ok(()) };
+        // Of a machine nothing would be left; here the kernel is shared. Seen from the node its own volumes have a path, others have none.
+        let loops =
+            loops(&r.space.run(Path::new("/sbin/losetup"), &LOOPS)?, |file| file.starts_with(VOLUMES));
         let started = r.kubelet.into_iter().chain([r.proxy, r.containerd]).collect();
-        r.space.kill(started)
+        r.space.kill(started)?;
+        free(&loops)
     }
 
     /// Nothing of ours has died.
@@ -270,4 +284,15 @@ disabled_plugins = ["io.containerd.nri.v1.nri"]
         }
         Ok(())
     }
+}
+
+/// Devices whose files are meant, of what `losetup` said.
+pub fn loops(said: &str, meant: impl Fn(&str) -> bool) -> Vec<String> {
+    let devices = said.lines().filter_map(|l| l.trim().split_once(char::is_whitespace));
+    devices.filter(|(_, file)| meant(file.trim())).map(|(device, _)| device.to_owned()).collect()
+}
+
+/// Detach them: at once, or when the last one who has them open lets go.
+pub fn free(loops: &[String]) -> Result<()> {
+    loops.iter().try_for_each(|l| crate::harness::proc::run("losetup", &["--detach", l]).map(drop))
 }

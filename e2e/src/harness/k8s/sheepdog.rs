@@ -179,12 +179,44 @@ impl Installed {
         })
     }
 
+    /// See [`snapshot_controller`].
+    pub fn snapshot_controller(&self) -> Result<()> {
+        snapshot_controller(&self.k).map(drop)
+    }
+
     /// End everything; what is left behind is an error.
     pub fn finish(self, lab: &Lab) -> Result<()> {
         measured(lab, "everything ended", || self.k.finish())?;
         lab.measured("in all, from helm install", seconds(self.start));
         Ok(())
     }
+}
+
+/// Upstream's controller of snapshots and group snapshots, which a cluster has once, whatever its drivers; returns its image.
+pub fn snapshot_controller(k: &Kubernetes) -> Result<String> {
+    let images = k.get(&["node", "node0"])?;
+    let names = images["status"]["images"].as_array().cloned().unwrap_or_default();
+    let image = names
+        .iter()
+        .flat_map(|i| i["names"].as_array().cloned().unwrap_or_default())
+        .filter_map(|n| n.as_str().map(str::to_owned))
+        .find(|n| n.contains("/snapshot-controller:"))
+        .context("no snapshot-controller among the images of node0")?;
+    let labels = json!({"app": "snapshot-controller"});
+    k.apply(&[
+        json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "snapshots"}}),
+        json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": "snapshots"},
+               "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
+               "subjects": [{"kind": "ServiceAccount", "name": "snapshots", "namespace": "default"}]}),
+        json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "snapshot-controller"}, "spec": {
+            "selector": {"matchLabels": labels}, "template": {"metadata": {"labels": labels}, "spec": {
+                "serviceAccountName": "snapshots", "terminationGracePeriodSeconds": 1,
+                "containers": [{"name": "c", "image": image, "imagePullPolicy": "IfNotPresent",
+                    "args": ["--leader-election=false", "--http-endpoint=:8080", "--feature-gates=CSIVolumeGroupSnapshot=true"],
+                    "readinessProbe": {"httpGet": {"port": 8080, "path": "/metrics"}, "periodSeconds": 1}}]}}}}),
+    ])?;
+    k.pods("app=snapshot-controller", 1)?;
+    Ok(image)
 }
 
 /// Status of a condition; empty when there is none.
