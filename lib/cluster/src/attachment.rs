@@ -3,9 +3,9 @@
 //! A VDI without attachments is anybody's. With the first one it is changed only through one: whoever is asked to carry out a change looks here, in the state that it has
 //! applied, so an attachment that is gone is worth nothing at every node that knows the position at which it went.
 
-use crate::{Millis, Vdi};
+use crate::{ClusterState, Millis, Session, Vdi};
 use serde::{Deserialize, Serialize};
-use sheepdog_proto::AttachmentId;
+use sheepdog_proto::{AttachmentId, NodeId, VdiId};
 
 /// Attachments of one VDI: all of them are looked at when there is another, and travel with every copy of the state.
 pub const MAX_ATTACHMENTS: usize = 256;
@@ -78,6 +78,24 @@ pub enum Denied {
     /// Its attachment is for reading.
     #[error("the volume is attached read-only")]
     ReadOnly,
+}
+
+impl ClusterState {
+    /// Processes that must know this position of the log before nothing can be changed any more that the VDI's attachments do not permit.
+    ///
+    /// The owner of the session, if it serves: it looks the attachments up, and when it began to serve every holder had heard that it does. While nobody serves, because
+    /// an owner is gone or its successor is just taking over, every holder: one that has not heard of that still takes what the former owner sends, and whatever is in a
+    /// copy at the takeover stays. (The former owner may be alive and not have heard of it either, and of the attachments as little.)
+    pub fn enforcers(&self, vdi: VdiId) -> Vec<(NodeId, u64)> {
+        match self.vdis.get(&vdi).map(|v| &v.session) {
+            None | Some(Session::Closed) => Vec::new(),
+            Some(Session::Open { owner, incarnation, ready: true, .. }) => vec![(*owner, *incarnation)],
+            Some(Session::Open { ready: false, .. } | Session::Unclean { .. }) => {
+                let holders = self.nodes.values().filter(|n| n.is_up() && !n.gateway);
+                holders.map(|n| (n.id, n.incarnation)).collect()
+            }
+        }
+    }
 }
 
 impl Vdi {

@@ -1,5 +1,6 @@
-//! The data plane's view of membership, built once per epoch.
+//! The data plane's view of membership: built for every epoch, and within one when a node is complete or another process has taken its place.
 
+use crate::ClusterState;
 use crate::state::{LostDisk, NodeAddr, NodeState, Redundancy, RingVersion};
 use sheepdog_placement::{Member, Ring};
 use sheepdog_proto::{DiskId, Epoch, LayerId, NodeId, PlacementKey};
@@ -72,6 +73,16 @@ impl Acting {
 }
 
 impl NodeMap {
+    /// Does it say what the state says? Not only while the epoch is the same: nodes become complete, and a process that is replaced before anybody notices is no new
+    /// epoch, but what it sends counts only by its number.
+    pub fn is_of(&self, state: &ClusterState) -> bool {
+        let known = self.nodes.iter().map(|(id, v)| (*id, v.incarnation, v.state, v.synced, v.kept));
+        let nodes = state.nodes.values().filter(|n| n.state != NodeState::Out);
+        self.epoch == state.epoch
+            && (self.rings.len(), self.lost.len()) == (state.rings.len(), state.lost.len())
+            && nodes.map(|n| (n.id, n.incarnation, n.state, n.synced, n.kept)).eq(known)
+    }
+
     /// Holders of an object.
     pub fn acting(&self, key: PlacementKey, redundancy: Redundancy) -> Acting {
         let mut targets = Vec::new();
@@ -211,7 +222,7 @@ impl RingVersion {
     }
 }
 
-impl crate::ClusterState {
+impl ClusterState {
     /// The data plane's view of membership.
     pub fn node_map(&self) -> NodeMap {
         self.node_map_after(None)

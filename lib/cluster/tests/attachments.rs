@@ -2,8 +2,10 @@
 
 mod common;
 
-use common::Cluster;
-use sheepdog_cluster::{Access, AttachmentRef, Command, CommandError, Denied, MAX_ATTACHMENTS, Reply};
+use common::{Cluster, hello, node};
+use sheepdog_cluster::{
+    Access, AttachmentRef, Command, CommandError, Denied, MAX_ATTACHMENTS, NodeHello, Reply,
+};
 use sheepdog_proto::{AttachmentId, VdiId};
 
 const NOBODY: AttachmentId = AttachmentId::NONE;
@@ -89,6 +91,39 @@ fn what_an_attachment_permits() {
     assert_eq!(may(&c, NOBODY, true), Ok(()));
     let reader = given(&mut c, v, "n2", Access::ReadOnly);
     assert_eq!((may(&c, reader, false), may(&c, reader, true)), (Ok(()), Err(Denied::ReadOnly)));
+}
+
+#[test]
+fn who_must_know_of_a_detach() {
+    let mut c = Cluster::new(3, 2);
+    c.ok(Command::NodeUp(NodeHello { gateway: true, ..hello(3, 1) }));
+    let v = c.vdi("v");
+    let asked = |c: &Cluster| {
+        let mut all = c.s.enforcers(v);
+        all.sort_by_key(|(n, _)| (0..4).find(|i| node(*i) == *n));
+        all
+    };
+    assert_eq!(asked(&c), [], "nobody has written");
+    let generation = c.open(v, 0);
+    assert_eq!(asked(&c), [(node(0), 1)], "it looks the attachments up");
+    c.ok(Command::SessionClose { vdi: v, generation });
+    assert_eq!(asked(&c), [], "it had carried out everything");
+    c.open(v, 0);
+    // It may be alive and know nothing of this. Until a holder knows it takes what the former owner sends.
+    c.ok(Command::NodeDown { node: node(0), incarnation: 1 });
+    assert_eq!(asked(&c), [(node(1), 1), (node(2), 1)]);
+    c.ok(Command::NodeUp(hello(2, 2)));
+    assert_eq!(asked(&c), [(node(1), 1), (node(2), 2)], "another process may have heard less");
+    // While it is being taken over not everybody need have heard of it yet.
+    let Reply::Session { generation, reconcile: true } =
+        c.ok(Command::SessionOpen { vdi: v, node: node(1), incarnation: 1 })
+    else {
+        panic!("no takeover")
+    };
+    assert_eq!(asked(&c), [(node(1), 1), (node(2), 2)]);
+    c.ok(Command::SessionReady { vdi: v, generation });
+    assert_eq!(asked(&c), [(node(1), 1)]);
+    assert_eq!(c.s.enforcers(VdiId(99)), []);
 }
 
 #[test]

@@ -418,6 +418,21 @@ fn disks_come_and_go() {
 }
 
 #[test]
+fn a_map_is_not_of_a_state_in_which_another_process_has_a_nodes_place() {
+    let mut c = three();
+    let before = c.s.node_map();
+    assert!(before.is_of(&c.s));
+    // Faster than anybody noticed: no new epoch.
+    assert_eq!(c.ok(up(1, 2)), epoch(5));
+    assert!(!before.is_of(&c.s));
+    let after = c.s.node_map_after(Some(&before));
+    assert!(after.is_of(&c.s));
+    assert_eq!(after.nodes[&node(1)].incarnation, 2);
+    c.ok(create("w", 9));
+    assert!(after.is_of(&c.s), "volumes are none of its business");
+}
+
+#[test]
 fn a_death_leaves_sessions_unclean_and_so_does_a_restart() {
     let mut c = three();
     let (a, b) = (c.s.names["v"], c.vdi("w"));

@@ -4,8 +4,8 @@ mod common;
 
 use common::{Cluster, hello, node};
 use sheepdog_cluster::{
-    Access, AttachmentRef, ClusterState, Command, DiskEntry, Entry, EventLevel, NodeHello, Redundancy, Reply,
-    SnapshotRef,
+    Access, AttachmentRef, ClusterState, Command, DiskEntry, Entry, EventLevel, NodeHello, NodeMap,
+    Redundancy, Reply, SnapshotRef,
 };
 use sheepdog_proto::{AttachmentId, ControlIndex, DiskId, Epoch, Generation, LayerId, VdiId};
 
@@ -203,6 +203,7 @@ fn run(seed: u64, steps: u32) {
     let mut d = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
     let mut c = Cluster::new(4, 2);
     let mut refused = 0;
+    let mut map = c.s.node_map();
     for _ in 0..steps {
         let command = any_command(&mut d, &c.s);
         let request = if d.chance(3) { u128::from(d.0) } else { 0 };
@@ -215,6 +216,19 @@ fn run(seed: u64, steps: u32) {
             assert_eq!(c.entry(c.s.index.next(), entry), reply, "seed {seed}");
             assert!(ClusterState { index: c.s.index, ..before } == c.s, "seed {seed}");
         }
+        // Whoever keeps a map as long as it says that it is right has the right one.
+        if !map.is_of(&c.s) {
+            map = c.s.node_map_after(Some(&map));
+        }
+        let fresh = c.s.node_map_after(Some(&map));
+        let of = |m: &NodeMap| {
+            let rings: Vec<_> = m.rings.iter().map(|(epoch, r)| (*epoch, r.members().to_vec())).collect();
+            // Families that were deleted may still be in it: nobody asks for them.
+            let lost: Vec<_> =
+                m.lost.iter().map(|(disk, l)| (*disk, l.epoch, l.outdated, l.rewound)).collect();
+            (m.epoch, m.nodes.clone(), m.away.clone(), m.altered.clone(), lost, rings)
+        };
+        assert_eq!(of(&map), of(&fresh), "seed {seed}");
         if d.chance(200) {
             let back: ClusterState = postcard::from_bytes(&c.bytes()).expect("decodes");
             assert!(back == c.s, "seed {seed}");

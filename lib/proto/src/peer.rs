@@ -833,11 +833,12 @@ pub enum Request {
         /// The process that the map knows as the gateway's: another one cannot speak for it.
         incarnation: u64,
     },
-    /// Attachments of this VDI have changed. Answered by its session's owner when no change that they do not permit any more is carried out there, and none will be.
+    /// Attachments of this VDI have changed. Answered by its session's owner, or by its holders while no session serves, when no change that they do not permit any more is
+    /// carried out there, and none will be.
     Enforced {
         /// VDI.
         vdi: VdiId,
-        /// The process that the map knows as the owner's: another one cannot speak for it.
+        /// The process that the map knows as that node's: another one cannot speak for it.
         incarnation: u64,
         /// Position the answerer must have reached.
         control_index: ControlIndex,

@@ -208,16 +208,10 @@ impl Publisher {
     fn update<R>(&self, f: impl FnOnce(&mut ClusterState) -> R) -> R {
         let (r, applied, map) = {
             let mut state = self.shared.state.write().expect("the applier does not panic");
-            let of_map =
-                |s: &ClusterState| (s.epoch, s.nodes.values().map(|n| n.synced.0).sum::<u64>(), s.lost.len());
-            let before = of_map(&state);
             let r = f(&mut state);
             self.shared.see_shutdown(&state);
-            let after = of_map(&state);
-            let map = (before != after).then(|| {
-                let last = self.shared.map.read().expect("no panic under this lock").clone();
-                Arc::new(state.node_map_after(Some(&last)))
-            });
+            let last = self.shared.map.read().expect("no panic under this lock").clone();
+            let map = (!last.is_of(&state)).then(|| Arc::new(state.node_map_after(Some(&last))));
             let applied = Applied {
                 index: state.index,
                 epoch: state.epoch,

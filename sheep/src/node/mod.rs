@@ -154,6 +154,7 @@ pub fn assemble(
     let sync = Sync::new(control.clone());
     let replica = Rc::new(Replica { control, store: store.clone(), links, sync });
     let gateway = Gateway::new(replica.clone(), work.clone());
+    tokio::task::spawn_local(gateway.clone().resume_sessions());
     let table = Table::new(gateway.clone());
     let server = Server::new(replica.clone(), gateway.clone(), cluster, work.clone());
     if let Some(s) = &store {

@@ -28,6 +28,8 @@ use tokio_util::sync::CancellationToken;
 const GREET_TIMEOUT: Duration = Duration::from_secs(3);
 /// First and largest pause between attempts.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(300));
+/// How often it is looked whether an answer still matters.
+const LOOK: Duration = Duration::from_secs(1);
 /// Frames handed to one vectored write.
 const BATCH: usize = 32;
 
@@ -120,6 +122,20 @@ impl Link {
             return Err(LinkError::Protocol);
         }
         Ok((peer::decode(&reply.meta).map_err(|_| LinkError::Protocol)?, reply.payload))
+    }
+
+    /// The same for an answer that may be long in coming, as long as it matters: that is looked at now and then. Asked once, because what is not answered stays here and
+    /// with the peer, which takes only so much at a time. `None`: it does not matter any more, or there was none.
+    pub async fn request_while(&self, request: &Request, matters: impl Fn() -> bool) -> Option<Response> {
+        let answer = self.request(request, Vec::new());
+        tokio::pin!(answer);
+        loop {
+            match tokio::time::timeout(LOOK, &mut answer).await {
+                Ok(answer) => return answer.ok().map(|(response, _)| response),
+                Err(_) if matters() => {}
+                Err(_) => return None,
+            }
+        }
     }
 
     /// Requests waiting for an answer.

@@ -173,7 +173,7 @@ pub struct Gateway {
     next_open: Cell<u64>,
     /// Numbers of changes forwarded to each node.
     sent: RefCell<BTreeMap<NodeId, Watermark>>,
-    stop: CancellationToken,
+    pub(super) stop: CancellationToken,
     closing: Cell<bool>,
 }
 
@@ -220,6 +220,15 @@ impl Gateway {
                 })
             })
             .clone()
+    }
+
+    /// Entries of VDIs of which no session serves here, and nobody is opening or closing one.
+    pub(super) fn idle_entries(&self) -> Vec<Rc<Attached>> {
+        let attached = self.attached.borrow();
+        let idle = |e: &&Rc<Attached>| {
+            e.session.borrow().as_ref().is_none_or(|s| s.is_dead()) && e.turn.try_lock().is_ok()
+        };
+        attached.values().filter(idle).cloned().collect()
     }
 
     /// The serving session of a VDI, if this node has it.
@@ -323,7 +332,7 @@ impl Gateway {
     }
 
     /// Close or hand over a session this node no longer needs, and its registration.
-    fn settle(self: &Rc<Self>, entry: Rc<Attached>) {
+    pub(super) fn settle(self: &Rc<Self>, entry: Rc<Attached>) {
         if entry.is_open() || (entry.session.borrow().is_none() && !entry.rule.is_registered()) {
             return;
         }
@@ -355,7 +364,12 @@ impl Gateway {
                 *entry.session.borrow_mut() = None;
                 entry.remote.borrow_mut().clear();
             }
-            Err(e) => tracing::warn!(vdi = %entry.vdi, error = %e, "the session stays open"),
+            Err(e) => {
+                // It may still be committed: then nobody would take over what this session does from now on.
+                tracing::warn!(vdi = %entry.vdi, error = %e, "the session could not be closed");
+                session.kill();
+                *entry.session.borrow_mut() = None;
+            }
         }
     }
 
@@ -485,7 +499,7 @@ impl Gateway {
         }
     }
 
-    async fn open_session(self: &Rc<Self>, entry: &Rc<Attached>) -> Result<(), VolumeError> {
+    pub(super) async fn open_session(self: &Rc<Self>, entry: &Rc<Attached>) -> Result<(), VolumeError> {
         let _turn = entry.turn.lock().await;
         if entry.session.borrow().as_ref().is_some_and(|s| !s.is_dead()) {
             return Ok(());

@@ -2,7 +2,8 @@
 //!
 //! Every request carries the attachment under which its volume was opened. The owner of the session looks it up, in the state that it has applied, in the same step in which
 //! it begins to carry a change out. So when an owner has applied the end of an attachment and everything that it began before has ended, nothing of that attachment can
-//! take effect there; later owners know at least as much; and of an owner that does not answer the session ends with its lease. That is what `enforced` waits for.
+//! take effect there; later owners know at least as much; and of an owner that does not answer the session ends with its lease, and the holders refuse what it still
+//! sends as soon as they know that. This is what `enforced` waits for.
 //!
 //! Gateways look too, so that clients notice (`revoked`) and requests that wait for an owner end; nothing depends on them.
 
@@ -10,19 +11,18 @@ use super::attach::{Attached, Gateway};
 use crate::planted::{self, Bug};
 use crate::volume::VolumeError;
 use crate::wait::until;
-use sheepdog_cluster::{Denied, Session as SessionState};
+use futures::future::join_all;
+use sheepdog_cluster::Denied;
 use sheepdog_proto::peer::{Request, Response};
-use sheepdog_proto::{AttachmentId, NodeId, VdiId};
+use sheepdog_proto::{AttachmentId, ControlIndex, NodeId, VdiId};
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::sync::Notify;
 
 /// Pause before asking again.
 const RETRY: Duration = Duration::from_millis(20);
-/// How long an answer is waited for before it is looked whether that owner is still one.
-const ANSWER: Duration = Duration::from_secs(1);
 
 /// Changes of a VDI that are carried out here, by attachment.
 #[derive(Default)]
@@ -97,7 +97,7 @@ impl Gateway {
         until(&entry.carried_out.ended, ended).await;
     }
 
-    /// The same, for another sheep that knows who owns the session.
+    /// The same, for another sheep that asks whom `ClusterState::enforcers` names.
     pub(crate) async fn enforced_here(&self, vdi: VdiId) {
         if let Some(entry) = self.known(vdi) {
             self.denied_ended(&entry).await;
@@ -105,37 +105,47 @@ impl Gateway {
     }
 
     /// Nothing that the VDI's attachments, as they are known here, do not permit can take effect any more. Waits until that is so: for what is being written,
-    /// and for an owner that does not answer until it has been declared down.
+    /// and for those that do not answer until they have been declared down.
     ///
-    /// It is enough to ask the owner in force. Whoever opens a session later has applied everything up to that at least; a former owner had carried out everything when it
-    /// closed, or was declared down. What the latter had sent to holders is settled by the takeover before anybody sees anything.
+    /// It is enough to ask the owner in force, or the holders while there is none. Whoever opens a session later has applied everything up to that at least; a former owner had
+    /// carried out everything when it closed, or was declared down. What the latter had sent to holders is settled by the takeover before anybody sees anything; what it
+    /// sends from now on they refuse.
     pub async fn enforced(&self, vdi: VdiId) -> Result<(), VolumeError> {
         let control = &self.replica.control;
-        let control_index = control.applied().index;
-        let me = (control.me(), control.incarnation());
+        let mut answered = BTreeSet::new();
         loop {
             if self.is_over() {
                 return Err(VolumeError::ShuttingDown);
             }
-            let owner: Option<(NodeId, u64)> = control.read(|s| match &s.vdis.get(&vdi)?.session {
-                SessionState::Open { owner, incarnation, .. } => Some((*owner, *incarnation)),
-                SessionState::Closed | SessionState::Unclean { .. } => None,
+            // Who has answered as a holder need not be asked again: every session that has been opened since began with what is known here.
+            let (asked, control_index) = control.read(|s| (s.enforcers(vdi), s.index));
+            let asked: Vec<_> = asked.into_iter().filter(|process| !answered.contains(process)).collect();
+            let answers = asked.iter().map(|process| async move {
+                self.ask_to_enforce(vdi, *process, control_index).await.then_some(*process)
             });
-            let Some((node, incarnation)) = owner else { return Ok(()) };
-            if (node, incarnation) == me {
-                self.enforced_here(vdi).await;
+            let done: Vec<_> = join_all(answers).await.into_iter().flatten().collect();
+            if done.len() == asked.len() {
                 return Ok(());
             }
-            // A process of this node that is gone does not answer.
-            if node != me.0 {
-                let ask = Request::Enforced { vdi, incarnation, control_index };
-                let link = self.replica.links.to(node);
-                let answer = tokio::time::timeout(ANSWER, link.request(&ask, Vec::new())).await;
-                if let Ok(Ok((Response::Done, _))) = answer {
-                    return Ok(());
-                }
-            }
+            answered.extend(done);
             tokio::time::sleep(RETRY).await;
         }
+    }
+
+    /// One of them. `false`: it has not said so, and perhaps need not.
+    async fn ask_to_enforce(&self, vdi: VdiId, process: (NodeId, u64), control_index: ControlIndex) -> bool {
+        let control = &self.replica.control;
+        let (node, incarnation) = process;
+        if process == (control.me(), control.incarnation()) {
+            self.enforced_here(vdi).await;
+            return true;
+        }
+        // A process of this node that is gone does not answer.
+        if node == control.me() {
+            return false;
+        }
+        let ask = Request::Enforced { vdi, incarnation, control_index };
+        let matters = || !self.is_over() && control.read(|s| s.enforcers(vdi).contains(&process));
+        self.replica.links.to(node).request_while(&ask, matters).await == Some(Response::Done)
     }
 }

@@ -7,6 +7,7 @@ pub(crate) mod opens;
 pub mod owner;
 pub mod read;
 pub mod replicate;
+mod resume;
 pub mod takeover;
 pub mod volume;
 

@@ -12,7 +12,7 @@ use super::attach::{Attached, Gateway};
 use crate::volume::VolumeError;
 use crate::wait::until;
 use futures::future::join_all;
-use sheepdog_cluster::{Command, CommandError, Reply};
+use sheepdog_cluster::{Command, CommandError, GatewayOpen, Reply};
 use sheepdog_proto::peer::{Request, Response};
 use sheepdog_proto::{AttachmentId, ControlIndex, NodeId, VdiId};
 use std::cell::{Cell, RefCell};
@@ -23,8 +23,6 @@ use tokio::sync::Notify;
 
 /// Pause before asking again.
 const RETRY: Duration = Duration::from_millis(20);
-/// How long an answer is waited for before it is looked whether that gateway is still up.
-const ANSWER: Duration = Duration::from_secs(1);
 
 /// One open, as requests carry it.
 #[derive(Debug, Clone, Copy)]
@@ -195,38 +193,44 @@ impl Gateway {
     /// Every other gateway of the VDI has nothing of dead connections under way, or nothing of it counts any more.
     pub(super) async fn others_settled(&self, vdi: VdiId) -> Result<(), VolumeError> {
         let control = &self.replica.control;
-        let mut asked = BTreeSet::new();
+        let mut settled = BTreeSet::new();
         loop {
-            let others: Vec<(NodeId, ControlIndex, u64, bool)> = control.read(|s| {
-                let Some(v) = s.vdis.get(&vdi) else { return Vec::new() };
-                let others =
-                    v.gateways.iter().filter(|(n, g)| **n != control.me() && !asked.contains(&g.since));
-                let up = |n: &NodeId, i| s.nodes.get(n).is_some_and(|x| x.is_up() && x.incarnation == i);
-                others.map(|(n, g)| (*n, g.since, g.incarnation, up(n, g.incarnation))).collect()
+            let others: Vec<(NodeId, GatewayOpen)> = control.read(|s| {
+                let gateways = s.vdis.get(&vdi).map(|v| &v.gateways).into_iter().flatten();
+                let others = gateways.filter(|(n, g)| **n != control.me() && !settled.contains(&g.since));
+                others.map(|(n, g)| (*n, *g)).collect()
             });
             if others.is_empty() {
                 return Ok(());
             }
+            join_all(others.iter().map(|(node, open)| self.settled_at(vdi, *node, *open))).await;
             if self.is_over() {
                 return Err(VolumeError::ShuttingDown);
             }
-            let answers = others.iter().map(|(node, since, incarnation, up)| async move {
-                if !*up {
-                    let close = Command::GatewayClose { vdi, node: *node, since: *since, fence: true };
-                    return matches!(control.propose(close).await, Ok(Reply::Done)).then_some(*since);
-                }
-                let ask = Request::Settled { vdi, incarnation: *incarnation };
-                let link = self.replica.links.to(*node);
-                match tokio::time::timeout(ANSWER, link.request(&ask, Vec::new())).await {
-                    Ok(Ok((Response::Done, _))) => Some(*since),
-                    _ => None,
-                }
-            });
-            let settled: Vec<ControlIndex> = join_all(answers).await.into_iter().flatten().collect();
-            if settled.len() < others.len() {
-                tokio::time::sleep(RETRY).await;
+            settled.extend(others.iter().map(|(_, open)| open.since));
+        }
+    }
+
+    /// One of them; or the daemon ends.
+    async fn settled_at(&self, vdi: VdiId, node: NodeId, GatewayOpen { incarnation, since }: GatewayOpen) {
+        let control = &self.replica.control;
+        let is_up = || {
+            let up = control
+                .read(|s| s.nodes.get(&node).is_some_and(|n| n.is_up() && n.incarnation == incarnation));
+            up && !self.is_over()
+        };
+        while self.is_open_at(vdi, node, since) && !self.is_over() {
+            let done = if is_up() {
+                let ask = Request::Settled { vdi, incarnation };
+                self.replica.links.to(node).request_while(&ask, is_up).await == Some(Response::Done)
+            } else {
+                let close = Command::GatewayClose { vdi, node, since, fence: true };
+                matches!(control.propose(close).await, Ok(Reply::Done))
+            };
+            if done {
+                return;
             }
-            asked.extend(settled);
+            tokio::time::sleep(RETRY).await;
         }
     }
 

@@ -51,14 +51,18 @@ impl Admin {
         if self.data().enforced(vdi, patience).await? {
             return Ok(());
         }
-        let owner = self.owner(vdi).map_or_else(|| "no node".into(), |n| format!("node {}", n.id.short()));
-        Err(Error::new(
-            ErrorKind::Cluster,
-            format!(
-                "the VDI is {what}, but {owner}, which orders its writes, has not said within {} s that nothing of former users is under way there: \
-                 it may wait for other sheep or a full disk (`dog cluster info`). Ask again",
-                patience.as_secs()
+        let seconds = patience.as_secs();
+        let why = match self.owner(vdi) {
+            Some(owner) => format!(
+                "node {}, which orders its writes, has not said within {seconds} s that nothing of former users is under way there: \
+                 it may wait for other sheep or a full disk",
+                owner.id.short()
             ),
-        ))
+            None => format!(
+                "not every sheep has said within {seconds} s that it takes no more writes of its last owner"
+            ),
+        };
+        let text = format!("the VDI is {what}, but {why} (`dog cluster info`). Ask again");
+        Err(Error::new(ErrorKind::Cluster, text))
     }
 }
