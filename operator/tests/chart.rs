@@ -88,3 +88,23 @@ fn every_value_is_in_the_schema_and_in_the_readme() {
     }
     walk("", &values, &schema, &schema, &readme);
 }
+
+/// What the scenarios run is what the chart installs.
+#[test]
+fn sidecars_are_those_that_are_tested() {
+    let modules = text("../../e2e/tools/go.mod");
+    let values: serde_json::Value = serde_yaml_ng::from_str(&text("values.yaml")).unwrap();
+    let mut compared = 0;
+    for (key, module) in [
+        ("provisioner", "external-provisioner/v6"),
+        ("attacher", "external-attacher/v4"),
+        ("resizer", "external-resizer/v2"),
+        ("snapshotter", "external-snapshotter/v8"),
+    ] {
+        let tag = values["csi"]["sidecars"][key]["image"]["tag"].as_str().unwrap();
+        let line = format!("github.com/kubernetes-csi/{module} {tag} ");
+        assert!(modules.lines().any(|l| format!("{} ", l.trim()).contains(&line)), "{key}: {tag}");
+        compared += 1;
+    }
+    assert_eq!(compared, 4);
+}

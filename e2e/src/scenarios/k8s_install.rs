@@ -25,6 +25,8 @@ pub fn run_scenario(lab: &Lab) -> Result<()> {
     )?;
     ensure!(size.contains("/data/file: OK"), "{size}");
     lab.proved("a claim is bound, its pod writes and reads");
+    s.all_ready()?;
+    lab.measured("from helm install to every pod of the release Ready", seconds(s.start));
     shown(lab, &s)?;
     let said =
         s.k.control.client("helm", &["test", NAMESPACE, "--namespace", NAMESPACE, "--timeout", "170s"])?;

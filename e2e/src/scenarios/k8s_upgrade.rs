@@ -3,7 +3,7 @@
 use crate::harness::Lab;
 use crate::harness::fio::{gap, verified};
 use crate::harness::k8s::sheepdog::{CLUSTER, Installed, NAMESPACE, claim, condition, pod};
-use crate::harness::wait::until;
+use crate::harness::wait::{self, until};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
@@ -18,13 +18,14 @@ const IMAGE: &str = "docker.io/sheepdog/sheep";
 
 pub fn run_scenario(lab: &Lab) -> Result<()> {
     let s = Installed::start(lab)?;
+    s.all_ready()?;
     let next = next_image(&s)?;
     s.k.apply(&[claim("data", &json!({})), pod(POD, "data", None)])?;
     s.ready(POD)?;
     s.sh(POD, FIO)?;
     let start = Instant::now();
-    until("fio writes", PATIENCE, || {
-        s.sh(POD, "pidof fio >/dev/null && test -s /data/pulse.1.0 && test -s /data/verify.0.0").map(Some)
+    until("fio writes", wait::PATIENCE, || {
+        s.sh(POD, "cat /tmp/log; pidof fio && test -s /data/pulse.0.0 && test -s /data/verify.0.0").map(Some)
     })?;
     let mut steps = Vec::new();
     let mut step = |what: &'static str, f: &dyn Fn() -> Result<()>| -> Result<()> {
@@ -38,7 +39,7 @@ pub fn run_scenario(lab: &Lab) -> Result<()> {
     step("the node's CSI pods replaced", &|| replaced(&s, "daemonset/sheepdog-csi-node"))?;
     step("the CSI controller replaced", &|| replaced(&s, "deployment/sheepdog-csi-controller"))?;
     step("the operator replaced", &|| replaced(&s, "deployment/sheepdog-operator"))?;
-    s.sh(POD, "pkill -INT fio")?;
+    s.sh(POD, "kill -INT $(pidof fio)")?;
     let result = until("fio ends", PATIENCE, || {
         s.sh(POD, "! pidof fio >/dev/null")?;
         s.sh(POD, "cat /tmp/result.json").map(Some)

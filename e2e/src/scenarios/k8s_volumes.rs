@@ -17,6 +17,7 @@ const DEVICE: &str = "/dev/volume";
 pub fn run_scenario(lab: &Lab) -> Result<()> {
     let s = Installed::start(lab)?;
     s.snapshot_controller()?;
+    s.all_ready()?;
     s.k.apply(&[
         json!({"apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": XFS},
         "provisioner": "csi.sheepdog.io", "allowVolumeExpansion": true,

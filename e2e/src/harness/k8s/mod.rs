@@ -200,8 +200,9 @@ fn place(pod: &Value) -> (String, String, String) {
 /// Reasons of pods that wait.
 fn why(pods: &[Value]) -> String {
     let reasons = pods.iter().filter(|p| !is_ready(p)).map(|p| {
-        let waiting = &p["status"]["containerStatuses"][0]["state"]["waiting"];
-        format!("{} {} {}", p["metadata"]["name"], p["status"]["phase"], waiting)
+        let all = p["status"]["containerStatuses"].as_array().into_iter().flatten();
+        let waiting = all.filter(|c| c["ready"] != true).map(|c| format!(" {}: {}", c["name"], c["state"]));
+        format!("{} {}{}", p["metadata"]["name"], p["status"]["phase"], waiting.collect::<String>())
     });
     reasons.collect::<Vec<_>>().join("; ")
 }

@@ -74,9 +74,10 @@ pub fn deployment(name: &str, claim: &str) -> Value {
 }
 
 fn pod_spec(claim: &str) -> Value {
+    // The shell is the first process: it takes in what ends.
     json!({"terminationGracePeriodSeconds": 1,
         "containers": [{"name": "box", "image": BOX, "imagePullPolicy": "Never",
-            "command": ["sh", "-ec", "exec sleep 1000000"],
+            "command": ["sh", "-ec", "sleep 1000000 & wait"],
             "volumeMounts": [{"name": "data", "mountPath": "/data"}]}],
         "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": claim}}]})
 }
@@ -117,6 +118,16 @@ impl Installed {
         until("the SheepdogCluster is Available", PATIENCE, || {
             let c = self.cluster()?;
             ensure!(condition(&c, "Available") == "True", "{}", c["status"]["conditions"]);
+            Ok(Some(()))
+        })
+    }
+
+    /// Wait until every container of the release runs and is ready.
+    pub fn all_ready(&self) -> Result<()> {
+        until("all pods of the release are Ready", PATIENCE, || {
+            let list = self.k.get(&["-n", NAMESPACE, "pods"])?;
+            let pods = list["items"].as_array().cloned().unwrap_or_default();
+            ensure!(!pods.is_empty() && pods.iter().all(is_ready), "{}", why(&pods));
             Ok(Some(()))
         })
     }
