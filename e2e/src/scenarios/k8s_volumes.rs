@@ -160,8 +160,11 @@ fn group(lab: &Lab, s: &Installed) -> Result<()> {
     };
     let two = |name: &str, first: &str, second: &str| {
         let mut p = pod(name, first, None);
-        p["spec"]["volumes"][1] = json!({"name": "other", "persistentVolumeClaim": {"claimName": second}});
-        p["spec"]["containers"][0]["volumeMounts"][1] = json!({"name": "other", "mountPath": "/other"});
+        let add = |list: &mut Value, item: Value| list.as_array_mut().map(|l| l.push(item));
+        let volume = json!({"name": "other", "persistentVolumeClaim": {"claimName": second}});
+        add(&mut p["spec"]["volumes"], volume);
+        let mount = json!({"name": "other", "mountPath": "/other"});
+        add(&mut p["spec"]["containers"][0]["volumeMounts"], mount);
         p
     };
     let group = "groupsnapshot.storage.k8s.io/v1";
