@@ -51,6 +51,12 @@ mod nbd {
             let _ = self.stream.write_all(&out).await;
         }
 
+        pub async fn send_read(&mut self, offset: u64, length: u32) {
+            let mut out = BytesMut::new();
+            self.replies.submit(cmd::READ, 0, offset, length, &mut out);
+            let _ = self.stream.write_all(&out).await;
+        }
+
         /// `false`: the connection ended instead.
         pub async fn is_answered(&mut self) -> bool {
             loop {
@@ -158,6 +164,15 @@ impl Cluster {
     fn signal(&self, i: usize, name: &str) {
         let pid = self.sheep[i].child.as_ref().expect("it runs").id().to_string();
         ok("kill", &[&format!("-{name}"), &pid]);
+    }
+
+    /// Until it has ended by itself.
+    async fn ended(&mut self, i: usize) {
+        let child = self.sheep[i].child.as_mut().expect("it runs");
+        while child.try_wait().expect("waits").is_none() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        self.sheep[i].child = None;
     }
 
     fn uri(&self, i: usize, name: &str) -> String {
@@ -350,6 +365,29 @@ async fn writes_go_on_while_sheep_die_and_return() {
         victim = victim % 3 + 1;
     }
     saw_no_error(fio);
+    c.whole().await;
+    c.check("disk").await;
+}
+
+/// Else a restart in good order costs its clients ten seconds.
+#[tokio::test]
+async fn a_sheep_that_ends_finishes_what_it_has_taken() {
+    let mut c = Cluster::new(3, false);
+    c.format(3).await;
+    c.create("disk", 64 << 20).await;
+    let mut client = nbd::attach(c.sheep[0].nbd, "disk").await;
+    client.write(0, &[1; 4096]).await;
+    // The next write has to wait for this one.
+    c.signal(2, "STOP");
+    client.send_write(0, &[2; 4096]).await;
+    // Requests are taken in order: when this one is answered the write is under way.
+    client.send_read(8192, 4096).await;
+    assert!(client.is_answered().await, "read");
+    c.signal(0, "TERM");
+    c.signal(2, "CONT");
+    assert!(client.is_answered().await, "the write was dropped");
+    c.ended(0).await;
+    c.start(0);
     c.whole().await;
     c.check("disk").await;
 }

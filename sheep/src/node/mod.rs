@@ -140,17 +140,16 @@ pub struct Plane {
 }
 
 /// Put the data plane together and start its workers on the current local set: the daemon's and the simulator's are the same.
-/// `links_stop` ends calls to peers, `work` everything else; `dead` is cancelled when the last disk has failed.
+/// `work` ends everything, calls to peers too: what clients have sent is finished before; `dead` is cancelled when the last disk has failed.
 pub fn assemble(
     control: Control,
     store: Option<Rc<Store>>,
     cluster: ClusterId,
     connector: Rc<dyn Connector>,
-    links_stop: CancellationToken,
     work: CancellationToken,
     dead: CancellationToken,
 ) -> Plane {
-    let links = Rc::new(Links::new(control.clone(), cluster, connector, links_stop));
+    let links = Rc::new(Links::new(control.clone(), cluster, connector, work.clone()));
     let sync = Sync::new(control.clone());
     let replica = Rc::new(Replica { control, store: store.clone(), links, sync });
     let gateway = Gateway::new(replica.clone(), work.clone());
@@ -264,8 +263,7 @@ async fn serve(
     }
     let connector = Rc::new(TcpConnector { tls: tls.clone() });
     let work = CancellationToken::new();
-    let links_stop = stop.child_token();
-    let plane = assemble(control.clone(), store.clone(), cluster, connector, links_stop, work.clone(), dead);
+    let plane = assemble(control.clone(), store.clone(), cluster, connector, work.clone(), dead);
     let Plane { replica, gateway, table, server } = plane;
     let node = Rc::new(DataNode {
         server: server.clone(),

@@ -223,8 +223,7 @@ async fn process(node: Rc<Node>, incarnation: u64, mut jobs: mpsc::UnboundedRece
     }
     let work = CancellationToken::new();
     let connector = Rc::new(Dialer { net: node.net.clone(), me });
-    let plane =
-        assemble(control.clone(), Some(store), CLUSTER, connector, work.clone(), work.clone(), work.clone());
+    let plane = assemble(control.clone(), Some(store), CLUSTER, connector, work.clone(), work.clone());
     let Plane { replica, gateway, table, server } = plane;
     let mut links = node.net.listen(me);
     let data = DataNode {
