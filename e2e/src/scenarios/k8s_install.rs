@@ -28,6 +28,7 @@ pub fn run_scenario(lab: &Lab) -> Result<()> {
     s.all_ready()?;
     lab.measured("from helm install to every pod of the release Ready", seconds(s.start));
     shown(lab, &s)?;
+    upgrade(lab, &s)?;
     let said =
         s.k.control.client("helm", &["test", NAMESPACE, "--namespace", NAMESPACE, "--timeout", "170s"])?;
     ensure!(said.contains("Succeeded"), "{said}");
@@ -69,14 +70,29 @@ fn shown(lab: &Lab, s: &Installed) -> Result<()> {
     Ok(())
 }
 
+/// A definition that an older chart had made is brought up to date, and what stands on it stays.
+fn upgrade(lab: &Lab, s: &Installed) -> Result<()> {
+    let columns = |s: &Installed| -> Result<usize> {
+        let crd = s.k.get(&["crd", "vdis.sheepdog.io"])?;
+        let columns = crd["spec"]["versions"][0]["additionalPrinterColumns"].as_array();
+        Ok(columns.map_or(0, Vec::len))
+    };
+    let before = columns(s)?;
+    let older = json!([{"op": "remove", "path": "/spec/versions/0/additionalPrinterColumns"}]).to_string();
+    s.k.kubectl(&["patch", "crd", "vdis.sheepdog.io", "--type=json", "-p", &older])?;
+    ensure!(columns(s)? < before, "the definition is still the newer one");
+    s.upgrade()?;
+    ensure!(columns(s)? == before, "helm upgrade left the older definition");
+    s.available()?;
+    ensure!(s.sh("writer", "sha256sum -c /data/sum")?.contains("OK"), "the file differs");
+    lab.proved("helm upgrade brings an older definition up to date; cluster, volume and pod stay");
+    Ok(())
+}
+
 /// Nothing of the release is left but what the documents say: directories and secret.
 fn uninstall(lab: &Lab, s: &Installed) -> Result<()> {
     s.delete(&["-n", NAMESPACE, &format!("sheepdogcluster/{CLUSTER}")])?;
-    s.k.control.client("helm", &["uninstall", NAMESPACE, "--namespace", NAMESPACE, "--wait"])?;
-    until("the pods are gone", PATIENCE, || {
-        let pods = s.k.get(&["-n", NAMESPACE, "pods"])?;
-        Ok(pods["items"].as_array().is_some_and(Vec::is_empty).then_some(()))
-    })?;
+    s.uninstall()?;
     s.k.get(&["-n", NAMESPACE, "secret", &format!("{CLUSTER}-secret")])?;
     for i in 0..s.k.nodes.len() {
         let data = lab.dir.join(format!("node{i}/var/lib/sheepdog/{CLUSTER}/data"));

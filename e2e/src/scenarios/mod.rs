@@ -1,6 +1,7 @@
 //! One story per file.
 
 mod boot;
+mod chart;
 mod csi_sanity;
 mod csi_volume;
 mod delta;
@@ -8,8 +9,10 @@ mod disks;
 mod idle;
 mod image;
 mod k8s_failover;
+mod k8s_faults;
 mod k8s_install;
 mod k8s_lab;
+mod k8s_scale;
 mod k8s_upgrade;
 mod k8s_volumes;
 mod layers;
@@ -43,6 +46,9 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "disks", about: disks::ABOUT, core: true, run: disks::run_scenario },
     Scenario { name: "rebuild", about: rebuild::ABOUT, core: true, run: rebuild::run_scenario },
     Scenario { name: "layers", about: layers::ABOUT, core: false, run: layers::run_scenario },
+    Scenario { name: "k8s-scale", about: k8s_scale::ABOUT, core: false, run: k8s_scale::run_scenario },
+    Scenario { name: "k8s-faults", about: k8s_faults::ABOUT, core: false, run: k8s_faults::run_scenario },
+    Scenario { name: "chart", about: chart::ABOUT, core: true, run: chart::run_scenario },
     Scenario { name: "k8s-lab", about: k8s_lab::ABOUT, core: false, run: k8s_lab::run_scenario },
     Scenario { name: "k8s-install", about: k8s_install::ABOUT, core: false, run: k8s_install::run_scenario },
     Scenario {

@@ -100,17 +100,47 @@ impl Installed {
 
     /// Chart and cluster on a Kubernetes that is there.
     pub fn install(lab: &Lab, k: Kubernetes, spec: &Value) -> Result<Self> {
+        let me = Self::chart(lab, k)?;
+        me.k.apply(&[cluster(spec)])?;
+        me.available()?;
+        lab.measured("from helm install to a cluster that is Available", seconds(me.start));
+        Ok(me)
+    }
+
+    /// The chart alone.
+    pub fn chart(lab: &Lab, k: Kubernetes) -> Result<Self> {
         let start = Instant::now();
         let (chart, values) = (chart()?, values());
         let mut args =
             vec!["install", NAMESPACE, chart.as_str(), "--namespace", NAMESPACE, "--create-namespace"];
         args.extend(values.iter().map(String::as_str));
         measured(lab, "helm install", || k.control.client("helm", &args))?;
-        let me = Self { k, start };
-        me.k.apply(&[cluster(spec)])?;
-        me.available()?;
-        lab.measured("from helm install to a cluster that is Available", seconds(start));
-        Ok(me)
+        Ok(Self { k, start })
+    }
+
+    /// End the release, and wait until its pods are gone.
+    pub fn uninstall(&self) -> Result<()> {
+        self.k.control.client("helm", &["uninstall", NAMESPACE, "--namespace", NAMESPACE, "--wait"])?;
+        until("the pods are gone", PATIENCE, || {
+            let pods = self.k.get(&["-n", NAMESPACE, "pods"])?;
+            Ok(pods["items"].as_array().is_some_and(Vec::is_empty).then_some(()))
+        })
+    }
+
+    /// All operators die at once.
+    pub fn kill_operators(&self) -> Result<()> {
+        let label = "app.kubernetes.io/component=operator";
+        let args =
+            ["delete", "pods", "-n", NAMESPACE, "-l", label, "--grace-period=0", "--force", "--wait=false"];
+        self.k.kubectl(&args).map(drop)
+    }
+
+    /// The same chart and values once more.
+    pub fn upgrade(&self) -> Result<()> {
+        let (chart, values) = (chart()?, values());
+        let mut args = vec!["upgrade", NAMESPACE, chart.as_str(), "--namespace", NAMESPACE];
+        args.extend(values.iter().map(String::as_str));
+        self.k.control.client("helm", &args).map(drop)
     }
 
     /// Wait until the cluster is Available.
