@@ -2,6 +2,8 @@
 
 use bytes::Bytes;
 use sheep::session::volume::open_image;
+use sheepdog_cluster::{Command, Redundancy, Reply, Session};
+use sheepdog_proto::PlacementKey;
 use sheepdog_sim::world::World;
 use std::rc::Rc;
 use std::time::Duration;
@@ -110,4 +112,90 @@ fn a_takeover_goes_on_when_who_asked_for_it_is_gone() {
             world.nodes.iter().for_each(|n| n.fs.wipe());
         });
     }
+}
+
+#[test]
+fn a_session_that_is_being_closed_shows_nobody_what_was_before() {
+    let mut told = 0;
+    for seed in 1..=20 {
+        told += simulate(async {
+            let world = World::new(seed).await;
+            let create = Command::VdiCreate {
+                name: "wide".into(),
+                uuid: 2,
+                size: 16 * u64::from(world.object),
+                redundancy: Some(Redundancy::Copies(1)),
+                object_size: Some(world.object),
+            };
+            let Reply::Vdi(vdi) = world.authority.commit(create) else { panic!("not made") };
+            // An object that neither the owner (the first node) nor the second one holds.
+            let elsewhere = |index: &u32| {
+                let holder = world.authority.read(|s| {
+                    let key = PlacementKey { family: s.vdis[&vdi].family, index: *index };
+                    s.node_map().acting(key, Redundancy::Copies(1)).targets[0]
+                });
+                world.nodes[2..].iter().any(|n| n.id == holder)
+            };
+            let Some(index) = (0..16).find(elsewhere) else { return 0 };
+            let at = u64::from(index) * u64::from(world.object);
+            let (w, opens) = (world.clone(), world.clone());
+            let open = async move |node| {
+                let opened = opens.call(node, move |ctx| async move {
+                    let volume = open_image(&ctx.node.gateway, vdi, None).await.expect("opens");
+                    ctx.volumes.borrow_mut().insert(0, volume);
+                });
+                opened.await.expect("it runs");
+            };
+            let write = async move |node, byte| {
+                let done = w.call(node, move |ctx| async move {
+                    let volume = ctx.volumes.borrow()[&0].clone();
+                    volume.write(at, Bytes::from(vec![byte; 4096])).await.expect("writes");
+                });
+                done.await.expect("it runs");
+            };
+            let read = |node| {
+                world.call(node, move |ctx| async move {
+                    let volume = ctx.volumes.borrow()[&0].clone();
+                    volume.read(at, 4096).await.expect("reads").concat()[0]
+                })
+            };
+            for node in [0, 1] {
+                open(node).await;
+                write(node, 1).await;
+            }
+            assert_eq!(read(1).await, Ok(1), "seed {seed}");
+
+            // The owner closes its session. When that is committed neither it nor who uses it has heard of it yet.
+            let closes = world.clone();
+            let closing = tokio::task::spawn_local(async move {
+                let close = closes.call(0, move |ctx| async move {
+                    let gateway = &ctx.node.gateway;
+                    gateway.close(&gateway.entry(vdi)).await;
+                });
+                let _ = close.await;
+            });
+            let mut commits = world.authority.commits();
+            while world.authority.read(|s| s.vdis[&vdi].session != Session::Closed) {
+                commits.changed().await.expect("there are more");
+            }
+            for node in &world.nodes[..2] {
+                world.authority.cut(node.id, true);
+            }
+            let snapshot = Command::Snapshot { vdis: vec![(vdi, None)], tag: "t".into() };
+            assert!(matches!(world.authority.commit(snapshot), Reply::Snapshots(_)));
+            open(2).await;
+            write(2, 2).await;
+            let seen = tokio::time::timeout(Duration::from_secs(1), read(1)).await;
+            assert!(seen.is_err() || seen == Ok(Ok(2)), "seed {seed}: {seen:?}");
+
+            for node in &world.nodes[..2] {
+                world.authority.cut(node.id, false);
+            }
+            assert_eq!(soon(read(1)).await, Some(Ok(2)), "seed {seed}");
+            assert!(soon(closing).await.is_some());
+            world.nodes.iter().for_each(|n| n.fs.wipe());
+            1
+        });
+    }
+    assert!(told > 10, "{told}");
 }

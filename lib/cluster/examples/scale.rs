@@ -85,8 +85,9 @@ fn main() {
     let layer = c.s.layers.values().find(|l| matches!(l.state, sheepdog_cluster::LayerState::Merging { .. }));
     let layer = layer.expect("a snapshot was deleted").id;
     timed("one layer merged by all nodes", NODES as u32, || {
+        let epoch = c.s.epoch;
         for n in 0..NODES {
-            c.ok(Command::LayerMerged { layer, node: node(n) });
+            c.ok(Command::LayerMerged { layer, node: node(n), epoch });
         }
     });
     sizes(&c.s);

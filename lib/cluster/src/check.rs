@@ -3,7 +3,7 @@
 //! `check` judges one state; `Watch` sees states one after the other and also judges the steps between them.
 
 use crate::{Access, ClusterState, Layer, LayerState, MAX_ATTACHMENTS, MAX_HOLDER, NodeState, Session};
-use sheepdog_proto::{AttachmentId, Epoch, LayerId, MAX_LAYER_ID, MAX_NODES, VdiId};
+use sheepdog_proto::{AttachmentId, Epoch, LayerId, MAX_LAYER_ID, MAX_NODES, NodeId, VdiId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
@@ -32,6 +32,8 @@ pub enum Invariant {
     LayersHaveUsers,
     /// A merging layer has exactly one child, the one it merges into, and no clone; neither neighbour merges.
     MergesAreAlone,
+    /// That a node has merged a layer counts only while it is complete.
+    ReportsAreOfTheComplete,
     /// A hidden layer that could merge does, or waits for a neighbour that merges.
     MergesAreBegun,
     /// A hidden layer is there for something that stands on it.
@@ -215,13 +217,15 @@ fn layers(s: &ClusterState, f: &mut Findings) {
                 let waits = near.any(|n| matches!(n.state, LayerState::Merging { .. }));
                 f.expect(below.len() != 1 || bases.contains(&l.id) || waits, I::MergesAreBegun, l);
             }
-            LayerState::Merging { into, .. } => {
+            LayerState::Merging { into, done } => {
                 f.expect(!used, I::LayersHaveUsers, l);
                 let near = [Some(*into), l.parent];
                 let still = |x: &Layer| !matches!(x.state, LayerState::Merging { .. });
                 let quiet = near.iter().flatten().filter_map(|n| s.layers.get(n)).all(still);
                 let alone = below == [*into] && !bases.contains(&l.id) && quiet;
                 f.expect(alone, I::MergesAreAlone, l);
+                let complete = |n: &NodeId| s.nodes.get(n).is_some_and(|n| n.synced >= s.epoch);
+                f.expect(done.iter().all(complete), I::ReportsAreOfTheComplete, l);
             }
         }
     }

@@ -255,6 +255,8 @@ pub enum Command {
         layer: LayerId,
         /// Node.
         node: NodeId,
+        /// It was complete for this epoch before it began. Refused with `Busy` when that is not so any more.
+        epoch: Epoch,
     },
     /// Recovery switches; absent = unchanged.
     Recovery {

@@ -1,7 +1,7 @@
 //! The data plane's view of membership: built for every epoch, and within one when a node is complete or another process has taken its place.
 
 use crate::ClusterState;
-use crate::state::{LostDisk, NodeAddr, NodeState, Redundancy, RingVersion};
+use crate::state::{LostDisk, Node, NodeAddr, NodeState, Redundancy, RingVersion};
 use sheepdog_placement::{Member, Ring};
 use sheepdog_proto::{DiskId, Epoch, LayerId, NodeId, PlacementKey};
 use std::collections::{BTreeMap, BTreeSet};
@@ -73,14 +73,15 @@ impl Acting {
 }
 
 impl NodeMap {
-    /// Does it say what the state says? Not only while the epoch is the same: nodes become complete, and a process that is replaced before anybody notices is no new
-    /// epoch, but what it sends counts only by its number.
+    /// Does it say what the state says? Not only while the epoch is the same: nodes become complete, an operator accepts that what somebody knew is lost, and a process that
+    /// is replaced before anybody notices is no new epoch, but what it sends counts only by its number.
     pub fn is_of(&self, state: &ClusterState) -> bool {
         let known = self.nodes.iter().map(|(id, v)| (*id, v.incarnation, v.state, v.synced, v.kept));
         let nodes = state.nodes.values().filter(|n| n.state != NodeState::Out);
         self.epoch == state.epoch
             && (self.rings.len(), self.lost.len()) == (state.rings.len(), state.lost.len())
             && nodes.map(|n| (n.id, n.incarnation, n.state, n.synced, n.kept)).eq(known)
+            && state.away().eq(self.away.iter().map(|(id, until)| (*id, *until)))
     }
 
     /// Holders of an object.
@@ -228,6 +229,13 @@ impl ClusterState {
         self.node_map_after(None)
     }
 
+    /// Nodes that keep data and are away, or have lost some: up to which epoch they may know something that nobody else does.
+    fn away(&self) -> impl Iterator<Item = (NodeId, Epoch)> {
+        let keep = self.nodes.values().filter(|n| !n.gateway);
+        let until = |n: &Node| if n.is_up() { n.lost_at } else { n.lost_at.max(n.down_at) };
+        keep.map(move |n| (n.id, until(n))).filter(|(_, until)| until.0 > 0)
+    }
+
     /// The same; rings that are in an earlier map are taken from there, because building one is most of the work.
     pub fn node_map_after(&self, before: Option<&NodeMap>) -> NodeMap {
         let nodes = self
@@ -246,13 +254,7 @@ impl ClusterState {
                 (n.id, view)
             })
             .collect();
-        let away = self
-            .nodes
-            .values()
-            .filter(|n| !n.gateway)
-            .map(|n| (n.id, if n.is_up() { n.lost_at } else { n.lost_at.max(n.down_at) }))
-            .filter(|(_, until)| until.0 > 0)
-            .collect();
+        let away = self.away().collect();
         // Of a family that was altered the smallest of those that count in some ring.
         let least = |id| self.altered.get(id).and_then(|steps| steps.iter().map(|(_, r)| r.width()).min());
         let copies = self.families.iter().map(|(id, f)| least(id).unwrap_or(f.redundancy.width()));

@@ -229,7 +229,7 @@ pub enum LayerState {
     Merging {
         /// The child.
         into: LayerId,
-        /// Nodes that are done.
+        /// Nodes that are done, and have been complete since.
         done: BTreeSet<NodeId>,
     },
 }

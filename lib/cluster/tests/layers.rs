@@ -23,8 +23,12 @@ fn delete(vdi: VdiId) -> Command {
 fn rollback(vdi: VdiId, n: u32, generation: Option<Generation>) -> Command {
     Command::Rollback { vdi, snapshot: SnapshotRef::Id(n), generation }
 }
-fn merged(layer: u32, by: u64) -> Command {
-    Command::LayerMerged { layer: LayerId(layer), node: node(by) }
+fn merged(c: &Cluster, layer: u32, by: u64) -> Command {
+    Command::LayerMerged { layer: LayerId(layer), node: node(by), epoch: c.s.epoch }
+}
+fn synced(c: &Cluster, by: u64) -> Command {
+    let (incarnation, epoch) = (c.s.nodes[&node(by)].incarnation, c.s.epoch);
+    Command::NodeSynced { node: node(by), incarnation, epoch }
 }
 /// (layer, parent, base, letter of its state).
 fn layers(c: &Cluster) -> Vec<(u32, u32, u32, char)> {
@@ -48,7 +52,7 @@ fn chain(n: u32) -> (Cluster, VdiId) {
 }
 fn merge(c: &mut Cluster, layer: u32) {
     for n in 0..2 {
-        assert_eq!(c.run(merged(layer, n)), Reply::Done);
+        assert_eq!(c.run(merged(c, layer, n)), Reply::Done);
     }
 }
 
@@ -103,10 +107,10 @@ fn a_deleted_snapshot_merges_into_its_only_child() {
     let (mut c, v) = chain(2);
     c.ok(drop_snapshot(v, 1));
     assert_eq!(layers(&c), [(1, 0, 0, 'm'), (2, 1, 0, 'f'), (3, 2, 0, 'l')]);
-    c.ok(merged(1, 0));
-    c.ok(merged(1, 0));
+    c.ok(merged(&c, 1, 0));
+    c.ok(merged(&c, 1, 0));
     assert_eq!(layers(&c).len(), 3, "one node has not reported");
-    c.ok(merged(1, 1));
+    c.ok(merged(&c, 1, 1));
     assert_eq!(layers(&c), [(2, 0, 0, 'f'), (3, 2, 0, 'l')]);
     assert_eq!(c.s.families[&LayerId(1)].layers, 2, "the family keeps its name");
     merge(&mut c, 1);
@@ -132,8 +136,51 @@ fn neighbours_merge_one_after_the_other() {
 fn a_node_that_goes_out_is_not_waited_for() {
     let (mut c, v) = chain(1);
     c.ok(drop_snapshot(v, 1));
-    c.ok(merged(1, 0));
+    c.ok(merged(&c, 1, 0));
     c.ok(Command::NodeOut { node: node(1) });
+    // It has other objects to keep now.
+    c.ok(synced(&c, 0));
+    c.ok(merged(&c, 1, 0));
+    assert_eq!(layers(&c), [(2, 0, 0, 'l')]);
+}
+
+/// What a node gets to hold after it has reported comes from others that may not have merged: upper and lower layer one after the other, in any order (seed 16147).
+#[test]
+fn who_has_become_incomplete_merges_again() {
+    let reported = |c: &Cluster| match &c.s.layers[&LayerId(1)].state {
+        LayerState::Merging { done, .. } => (0..3).filter(|n| done.contains(&node(*n))).collect::<Vec<_>>(),
+        _ => panic!("it is not being merged"),
+    };
+    let mut c = Cluster::new(3, 2);
+    let v = c.vdi("v");
+    c.ok(snap(&[v], "s"));
+    c.ok(drop_snapshot(v, 1));
+    c.ok(merged(&c, 1, 0));
+    c.ok(merged(&c, 1, 1));
+    assert_eq!(reported(&c), [0, 1]);
+
+    // More copies: everybody looks what it is to hold now.
+    let late = merged(&c, 1, 2);
+    c.ok(Command::AlterCopies { vdi: Some(v), redundancy: Redundancy::Copies(3) });
+    assert_eq!(reported(&c), []);
+    assert!(matches!(c.refused(merged(&c, 1, 0)), CommandError::Busy(_)), "it is not complete");
+    for n in 0..3 {
+        c.ok(synced(&c, n));
+    }
+    // It was complete before, and is again. In between it was given something.
+    assert!(matches!(c.refused(late), CommandError::Busy(_)));
+    c.ok(merged(&c, 1, 0));
+    c.ok(merged(&c, 1, 1));
+
+    // Of who stays complete a change of membership asks nothing; who was away looks.
+    c.ok(Command::NodeDown { node: node(1), incarnation: 1 });
+    assert_eq!(reported(&c), [0]);
+    c.ok(merged(&c, 1, 2));
+    c.ok(Command::NodeUp(common::hello(1, 2)));
+    assert_eq!(reported(&c), [0, 2]);
+    assert!(matches!(c.refused(merged(&c, 1, 1)), CommandError::Busy(_)), "it is not complete");
+    c.ok(synced(&c, 1));
+    c.ok(merged(&c, 1, 1));
     assert_eq!(layers(&c), [(2, 0, 0, 'l')]);
 }
 
@@ -217,10 +264,10 @@ fn a_base_takes_in_what_is_under_it() {
 fn a_merge_whose_target_is_deleted_is_over() {
     let (mut c, v) = chain(1);
     c.ok(drop_snapshot(v, 1));
-    c.ok(merged(1, 0));
+    c.ok(merged(&c, 1, 0));
     c.ok(delete(v));
     assert_eq!(layers(&c), []);
-    assert_eq!(c.run(merged(1, 1)), Reply::Done);
+    assert_eq!(c.run(merged(&c, 1, 1)), Reply::Done);
 }
 
 #[test]

@@ -82,7 +82,7 @@ fn commands() -> Vec<Command> {
         Command::Detach { vdi, which: AttachmentRef::Holder("other".into()) },
         Command::AlterCopies { vdi: Some(vdi), redundancy: Redundancy::Copies(2) },
         Command::VdiDelete { vdi, snapshot: Some(SnapshotRef::Id(1)) },
-        Command::LayerMerged { layer: LayerId(1), node },
+        Command::LayerMerged { layer: LayerId(1), node, epoch: Epoch(3) },
         Command::NodeWeight { node, weight: Some(2000), vnodes: Some(9) },
         Command::NodeDrain { node, on: true },
         Command::DiskAdded {

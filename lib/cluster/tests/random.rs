@@ -193,7 +193,9 @@ fn any_command(d: &mut Dice, s: &ClusterState) -> Command {
                 matches!(l.state, sheepdog_cluster::LayerState::Merging { .. })
             };
             let all: Vec<LayerId> = s.layers.values().filter(merging).map(|l| l.id).collect();
-            Command::LayerMerged { layer: d.of(&all).unwrap_or(LayerId(1)), node: node(d.below(NODES)) }
+            let layer = d.of(&all).unwrap_or(LayerId(1));
+            let epoch = Epoch(s.epoch.0 - u64::from(d.chance(10)));
+            Command::LayerMerged { layer, node: node(d.below(NODES)), epoch }
         }
         _ => volumes(d, s),
     }

@@ -72,7 +72,8 @@ fn the_largest_state_is_compact_and_changes_cost_little() {
     c.ok(Command::VdiDelete { vdi: VdiId(10), snapshot: Some(SnapshotRef::Tag("daily".into())) });
     for n in 0..NODES {
         assert_eq!(c.s.layers.len(), layers);
-        c.ok(Command::LayerMerged { layer: sheepdog_proto::LayerId(10), node: node(n) });
+        let epoch = c.s.epoch;
+        c.ok(Command::LayerMerged { layer: sheepdog_proto::LayerId(10), node: node(n), epoch });
     }
     assert_eq!(c.s.layers.len(), layers - 1);
     assert_eq!(sheepdog_cluster::check::check(&c.s), []);

@@ -33,6 +33,9 @@ pub enum AdoptError {
     /// The source kept changing.
     #[error("the source kept changing")]
     Moving,
+    /// What was merged into it here is being filled.
+    #[error("what is merged into it is not whole yet")]
+    Merging,
     /// Our store.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -110,22 +113,23 @@ impl Replica {
         let _guard = self.sync.begin_fill(oid, family).await;
         let mark = self.sync.mark();
         let mut bytes = 0;
-        // The source may not have merged yet what this node has: see `merge_again`.
-        let merging = self.merging_into(oid);
+        let before = self.merging_into(oid);
         for attempt in 0..ATTEMPTS {
             let Some(head) = self.fetch_head(oid, family, source).await? else {
-                // The source has never had it, or it was removed: so shall we.
+                // The source has never had it, or it was removed: so shall we. One without a step is there because what was under it has been merged into it.
                 self.hold(oid, terms)?;
-                if store.info(oid).await?.is_some() {
+                self.merges(oid, before)?;
+                let mine = store.info(oid).await?;
+                if mine.as_ref().is_some_and(|i| i.filling || i.version != Version::NONE) {
                     store.remove(oid).await?;
                 }
+                self.merge_again(store, oid, before).await?;
                 self.joined(oid, terms.session, mark);
                 return Ok(Adopted { version: Version::NONE, bytes });
             };
             let hint = if attempt == 0 { hint.clone() } else { None };
-            match self.adopt_head(store, what, &head, hint, attempt > 0).await? {
+            match self.adopt_head(store, what, &head, hint, before, attempt > 0).await? {
                 (true, n) => {
-                    self.merge_again(store, oid, merging).await?;
                     self.joined(oid, terms.session, mark);
                     return Ok(Adopted { version: head.version, bytes: bytes + n });
                 }
@@ -159,23 +163,42 @@ impl Replica {
         })
     }
 
-    /// The layer that this node has reported as merged into this object's layer while others have not yet.
+    /// The layer that is being merged into this object's layer.
     fn merging_into(&self, oid: ObjectId) -> Option<LayerId> {
-        let me = self.control.me();
-        let merged = |state: &LayerState| matches!(state, LayerState::Merging { into, done } if *into == oid.layer() && done.contains(&me));
-        self.control.read(|s| s.layers.values().find(|l| merged(&l.state)).map(|l| l.id))
+        self.control.read(|s| {
+            let lower = s.layers.get(&s.layers.get(&oid.layer())?.parent?)?;
+            matches!(lower.state, LayerState::Merging { .. }).then_some(lower.id)
+        })
     }
 
-    /// Becoming equal to a copy whose node has not merged yet undoes the merge here, which this node may have reported as done: so it is done again. The merged
-    /// layer's objects stay until every node has reported.
+    /// What has to be merged into an object before it counts: see `merge_again`.
+    fn merges(&self, oid: ObjectId, before: Option<LayerId>) -> Result<Vec<ObjectId>, AdoptError> {
+        let gone = before.filter(|l| self.control.read(|s| !s.layers.contains_key(l)));
+        let now = self.merging_into(oid).filter(|_| self.is_synced());
+        let lower: Vec<_> = gone.into_iter().chain(now).map(|l| ObjectId::data(l, oid.index())).collect();
+        if lower.iter().any(|o| self.sync.lacks(*o)) { Err(AdoptError::Merging) } else { Ok(lower) }
+    }
+
+    /// Becoming equal to a copy whose node has not merged yet undoes the merge here. A node that is complete may have done it, and reported it or be about to: so it does it
+    /// again, before the copy counts. (`before`: what was being merged into this layer when the adoption began. When that has left the chain meanwhile, this node had reported; its
+    /// objects stay while one is filled.) A node that is not complete merges when it is: its reports do not count until then.
     async fn merge_again(
         &self,
         store: &Rc<Store>,
         oid: ObjectId,
         before: Option<LayerId>,
-    ) -> Result<(), StoreError> {
-        for layer in before.into_iter().chain(self.merging_into(oid)) {
-            store.merge(ObjectId::data(layer, oid.index()), oid).await?;
+    ) -> Result<(), AdoptError> {
+        for lower in self.merges(oid, before)? {
+            store.merge(lower, oid).await?;
+        }
+        let into = self.control.read(|s| match s.layers.get(&oid.layer()).map(|l| &l.state) {
+            Some(LayerState::Merging { into, .. }) => Some(*into),
+            _ => None,
+        });
+        // What is being filled takes in this object at its end.
+        let upper = into.map(|l| ObjectId::data(l, oid.index()));
+        if let Some(upper) = upper.filter(|o| self.is_synced() && !self.sync.lacks(*o)) {
+            store.merge(oid, upper).await?;
         }
         Ok(())
     }
@@ -207,6 +230,7 @@ impl Replica {
         what: Adoption,
         head: &PullHead,
         hint: Option<Vec<Range<u32>>>,
+        before: Option<LayerId>,
         everything: bool,
     ) -> Result<(bool, u64), AdoptError> {
         let Adoption { oid, family, source, terms } = what;
@@ -275,6 +299,7 @@ impl Replica {
         if store.digest(oid).await? != Some(head.digest) {
             return Ok((false, fetched));
         }
+        self.merge_again(store, oid, before).await?;
         self.hold(oid, terms)?;
         let (dirty, tail) = (head.dirty.clone(), head.tail.clone());
         store.finish_fill(oid, head.version, head.epoch, dirty, head.dirty_since, tail).await?;

@@ -348,7 +348,8 @@ impl Gateway {
         });
     }
 
-    /// Drain and close the session, if this node has it.
+    /// Drain and close the session, if this node has it. It ends before that is committed: then another node may write at once, and this one, which may hear of it late, would not
+    /// know what is in flight there, nor of new layers.
     pub async fn close(&self, entry: &Rc<Attached>) {
         let _turn = entry.turn.lock().await;
         let Some(session) = entry.session.borrow().clone() else { return };
@@ -357,19 +358,13 @@ impl Gateway {
             return;
         }
         let Ok(_held) = tokio::time::timeout(DRAIN, session.quiesce()).await else { return };
+        session.kill();
+        *entry.session.borrow_mut() = None;
         let command = Command::SessionClose { vdi: entry.vdi, generation: session.generation };
         match self.replica.control.propose(command).await {
-            Ok(_) => {
-                session.kill();
-                *entry.session.borrow_mut() = None;
-                entry.remote.borrow_mut().clear();
-            }
-            Err(e) => {
-                // It may still be committed: then nobody would take over what this session does from now on.
-                tracing::warn!(vdi = %entry.vdi, error = %e, "the session could not be closed");
-                session.kill();
-                *entry.session.borrow_mut() = None;
-            }
+            Ok(_) => entry.remote.borrow_mut().clear(),
+            // It may still be committed.
+            Err(e) => tracing::warn!(vdi = %entry.vdi, error = %e, "the session could not be closed"),
         }
     }
 

@@ -421,6 +421,11 @@ impl Store {
             while first < run.end {
                 let chunk = first..(first + CHUNK).min(run.end);
                 first = chunk.end;
+                if let Some((_, o)) = self.loaded(into).await?
+                    && o.meta.borrow().as_ref().is_some_and(|m| chunk.clone().all(|b| m.present.get(b)))
+                {
+                    continue;
+                }
                 let data = self.read(&[from.layer()], info.key, chunk.clone()).await?.data;
                 let target = match self.loaded(into).await? {
                     Some((d, _)) => d,

@@ -6,7 +6,7 @@
 
 use super::sync::stat;
 use crate::peer::Replica;
-use sheepdog_cluster::{Command, Layer, LayerState};
+use sheepdog_cluster::{Command, Layer, LayerState, Reply};
 use sheepdog_proto::peer::Status;
 use sheepdog_proto::{LayerId, ObjectId, PlacementKey};
 use std::collections::BTreeSet;
@@ -148,6 +148,7 @@ impl Reclaim {
         let r = &self.replica;
         let Some(store) = r.store.clone() else { return false };
         let me = r.control.me();
+        let epoch = r.control.map().epoch;
         let todo: Vec<(LayerId, LayerId)> = r.control.read(|s| {
             s.layers
                 .values()
@@ -160,7 +161,7 @@ impl Reclaim {
         let mut left = false;
         'layers: for (from, into) in todo {
             // A node that lacks something could merge too early: first it catches up.
-            if !r.is_synced() {
+            if !r.is_synced() || r.sync.lacks_of(from) {
                 left = true;
                 continue;
             }
@@ -184,8 +185,8 @@ impl Reclaim {
                     _ => break,
                 }
             }
-            let command = Command::LayerMerged { layer: from, node: me };
-            left |= r.control.propose(command).await.is_err();
+            let command = Command::LayerMerged { layer: from, node: me, epoch };
+            left |= r.control.propose(command).await.ok() != Some(Reply::Done);
         }
         left
     }

@@ -132,6 +132,11 @@ impl Sync {
     pub fn lacks(&self, oid: ObjectId) -> bool {
         self.missing.borrow().contains_key(&oid) || self.is_filling(oid)
     }
+    /// An object of this layer is known to be missing, or is being filled.
+    pub fn lacks_of(&self, layer: LayerId) -> bool {
+        let of_it = ObjectId::data(layer, 0)..=ObjectId::data(layer, u32::MAX);
+        self.missing.borrow().range(of_it).next().is_some() || self.fills(|o| o.layer() == layer)
+    }
     /// Nothing is known to be missing, and nothing is being filled.
     pub fn is_whole(&self) -> bool {
         self.missing.borrow().is_empty() && self.filling.borrow().is_empty()

@@ -88,7 +88,7 @@ impl ClusterState {
             C::GatewayClose { vdi, node, since, fence } => self.gateway_close(*vdi, *node, *since, *fence),
             C::Attach { vdi, holder, access } => self.attach(now, *vdi, holder, *access),
             C::Detach { vdi, which } => self.detach(*vdi, which),
-            C::LayerMerged { layer, node } => self.layer_merged(*layer, *node),
+            C::LayerMerged { layer, node, epoch } => self.layer_merged(*layer, *node, *epoch),
             C::Recovery { enabled, max_bytes_per_s, concurrency } => {
                 self.set_recovery(now, *enabled, *max_bytes_per_s, *concurrency)
             }

@@ -83,6 +83,7 @@ impl ClusterState {
                 n.kept = now;
             }
         }
+        self.forget_merges();
         self.record(at, what);
         self.settle();
     }
@@ -112,6 +113,7 @@ impl ClusterState {
                 n.kept = now;
             }
         }
+        self.forget_merges();
         self.record(at, what);
         self.settle();
     }
@@ -242,7 +244,6 @@ impl ClusterState {
             // There was nothing to lose.
             node.lost_at = Epoch(0);
         }
-        let lost = node.synced == Epoch(0);
         self.nodes.insert(hello.id, node);
         for d in not_told.filter(|d| d.is_there()) {
             // The same directory as another disk, and not an empty one as far as can be seen.
@@ -250,9 +251,6 @@ impl ClusterState {
             self.only_copies_lost(hello.id, d.id, rewound);
             let text = format!("node {} came up without its disk at {}", hello.id.short(), d.path);
             self.event(now, EventLevel::Error, text);
-        }
-        if lost {
-            self.forget_merges(hello.id);
         }
         if same {
             // The process was restarted faster than anybody noticed: its copies are what they were.
@@ -430,7 +428,6 @@ impl ClusterState {
         n.complete_to_nothing();
         n.up_since = next;
         n.lost_at = if empty { Epoch(0) } else { next };
-        self.forget_merges(id);
         self.only_copies_lost(id, disk, false);
         let text = format!("disk {} of node {} was retired", disk.short(), id.short());
         self.event(now, EventLevel::Error, text.clone());

@@ -9,7 +9,7 @@ use crate::{
     ClusterState, CommandError, Layer, LayerState, Millis, NodeState, Redundancy, Reply, Session, Snapshot,
     SnapshotRef, Vdi,
 };
-use sheepdog_proto::{Generation, LayerId, NodeId, VdiId};
+use sheepdog_proto::{Epoch, Generation, LayerId, NodeId, VdiId};
 use std::collections::BTreeSet;
 
 /// Snapshots of one VDI.
@@ -327,10 +327,16 @@ impl ClusterState {
         }
     }
 
-    pub(super) fn layer_merged(&mut self, layer: LayerId, node: NodeId) -> Outcome {
+    pub(super) fn layer_merged(&mut self, layer: LayerId, node: NodeId, epoch: Epoch) -> Outcome {
+        // What it has been given since another map asked for it, it may not have merged.
+        let complete =
+            epoch == self.epoch && self.nodes.get(&node).is_some_and(|n| !n.gateway && n.synced >= epoch);
         let Some(LayerState::Merging { done, .. }) = self.layers.get_mut(&layer).map(|l| &mut l.state) else {
             return Ok(Reply::Done);
         };
+        if !complete {
+            return Err(CommandError::Busy(format!("node {} is not complete any more", node.short())));
+        }
         done.insert(node);
         // Cheap when most are still missing: every node reports every merge.
         let reported = done.len();
@@ -345,11 +351,13 @@ impl ClusterState {
         self.nodes.values().filter(|n| !n.gateway && n.state != NodeState::Out).map(|n| n.id).collect()
     }
 
-    /// A node that has lost data may have lost merged layers with it: it has to merge again.
-    pub(super) fn forget_merges(&mut self, node: NodeId) {
+    /// A node's report counts for as long as it is complete. What it gets when it is not any more, after it was away, has lost data or has other objects to keep, comes from
+    /// nodes that may not have merged yet, upper and lower layer one after the other: then it has to merge again.
+    pub(super) fn forget_merges(&mut self) {
+        let (nodes, epoch) = (&self.nodes, self.epoch);
         for l in self.layers.values_mut() {
             if let LayerState::Merging { done, .. } = &mut l.state {
-                done.remove(&node);
+                done.retain(|n| nodes.get(n).is_some_and(|n| !n.gateway && n.synced >= epoch));
             }
         }
     }
