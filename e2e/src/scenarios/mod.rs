@@ -13,6 +13,7 @@ mod k8s_faults;
 mod k8s_install;
 mod k8s_lab;
 mod k8s_scale;
+mod k8s_speed;
 mod k8s_upgrade;
 mod k8s_volumes;
 mod layers;
@@ -48,6 +49,7 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "layers", about: layers::ABOUT, core: false, run: layers::run_scenario },
     Scenario { name: "k8s-scale", about: k8s_scale::ABOUT, core: false, run: k8s_scale::run_scenario },
     Scenario { name: "k8s-faults", about: k8s_faults::ABOUT, core: false, run: k8s_faults::run_scenario },
+    Scenario { name: "k8s-speed", about: k8s_speed::ABOUT, core: false, run: k8s_speed::run_scenario },
     Scenario { name: "chart", about: chart::ABOUT, core: true, run: chart::run_scenario },
     Scenario { name: "k8s-lab", about: k8s_lab::ABOUT, core: false, run: k8s_lab::run_scenario },
     Scenario { name: "k8s-install", about: k8s_install::ABOUT, core: false, run: k8s_install::run_scenario },
