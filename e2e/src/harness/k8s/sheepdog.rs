@@ -184,6 +184,19 @@ impl Installed {
         self.k.kubectl(&["exec", pod, "--", "sh", "-ec", script])
     }
 
+    /// Write so many MiB of noise to a pod's volume, and what they sum up to; synced. (Only that file system: a sync of all would wait for those of dead nodes, too.)
+    pub fn fill(&self, pod: &str, mib: u32) -> Result<()> {
+        let write = format!("dd if=/dev/urandom of=/data/file bs=1M count={mib} conv=fsync 2>/dev/null");
+        self.sh(pod, &format!("{write}; sha256sum /data/file >/data/sum; sync -f /data")).map(drop)
+    }
+
+    /// The file is what its sum says; returns the sum.
+    pub fn same(&self, pod: &str) -> Result<String> {
+        let said = self.sh(pod, "sha256sum -c /data/sum; cat /data/sum")?;
+        ensure!(said.contains("/data/file: OK"), "{pod}: {said}");
+        Ok(said)
+    }
+
     /// Wait for a pod to be Ready; says what it waits for.
     pub fn ready(&self, name: &str) -> Result<Value> {
         until(&format!("pod {name} is Ready"), PATIENCE, || {
