@@ -292,7 +292,15 @@ pub fn loops(said: &str, meant: impl Fn(&str) -> bool) -> Vec<String> {
     devices.filter(|(_, file)| meant(file.trim())).map(|(device, _)| device.to_owned()).collect()
 }
 
-/// Detach them: at once, or when the last one who has them open lets go.
-pub fn free(loops: &[String]) -> Result<()> {
-    loops.iter().try_for_each(|l| crate::harness::proc::run("losetup", &["--detach", l]).map(drop))
+/// Detach them: at once, or when the last one who has them open lets go. One that has gone by itself is as good.
+pub fn free(devices: &[String]) -> Result<()> {
+    use crate::harness::proc::run;
+    for device in devices {
+        if let Err(e) = run("losetup", &["--detach", device])
+            && loops(&run("losetup", &LOOPS)?, |_| true).contains(device)
+        {
+            return Err(e);
+        }
+    }
+    Ok(())
 }
