@@ -51,6 +51,8 @@ struct Running {
     proxy: Proc,
     containerd: Proc,
     space: Space,
+    /// Where this start's part of containerd's log begins.
+    log_from: usize,
 }
 
 impl Node {
@@ -181,9 +183,10 @@ disabled_plugins = ["io.containerd.nri.v1.nri"]
         }
         space.net(&network)?;
         space.run(Path::new("/bin/sh"), &["-c", "echo 1 >/proc/sys/net/ipv4/ip_forward"])?;
+        let log_from = self.log("containerd").len();
         let containerd = self.daemon(&space, "containerd", &["--config", &self.file("containerd.toml")])?;
         let proxy = self.daemon(&space, "kube-proxy", &["--config", &self.file("proxy.json")])?;
-        self.running = Some(Running { kubelet: None, proxy, containerd, space });
+        self.running = Some(Running { kubelet: None, proxy, containerd, space, log_from });
         Ok(())
     }
 
@@ -193,6 +196,10 @@ disabled_plugins = ["io.containerd.nri.v1.nri"]
         let path = std::env::var("PATH").unwrap_or_default();
         cmd.args(options).env("PATH", format!("{}:{path}:/usr/sbin:/sbin", self.tools[0].display()));
         space.start(name, cmd, &self.dir.join(format!("{name}.log")))
+    }
+
+    fn log(&self, name: &str) -> String {
+        std::fs::read_to_string(self.dir.join(format!("{name}.log"))).unwrap_or_default()
     }
 
     fn running(&self) -> Result<&Running> {
@@ -236,6 +243,12 @@ disabled_plugins = ["io.containerd.nri.v1.nri"]
         ]
         .map(|(o, v)| format!("{o}={v}"));
         let options: Vec<&str> = options.iter().map(String::as_str).collect();
+        // A kubelet ends when it comes too early, and here nobody starts it again.
+        let from = self.running()?.log_from;
+        until(&format!("containerd of {} has started", self.name), PATIENCE, || {
+            let log = self.log("containerd");
+            Ok(log.get(from..).is_some_and(|l| l.contains("containerd successfully booted")).then_some(()))
+        })?;
         let kubelet = self.daemon(&self.running()?.space, "kubelet", &options)?;
         if let Some(r) = &mut self.running {
             r.kubelet = Some(kubelet);
