@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 pub const ABOUT: &str = "a pod and its data move: deleted, its node dead, its node cut off and writing on";
 
-/// What the issue of a user would say.
+/// From the loss of a node to its pod Ready elsewhere.
 const BOUND: Duration = Duration::from_secs(60);
 const PATIENCE: Duration = Duration::from_secs(300);
 
