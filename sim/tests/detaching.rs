@@ -1,17 +1,15 @@
 //! A detach holds whatever its answerer, the former owner and the holders have heard of by then.
 
+mod common;
+
 use bytes::Bytes;
+use common::simulate;
 use sheep::session::volume::{open_attached, open_image};
 use sheepdog_cluster::{Access, AttachmentRef, Command, Reply, Session};
 use sheepdog_proto::PlacementKey;
 use sheepdog_sim::world::World;
 use std::rc::Rc;
 use std::time::Duration;
-
-fn simulate<F: Future>(scenario: F) -> F::Output {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
-    tokio::task::LocalSet::new().block_on(&runtime.expect("a runtime"), scenario)
-}
 
 /// Attach and open a volume on a node, which becomes its owner.
 async fn attach(world: &Rc<World>, node: usize) {

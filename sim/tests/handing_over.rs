@@ -1,17 +1,15 @@
 //! When data has moved, a node that holds something no more does not answer for it, whether it or who asks has heard of that or not.
 
+mod common;
+
 use bytes::Bytes;
+use common::simulate;
 use sheep::session::volume::open_image;
 use sheepdog_cluster::{ClusterState, Command, Redundancy, Reply, Session};
 use sheepdog_proto::{NodeId, ObjectId, PlacementKey, VdiId, Version};
 use sheepdog_sim::world::World;
 use std::rc::Rc;
 use std::time::Duration;
-
-fn simulate<F: Future>(scenario: F) -> F::Output {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
-    tokio::task::LocalSet::new().block_on(&runtime.expect("a runtime"), scenario)
-}
 
 /// A volume, and who holds its only object.
 struct Case {

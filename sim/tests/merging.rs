@@ -1,6 +1,9 @@
 //! The layer of a deleted snapshot is merged into the next one by every node on its own. No copy loses by that what others have, wherever it came from.
 
+mod common;
+
 use bytes::Bytes;
+use common::simulate;
 use sheep::session::volume::open_image;
 use sheepdog_cluster::{Acting, ClusterState, Command, Redundancy, Reply, SnapshotRef};
 use sheepdog_proto::{BLOCK_SIZE, LayerId, NodeId, PlacementKey};
@@ -9,11 +12,6 @@ use std::rc::Rc;
 use std::time::Duration;
 
 const OBJECTS: u32 = 4;
-
-fn simulate<F: Future>(scenario: F) -> F::Output {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
-    tokio::task::LocalSet::new().block_on(&runtime.expect("a runtime"), scenario)
-}
 
 /// Some blocks of every object, through the first node; then nobody has the volume open.
 async fn write(world: &Rc<World>, blocks: impl Iterator<Item = u32> + Clone + 'static, byte: u8) {

@@ -1,30 +1,22 @@
 //! Whoever opens a volume, or uses it, waits for others, and not for what nobody does any more.
 
+mod common;
+#[path = "common/volume.rs"]
+mod volume;
+
 use bytes::Bytes;
+use common::simulate;
 use sheep::session::volume::open_image;
 use sheepdog_cluster::{Command, Redundancy, Reply, Session};
 use sheepdog_proto::PlacementKey;
 use sheepdog_sim::world::World;
 use std::rc::Rc;
 use std::time::Duration;
-
-fn simulate<F: Future>(scenario: F) -> F::Output {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
-    tokio::task::LocalSet::new().block_on(&runtime.expect("a runtime"), scenario)
-}
+use volume::open;
 
 /// Within half a minute?
 async fn soon<T>(answer: impl Future<Output = T>) -> Option<T> {
     tokio::time::timeout(Duration::from_secs(30), answer).await.ok()
-}
-
-async fn open(world: &Rc<World>, node: usize) {
-    let vdi = world.vdi;
-    let opened = world.call(node, move |ctx| async move {
-        let volume = open_image(&ctx.node.gateway, vdi, None).await.expect("opens");
-        ctx.volumes.borrow_mut().insert(0, volume);
-    });
-    opened.await.expect("it runs");
 }
 
 async fn write(world: &Rc<World>, node: usize) -> bool {

@@ -1,24 +1,15 @@
 //! A process that is replaced before anybody notices is no change of membership, and what the new one sends counts.
 
+mod common;
+#[path = "common/volume.rs"]
+mod volume;
+
 use bytes::Bytes;
-use sheep::session::volume::open_image;
+use common::simulate;
 use sheepdog_sim::world::World;
 use std::rc::Rc;
 use std::time::Duration;
-
-fn simulate<F: Future>(scenario: F) -> F::Output {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
-    tokio::task::LocalSet::new().block_on(&runtime.expect("a runtime"), scenario)
-}
-
-async fn open(world: &Rc<World>, node: usize) {
-    let vdi = world.vdi;
-    let opened = world.call(node, move |ctx| async move {
-        let volume = open_image(&ctx.node.gateway, vdi, None).await.expect("opens");
-        ctx.volumes.borrow_mut().insert(0, volume);
-    });
-    opened.await.expect("it runs");
-}
+use volume::open;
 
 async fn write(world: &Rc<World>, node: usize, byte: u8) -> bool {
     let done = world.call(node, move |ctx| async move {
