@@ -128,14 +128,15 @@ fn counts(text: &str) -> Result<(u64, u64)> {
 
 /// The same for a run that somebody else started: how many reads were compared.
 pub fn finished_without_error(dir: &Path, status: ExitStatus) -> Result<u64> {
-    let (_, reads) = result(dir, status)?;
-    ensure!(reads > 0, "fio compared nothing");
-    Ok(reads)
+    compared(result(dir, status)?)
 }
 
 /// What a run printed that somebody else started, maybe far away: how many reads were compared.
 pub fn verified(text: &str) -> Result<u64> {
-    let (_, reads) = counts(text)?;
+    compared(counts(text)?)
+}
+
+fn compared((_, reads): (u64, u64)) -> Result<u64> {
     ensure!(reads > 0, "fio compared nothing");
     Ok(reads)
 }

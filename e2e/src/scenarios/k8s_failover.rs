@@ -93,10 +93,7 @@ fn dead(lab: &Lab, s: &mut Installed, pod: &Pod) -> Result<Pod> {
     let after = count(s, &new)?;
     ensure!(after >= before, "the counter had been {before} and is {after}");
     lab.proved("a dead node's pod runs elsewhere with everything that was synced, without anybody's help");
-    let Kubernetes { nodes, control, .. } = &mut s.k;
-    nodes[i].boot(control, 3)?;
-    nodes[i].start_kubelet()?;
-    s.k.node_becomes(i, true)?;
+    s.k.power_on(i)?;
     whole(s)?;
     Ok(new)
 }

@@ -14,13 +14,14 @@ pub const ABOUT: &str = "the operator killed, the API server away, a node's obje
 const PATIENCE: Duration = Duration::from_secs(300);
 /// Between two deaths of the operator.
 const KILL: Duration = Duration::from_secs(3);
+const MOST: u32 = 8;
 
 pub fn run_scenario(lab: &Lab) -> Result<()> {
     let k = Kubernetes::start(lab, &Plan { csi: true, ..Plan::new(3) })?;
     let mut s = Installed::chart(lab, k)?;
     refused(lab, &s)?;
     s.k.apply(&[cluster(&json!({}))])?;
-    killing(&s, "the cluster is Available", |c| condition(c, "Available") == "True")?;
+    s.until_though_killed("the cluster is Available", KILL, MOST, |c| condition(c, "Available") == "True")?;
     lab.proved("a cluster is made by operators that are killed every three seconds");
     s.k.apply(&[claim("data", &json!({})), pod("app", "data", None)])?;
     s.ready("app")?;
@@ -31,21 +32,6 @@ pub fn run_scenario(lab: &Lab) -> Result<()> {
     claim_in_use(lab, &s)?;
     s.no_volumes()?;
     s.finish(lab)
-}
-
-/// Wait for something of the cluster's object, and kill the operator again and again meanwhile.
-fn killing(s: &Installed, what: &str, is: impl Fn(&Value) -> bool) -> Result<()> {
-    let mut last = Instant::now();
-    let mut killed = 0;
-    until(what, PATIENCE, || {
-        if last.elapsed() > KILL && killed < 8 {
-            s.kill_operators()?;
-            (last, killed) = (Instant::now(), killed + 1);
-        }
-        let c = s.cluster()?;
-        ensure!(is(&c), "{}", c["status"]["conditions"]);
-        Ok(Some(()))
-    })
 }
 
 /// By the API server itself, in words.
@@ -78,7 +64,7 @@ fn updated(lab: &Lab, s: &Installed) -> Result<()> {
     let patch = json!({"spec": {"logLevel": "warn"}}).to_string();
     s.k.kubectl(&["patch", "-n", NAMESPACE, "sheepdogcluster", CLUSTER, "--type=merge", "-p", &patch])?;
     let changed = || revisions(s).is_ok_and(|now| now.len() == 3 && now.iter().all(|r| !before.contains(r)));
-    killing(s, "every sheep is updated", |c| {
+    s.until_though_killed("every sheep is updated", KILL, MOST, |c| {
         changed() && condition(c, "Degraded") == "False" && condition(c, "Progressing") == "False"
     })?;
     s.same("app")?;

@@ -237,10 +237,7 @@ fn node(lab: &Lab, k: &mut Kubernetes) -> Result<()> {
     let others = k.pods("app=box", NODES - 1)?;
     ensure!(others.iter().all(|p| p.1 != "node2"), "a pod on the dead node is Ready: {others:?}");
     let start = Instant::now();
-    let Kubernetes { nodes, control, .. } = k;
-    nodes[2].boot(control, NODES)?;
-    nodes[2].start_kubelet()?;
-    k.node_becomes(2, true)?;
+    k.power_on(2)?;
     k.pods("app=box", NODES)?;
     lab.measured("power back, its pod Ready again", seconds(start));
     lab.proved("a node dies at once with all its containers and comes back with its disk");

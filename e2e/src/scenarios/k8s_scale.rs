@@ -43,21 +43,12 @@ fn scale(lab: &Lab, s: &Installed, node: &str, joins: bool, sheep: usize) -> Res
     let label = if joins { format!("{LABEL}=true") } else { format!("{LABEL}-") };
     let start = Instant::now();
     s.k.kubectl(&["label", "node", node, &label])?;
-    let (mut killed, mut last) = (0, Instant::now());
-    until(&format!("{sheep} sheep with all copies"), PATIENCE, || {
-        if last.elapsed() > KILL && killed < 6 {
-            s.kill_operators()?;
-            (killed, last) = (killed + 1, Instant::now());
-        }
-        let c = s.cluster()?;
-        let told = c["status"]["sheep"] == format!("{sheep}/{sheep}");
-        ensure!(
-            told && condition(&c, "Degraded") == "False" && condition(&c, "Progressing") == "False",
-            "{}",
-            c["status"]["conditions"]
-        );
-        ensure!(c["status"]["observedGeneration"] == c["metadata"]["generation"], "not looked at yet");
-        Ok(Some(()))
+    let told = format!("{sheep}/{sheep}");
+    let killed = s.until_though_killed(&format!("{sheep} sheep with all copies"), KILL, 6, |c| {
+        c["status"]["sheep"] == told
+            && condition(c, "Degraded") == "False"
+            && condition(c, "Progressing") == "False"
+            && c["status"]["observedGeneration"] == c["metadata"]["generation"]
     })?;
     s.same("app")?;
     let what = if joins { "joins" } else { "is emptied and leaves" };

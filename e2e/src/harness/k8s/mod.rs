@@ -156,6 +156,14 @@ impl Kubernetes {
         })?
     }
 
+    /// Switch a node on that was without power, and wait until it is Ready.
+    pub fn power_on(&mut self, i: usize) -> Result<()> {
+        let all = self.nodes.len();
+        self.nodes[i].boot(&self.control, all)?;
+        self.nodes[i].start_kubelet()?;
+        self.node_becomes(i, true)
+    }
+
     /// Ready pods of a label, as (name, node, address), when there are so many, all of them on nodes that are up.
     pub fn pods(&self, label: &str, count: usize) -> Result<Vec<(String, String, String)>> {
         until(&format!("{count} pods {label} are Ready"), PATIENCE, || {

@@ -127,8 +127,29 @@ impl Installed {
         })
     }
 
+    /// Wait for something of the cluster's object while the operators are killed so often, with such a pause between; says how often they were.
+    pub fn until_though_killed(
+        &self,
+        what: &str,
+        pause: Duration,
+        most: u32,
+        is: impl Fn(&Value) -> bool,
+    ) -> Result<u32> {
+        let (mut killed, mut last) = (0, Instant::now());
+        until(what, PATIENCE, || {
+            if last.elapsed() > pause && killed < most {
+                self.kill_operators()?;
+                (killed, last) = (killed + 1, Instant::now());
+            }
+            let c = self.cluster()?;
+            ensure!(is(&c), "{}", c["status"]["conditions"]);
+            Ok(Some(()))
+        })?;
+        Ok(killed)
+    }
+
     /// All operators die at once.
-    pub fn kill_operators(&self) -> Result<()> {
+    fn kill_operators(&self) -> Result<()> {
         let label = "app.kubernetes.io/component=operator";
         let args =
             ["delete", "pods", "-n", NAMESPACE, "-l", label, "--grace-period=0", "--force", "--wait=false"];
