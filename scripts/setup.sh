@@ -11,10 +11,15 @@ for option in "$@"; do
             packages+=(qemu-system-x86 debootstrap python3-pip iptables nftables xfsprogs cryptsetup)
             programs+=(qemu-system-x86_64 debootstrap python3 iptables nft mkfs.xfs cryptsetup)
             ;;
+        # What the scenarios `k8s-` need: part of the former.
+        --k8s)
+            packages+=(python3-pip iptables nftables)
+            programs+=(python3 iptables nft)
+            ;;
         # What `cargo xtask bench` needs, too; --ceph adds the largest of the peers.
         --bench) packages+=(nbdkit) programs+=(nbdkit qemu-nbd) ;;
         --ceph) packages+=(ceph-osd ceph-mon ceph-common) programs+=(ceph-osd ceph-mon monmaptool ceph rbd) ;;
-        *) echo "setup: unknown option $option (--e2e, --bench, --ceph)" >&2; exit 64 ;;
+        *) echo "setup: unknown option $option (--e2e, --k8s, --bench, --ceph)" >&2; exit 64 ;;
     esac
 done
 sudo=""

@@ -8,7 +8,7 @@ use crate::config::{Config, ConfigError};
 use crate::control::identity::Identity;
 use crate::control::plane::{ControlConfig, ControlPlane, Network};
 use crate::front::admin::{AdminServer, backend::DataPlane};
-use crate::node::{self, Begin, Opened, backend::Daemon, data::DataHandle};
+use crate::node::{self, Begin, Opened, backend::Daemon, data::DataHandle, keep};
 use crate::observe::{self, Http, Observer};
 use crate::store::Store;
 use crate::store::fs::threads::ThreadsFs;
@@ -16,9 +16,9 @@ use crate::transport::{PeerListener, PeerTls};
 use anyhow::{Context, bail};
 use sheepdog_client::credentials::{Credentials, Role};
 use sheepdog_cluster::{NodeAddr, NodeHello};
-use sheepdog_proto::NodeId;
+use sheepdog_proto::{ClusterId, NodeId};
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -112,6 +112,19 @@ async fn identity(config: &Config) -> anyhow::Result<Identity> {
         }
     }
     Ok(Identity::load_or_create(&config.home)?)
+}
+
+/// Cluster whose data is on the disks, whatever the home directory says.
+async fn remembered(disks: &[PathBuf]) -> Option<ClusterId> {
+    for disk in disks {
+        // A disk of a cluster that came to nothing has its name, and no state.
+        if let Some((_, Some(cluster))) = Store::written_by(&ThreadsFs, disk).await
+            && Store::blob_at(&ThreadsFs, disk, keep::NAME).await.is_some()
+        {
+            return Some(cluster);
+        }
+    }
+    None
 }
 
 /// 1,000 per TiB, at least a little, so that small test disks have a place as well.
@@ -210,8 +223,12 @@ async fn main_task(
             seeds: config.seeds.clone(),
         })
     };
-    let control_config =
-        ControlConfig { dir: config.home.clone(), hello: hello(&config, id.node, &opened), network };
+    let control_config = ControlConfig {
+        dir: config.home.clone(),
+        hello: hello(&config, id.node, &opened),
+        network,
+        remembers: remembered(&config.disks).await,
+    };
     let (control, plane) = ControlPlane::start(control_config).await?;
     let plane = Arc::new(plane);
     let observer = Observer::new(control.clone(), plane.clone(), asker, stop.clone());

@@ -55,6 +55,10 @@ struct Sheep {
 
 impl Sheep {
     async fn start(dir: PathBuf, port: u16, seeds: Vec<String>) -> Self {
+        Self::start_with(dir, port, seeds, None).await
+    }
+    /// With disks of that cluster.
+    async fn start_with(dir: PathBuf, port: u16, seeds: Vec<String>, remembers: Option<ClusterId>) -> Self {
         let listener = poll("the port is free", async || {
             PeerListener::bind(&format!("127.0.0.1:{port}"), None).await.ok()
         })
@@ -62,7 +66,7 @@ impl Sheep {
         let port = listener.local_addr().unwrap().port();
         let (data_links, data) = tokio::sync::mpsc::channel(8);
         let network = Network { listener, data_links, tls: PeerTls::default(), seeds: seeds.clone() };
-        let cfg = ControlConfig { dir: dir.clone(), hello: hello(port), network: Some(network) };
+        let cfg = ControlConfig { dir: dir.clone(), hello: hello(port), network: Some(network), remembers };
         let (control, plane) = start_plane(cfg, port, &seeds).await;
         Self { dir, port, seeds, control, plane: Some(plane), _data: data }
     }
@@ -99,7 +103,12 @@ async fn start_plane(cfg: ControlConfig, port: u16, seeds: &[String]) -> (Contro
                 let (data_links, _) = tokio::sync::mpsc::channel(8);
                 let network =
                     Network { listener, data_links, tls: PeerTls::default(), seeds: seeds.to_vec() };
-                ControlConfig { dir: dir.clone(), hello: hello(port), network: Some(network) }
+                ControlConfig {
+                    dir: dir.clone(),
+                    hello: hello(port),
+                    network: Some(network),
+                    remembers: None,
+                }
             }
         };
         ControlPlane::start(c).await.ok()
@@ -493,6 +502,7 @@ async fn a_sheep_of_another_cluster_is_refused() {
             cluster: Some(ClusterId(2)),
             to: None,
             version: "test".into(),
+            remembers: None,
         },
         &tokio_util::task::TaskTracker::new(),
         &tokio_util::sync::CancellationToken::new(),
@@ -511,6 +521,34 @@ async fn a_sheep_of_another_cluster_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_formatted_over_disks_with_data() {
+    let tmp = tempfile::tempdir().unwrap();
+    let old = Some(ClusterId(9));
+    let a = Sheep::start(tmp.path().join("a"), 0, vec![]).await;
+    let seeds = vec![format!("127.0.0.1:{}", a.port)];
+    let b = Sheep::start_with(tmp.path().join("b"), 0, seeds, old).await;
+    until("a has heard of b", || !a.plane().peers_waiting().is_empty()).await;
+    // Neither over the disks of one that waits nor over its own.
+    for (asked, names) in [(&a, &b), (&b, &b)] {
+        let e = asked.plane().format(format(1)).await.unwrap_err().to_string();
+        let place = format!("127.0.0.1:{}", names.port);
+        assert!(e.contains(&place) && e.contains("--from-disks") && e.contains("empty"), "{e}");
+        assert_eq!(asked.status().cluster, None);
+    }
+    stop_all(vec![a, b]).await;
+    // One that nobody had heard of does not join what was formatted meanwhile.
+    let a = Sheep::start(tmp.path().join("a2"), 0, vec![]).await;
+    a.plane().format(format(1)).await.unwrap();
+    let seeds = vec![format!("127.0.0.1:{}", a.port)];
+    let c = Sheep::start_with(tmp.path().join("c"), 0, seeds.clone(), old).await;
+    until("a has heard of c", || !a.plane().peers_waiting().is_empty()).await;
+    let d = Sheep::start_with(tmp.path().join("d"), 0, seeds, Some(ClusterId(1))).await;
+    until("d joins: its disks are of this cluster", || a.state_of(d.id()) == Some(NodeState::Up)).await;
+    assert_eq!((c.status().cluster, a.state_of(c.id())), (None, None));
+    stop_all(vec![a, c, d]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_node_cannot_take_all_links() {
     use sheep::control::{link::Link, rpc};
     let tmp = tempfile::tempdir().unwrap();
@@ -519,7 +557,7 @@ async fn one_node_cannot_take_all_links() {
     let at = format!("127.0.0.1:{}", a.port);
     let open = |node| {
         let me = rpc::PeerInfo { node: NodeId(node), incarnation: 1, addr: NodeAddr::default() };
-        let hello = rpc::Hello { me, cluster: None, to: None, version: "test".into() };
+        let hello = rpc::Hello { me, cluster: None, to: None, version: "test".into(), remembers: None };
         Link::open(&at, &tls, hello, &tracker, &stop)
     };
     let mut links = Vec::new();
@@ -543,7 +581,7 @@ async fn a_lost_log_is_not_silently_replaced() {
     let (_tmp, mut sheep) = cluster(1).await;
     sheep[0].kill().await;
     std::fs::remove_file(sheep[0].dir.join("raft/log.redb")).unwrap();
-    let cfg = ControlConfig { dir: sheep[0].dir.clone(), hello: hello(1), network: None };
+    let cfg = ControlConfig { dir: sheep[0].dir.clone(), hello: hello(1), network: None, remembers: None };
     let e = ControlPlane::start(cfg).await.err().unwrap().to_string();
     assert!(e.contains("log.redb is missing"), "{e}");
 }
@@ -551,7 +589,7 @@ async fn a_lost_log_is_not_silently_replaced() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn local_driver_keeps_its_state_without_a_network() {
     let tmp = tempfile::tempdir().unwrap();
-    let cfg = || ControlConfig { dir: tmp.path().join("d"), hello: hello(1), network: None };
+    let cfg = || ControlConfig { dir: tmp.path().join("d"), hello: hello(1), network: None, remembers: None };
     let (control, plane) = ControlPlane::start(cfg()).await.unwrap();
     assert!(control.propose(note("n-too-early")).await.is_err());
     plane.format(format(9)).await.unwrap();
@@ -566,7 +604,7 @@ async fn local_driver_keeps_its_state_without_a_network() {
     assert_eq!(notes(&control), ["n-1"]);
     plane.stop().await;
     // Rebuilt elsewhere from that state.
-    let cfg = ControlConfig { dir: tmp.path().join("e"), hello: hello(1), network: None };
+    let cfg = ControlConfig { dir: tmp.path().join("e"), hello: hello(1), network: None, remembers: None };
     let (control, plane) = ControlPlane::start(cfg).await.unwrap();
     plane.rebuild(state).await.unwrap();
     assert_eq!(notes(&control), ["n-1"]);

@@ -328,7 +328,7 @@ async fn a_hanging_data_thread_is_told_in_time() {
         version: "test".into(),
         has_data: false,
     };
-    let config = ControlConfig { dir: dir.path().to_owned(), hello, network: None };
+    let config = ControlConfig { dir: dir.path().to_owned(), hello, network: None, remembers: None };
     let (control, plane) = ControlPlane::start(config).await.expect("starts");
     let (asker, questions) = gather::channel();
     let stop = tokio_util::sync::CancellationToken::new();

@@ -24,20 +24,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let built = Command::new(cargo)
         .current_dir(root)
-        .args([
-            "build",
-            "--profile",
-            &args.profile,
-            "-p",
-            "sheep",
-            "-p",
-            "dog",
-            "-p",
-            "sheepdog-csi",
-            "-p",
-            "sheepdog-e2e",
-            "--bins",
-        ])
+        // All of them: with other packages chosen, other features would be, and everything built anew.
+        .args(["build", "--profile", &args.profile, "--workspace", "--bins"])
         .status()?;
     ensure!(built.success(), "cargo build: {built}");
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), |t| root.join(t));

@@ -44,6 +44,10 @@ imagePullSecrets:
 {{- if and (include "sheepdog.snapshots" .) (.Capabilities.APIVersions.Has "groupsnapshot.storage.k8s.io/v1/VolumeGroupSnapshot") -}}true{{- end -}}
 {{- end -}}
 
+{{- define "sheepdog.snapshotMetadata" -}}
+{{- printf "%s-csi-metadata" (include "sheepdog.name" .) -}}
+{{- end -}}
+
 {{- define "sheepdog.attributesClasses" -}}
 {{- if .Capabilities.APIVersions.Has "storage.k8s.io/v1/VolumeAttributesClass" -}}true{{- else -}}false{{- end -}}
 {{- end -}}

@@ -13,8 +13,9 @@ pub mod qemu;
 pub mod registers;
 pub mod wait;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// What takes long to make is kept here, outside the tree.
 pub fn cache() -> Result<PathBuf> {
@@ -60,6 +61,16 @@ impl Lab {
     /// A number.
     pub fn measured(&self, what: &str, value: impl std::fmt::Display) {
         println!("   measured  {what}: {value}");
+    }
+    /// A time that a full run must keep to. A short one only tells it: it runs beside other tests, on whatever machine there is.
+    pub fn within(&self, what: &str, took: Duration, bound: Duration) -> Result<()> {
+        ensure!(
+            self.quick || took < bound,
+            "{what}: {} ms, and {} ms are allowed",
+            took.as_millis(),
+            bound.as_millis()
+        );
+        Ok(())
     }
     /// What is being done.
     pub fn step(&self, what: impl AsRef<str>) {

@@ -12,18 +12,23 @@ pub const ABOUT: &str = "helm lint, values that are refused, what the chart rend
 /// Everything that is off by default.
 const EVERYTHING: &str = "global.imageRegistry=registry.example.com,global.imagePullSecrets={pull},networkPolicy.enabled=true,\
     monitoring.podMonitor.enabled=true,monitoring.rules.enabled=true,monitoring.dashboard.enabled=true,\
-    csi.sidecars.snapshotter.enabled=true,operator.nodeSelector.role=infra,cluster.name=other,kubeletRootDir=/var/lib/k0s/kubelet";
+    csi.sidecars.snapshotter.enabled=true,csi.sidecars.snapshotMetadata.enabled=true,\
+    csi.sidecars.snapshotMetadata.tls.secretName=given,csi.sidecars.snapshotMetadata.tls.caCert=certificate,operator.nodeSelector.role=infra,cluster.name=other,kubeletRootDir=/var/lib/k0s/kubelet";
 /// As little as there can be.
 const LITTLE: &str =
     "csi.enabled=false,crds.enabled=false,operator.releaseLostNodes=false,operator.replicas=1";
 
 /// A value that is wrong, and what the refusal names.
-const WRONG: [(&str, &str); 8] = [
+const WRONG: [(&str, &str); 9] = [
     ("csi.backend=magic", "'auto', 'nbd', 'loop'"),
     ("operator.replicas=-1", "/operator/replicas"),
     ("operator.replicas=two", "/operator/replicas"),
     ("nonsense=1", "'nonsense' not allowed"),
     ("csi.node.nonsense=1", "'nonsense' not allowed"),
+    (
+        "csi.sidecars.snapshotMetadata.enabled=true,csi.sidecars.snapshotMetadata.tls.secretName=x",
+        "needs tls.caCert",
+    ),
     ("kubeletRootDir=relative", "/kubeletRootDir"),
     ("cluster.clientPort=70000", "/cluster/clientPort"),
     ("global.imagePullPolicy=Sometimes", "/global/imagePullPolicy"),

@@ -101,8 +101,7 @@ fn dead(lab: &Lab, s: &mut Installed, pod: &Pod) -> Result<Pod> {
 fn moved(lab: &Lab, what: &str, start: Instant) -> Result<()> {
     let took = start.elapsed();
     lab.measured(&format!("{what}, its pod Ready elsewhere after"), seconds(start));
-    ensure!(took < BOUND, "{what}: it took {} s until the pod ran elsewhere", took.as_secs());
-    Ok(())
+    lab.within(what, took, BOUND)
 }
 
 /// All sheep are back, and all copies.

@@ -1,5 +1,5 @@
 //! What goes wrong around a cluster: its operator dies while it makes and updates the cluster, the API server is away, a node's object is deleted, a claim is
-//! deleted in use, objects are wrong.
+//! deleted in use, objects and secrets are wrong.
 
 use crate::harness::Lab;
 use crate::harness::k8s::sheepdog::{CLUSTER, Installed, NAMESPACE, claim, cluster, condition, pod};
@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
-pub const ABOUT: &str = "the operator killed, the API server away, a node's object deleted, a claim deleted in use, wrong objects";
+pub const ABOUT: &str = "the operator killed, the API server away, a node's object deleted, a claim deleted in use, wrong objects, wrong secrets";
 
 const PATIENCE: Duration = Duration::from_secs(300);
 /// Between two deaths of the operator.
@@ -20,6 +20,7 @@ pub fn run_scenario(lab: &Lab) -> Result<()> {
     let k = Kubernetes::start(lab, &Plan { csi: true, ..Plan::new(3) })?;
     let mut s = Installed::chart(lab, k)?;
     refused(lab, &s)?;
+    no_secret(lab, &s)?;
     s.k.apply(&[cluster(&json!({}))])?;
     s.until_though_killed("the cluster is Available", KILL, MOST, |c| condition(c, "Available") == "True")?;
     lab.proved("a cluster is made by operators that are killed every three seconds");
@@ -29,6 +30,7 @@ pub fn run_scenario(lab: &Lab) -> Result<()> {
     updated(lab, &s)?;
     api_server(lab, &mut s)?;
     node_object(lab, &mut s)?;
+    wrong_secret(lab, &s)?;
     claim_in_use(lab, &s)?;
     s.no_volumes()?;
     s.finish(lab)
@@ -57,6 +59,49 @@ fn refused(lab: &Lab, s: &Installed) -> Result<()> {
         wrong.len()
     ));
     Ok(())
+}
+
+/// A cluster whose secret is not there, or holds something else, is not made, and says so.
+fn no_secret(lab: &Lab, s: &Installed) -> Result<()> {
+    s.k.apply(&[cluster(&json!({"tls": {"secretName": "own"}}))])?;
+    s.says("secret own is not there: make it with `dog secret new")?;
+    s.k.apply(&[secret("own", "nonsense")])?;
+    s.says("it must hold what `dog secret new` wrote")?;
+    let object = format!("sheepdogcluster/{CLUSTER}");
+    s.k.kubectl(&["delete", "-n", NAMESPACE, &object, "secret/own", "--wait", "--timeout=170s"])?;
+    lab.proved("a missing secret and one that is none are named, with what to do; the cluster is not made");
+    Ok(())
+}
+
+/// Somebody puts the secret of another cluster in place of ours: what runs goes on, what starts is refused in words, and with the right one
+/// everything is as before.
+fn wrong_secret(lab: &Lab, s: &Installed) -> Result<()> {
+    let name = format!("{CLUSTER}-secret");
+    let right = s.k.get(&["-n", NAMESPACE, "secret", &name])?;
+    let other = s.dog(&["secret", "new", "-f", "/dev/stdout"])?;
+    s.k.apply(&[secret(&name, &other)])?;
+    s.restart_csi_controller()?;
+    s.k.apply(&[claim("refused", &json!({}))])?;
+    let said = until("the claim says why it waits", PATIENCE, || {
+        let said = s.k.kubectl(&["events", "--for", "pvc/refused", "--types=Warning"])?;
+        Ok(said.contains("ProvisioningFailed").then_some(said))
+    })?;
+    ensure!(said.contains("credentials"), "{said}");
+    s.same("app")?;
+    s.sh("app", "echo on >/data/on; sync -f /data")?;
+    let before = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": NAMESPACE}, "data": right["data"]});
+    s.k.apply(&[before])?;
+    s.restart_csi_controller()?;
+    s.available()?;
+    s.k.apply(&[pod("refused", "refused", None)])?;
+    s.ready("refused")?;
+    s.delete(&["pod/refused", "pvc/refused"])?;
+    lab.proved("with another cluster's secret a new claim is refused in words while pods go on; with the right one all is as before");
+    Ok(())
+}
+
+fn secret(name: &str, text: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": NAMESPACE}, "stringData": {"secret": text}})
 }
 
 fn updated(lab: &Lab, s: &Installed) -> Result<()> {

@@ -54,7 +54,7 @@ pub fn run_scenario(lab: &Lab) -> Result<()> {
     }
     let (longest, _) = gap(&times);
     lab.measured("longest time without a finished write", format!("{} ms", longest.as_millis()));
-    ensure!(longest < BOUND, "writes stood still for {} ms", longest.as_millis());
+    lab.within("longest time without a finished write", longest, BOUND)?;
     lab.proved(format!(
         "sheep, CSI pods and operator replaced under load: {compared} blocks compared, 0 errors"
     ));

@@ -1,5 +1,7 @@
-//! What users do with volumes: snapshot, restore, clone, grow in use, raw devices, a device on two nodes, snapshots of several volumes at one moment.
+//! What users do with volumes: snapshot, restore, clone, grow in use, raw devices, a device on two nodes, snapshots of several volumes at one moment, changed
+//! blocks.
 
+use super::k8s_changed::changed;
 use crate::harness::Lab;
 use crate::harness::k8s::seconds;
 use crate::harness::k8s::sheepdog::{CLUSTER, Installed, claim, pod};
@@ -8,11 +10,12 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
-pub const ABOUT: &str = "snapshot, restore, clone, grow, raw block, one device on two nodes, group snapshot";
+pub const ABOUT: &str =
+    "snapshot, restore, clone, grow, raw block, one device on two nodes, group snapshot, changed blocks";
 
 const PATIENCE: Duration = Duration::from_secs(300);
 const XFS: &str = "main-xfs";
-const DEVICE: &str = "/dev/volume";
+pub const DEVICE: &str = "/dev/volume";
 
 pub fn run_scenario(lab: &Lab) -> Result<()> {
     let s = Installed::start(lab)?;
@@ -27,16 +30,17 @@ pub fn run_scenario(lab: &Lab) -> Result<()> {
     grow(lab, &s)?;
     two_nodes(lab, &s)?;
     group(lab, &s)?;
+    changed(lab, &s)?;
     s.no_volumes()?;
     s.finish(lab)
 }
 
-fn snapshot(name: &str, claim: &str) -> Value {
+pub fn snapshot(name: &str, claim: &str) -> Value {
     json!({"apiVersion": "snapshot.storage.k8s.io/v1", "kind": "VolumeSnapshot", "metadata": {"name": name},
            "spec": {"volumeSnapshotClassName": CLUSTER, "source": {"persistentVolumeClaimName": claim}}})
 }
 
-fn is_usable(s: &Installed, object: &str) -> Result<Value> {
+pub fn is_usable(s: &Installed, object: &str) -> Result<Value> {
     until(&format!("{object} can be used"), PATIENCE, || {
         let o = s.k.get(&[object])?;
         ensure!(o["status"]["readyToUse"] == true, "{}", o["status"]);
@@ -107,7 +111,7 @@ fn grow(lab: &Lab, s: &Installed) -> Result<()> {
 }
 
 /// A pod with the claim as a device.
-fn device_pod(name: &str, claim: &str, node: &str) -> Value {
+pub fn device_pod(name: &str, claim: &str, node: &str) -> Value {
     let mut pod = pod(name, claim, Some(node));
     let container = &mut pod["spec"]["containers"][0];
     container["volumeDevices"] = json!([{"name": "data", "devicePath": DEVICE}]);

@@ -8,6 +8,7 @@ mod delta;
 mod disks;
 mod idle;
 mod image;
+mod k8s_changed;
 mod k8s_failover;
 mod k8s_faults;
 mod k8s_install;
@@ -52,15 +53,15 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "k8s-speed", about: k8s_speed::ABOUT, core: false, run: k8s_speed::run_scenario },
     Scenario { name: "chart", about: chart::ABOUT, core: true, run: chart::run_scenario },
     Scenario { name: "k8s-lab", about: k8s_lab::ABOUT, core: false, run: k8s_lab::run_scenario },
-    Scenario { name: "k8s-install", about: k8s_install::ABOUT, core: false, run: k8s_install::run_scenario },
+    Scenario { name: "k8s-install", about: k8s_install::ABOUT, core: true, run: k8s_install::run_scenario },
     Scenario {
         name: "k8s-failover",
         about: k8s_failover::ABOUT,
-        core: false,
+        core: true,
         run: k8s_failover::run_scenario,
     },
-    Scenario { name: "k8s-upgrade", about: k8s_upgrade::ABOUT, core: false, run: k8s_upgrade::run_scenario },
-    Scenario { name: "k8s-volumes", about: k8s_volumes::ABOUT, core: false, run: k8s_volumes::run_scenario },
+    Scenario { name: "k8s-upgrade", about: k8s_upgrade::ABOUT, core: true, run: k8s_upgrade::run_scenario },
+    Scenario { name: "k8s-volumes", about: k8s_volumes::ABOUT, core: true, run: k8s_volumes::run_scenario },
     Scenario { name: "csi-sanity", about: csi_sanity::ABOUT, core: true, run: csi_sanity::run_scenario },
     Scenario { name: "csi-volume", about: csi_volume::ABOUT, core: true, run: csi_volume::run_scenario },
     Scenario { name: "idle", about: idle::ABOUT, core: false, run: idle::run_scenario },

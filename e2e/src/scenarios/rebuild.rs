@@ -4,7 +4,7 @@ use crate::harness::Lab;
 use crate::harness::cluster::{Cluster, Plan};
 use crate::harness::proc::run;
 use crate::harness::wait::{PATIENCE, until};
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -51,6 +51,12 @@ pub fn run_scenario(lab: &Lab) -> Result<()> {
         "without its control plane the cluster is {}",
         info["status"]
     );
+    let Err(refused) = c.dog_of(0, &["cluster", "format", "--yes"]) else {
+        bail!("a cluster was formatted over disks with data")
+    };
+    let refused = format!("{refused:#}");
+    ensure!(refused.contains("hold data of cluster") && refused.contains("--from-disks"), "{refused}");
+    lab.proved("dog cluster format over these disks is refused in words");
     c.dog_of(0, &["cluster", "rebuild", "--from-disks", "--yes"])?;
     c.whole()?;
     lab.proved("dog cluster rebuild --from-disks: all nodes up and complete again");

@@ -16,6 +16,7 @@ use sheepdog_cluster::{Command, CommandError, Entry, NodeHello, NodeState, Reply
 use sheepdog_proto::{ClusterId, ControlIndex, NodeId};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc};
@@ -45,6 +46,15 @@ pub(super) struct Outgoing {
     pub made: Instant,
 }
 
+/// A sheep that waits for format.
+#[derive(Clone)]
+pub(super) struct Waiting {
+    pub peer: PeerInfo,
+    /// Cluster whose data is on its disks.
+    pub remembers: Option<ClusterId>,
+    heard: Instant,
+}
+
 pub(super) struct Core {
     pub dir: PathBuf,
     pub me: NodeId,
@@ -60,14 +70,16 @@ pub(super) struct Core {
     pub peers: Arc<Peers>,
     pub detector: Mutex<Detector>,
     pub suspects: mpsc::Sender<NodeId>,
-    /// Sheep that wait for format, and when they were last heard.
-    pub waiting: Mutex<BTreeMap<NodeId, (PeerInfo, Instant)>>,
+    /// Sheep that wait for format.
+    pub waiting: Mutex<BTreeMap<NodeId, Waiting>>,
     /// Leader as others told us; raft knows better where we are part of it.
     pub hint: Mutex<Option<PeerInfo>>,
     /// Voters as others told us.
     pub voters_hint: Mutex<Vec<NodeId>>,
     pub incoming: Mutex<BTreeMap<NodeId, Incoming>>,
     pub outgoing: Mutex<Option<Outgoing>>,
+    /// It was told that this node's disks are of another cluster than the one that asks it in.
+    pub strange: AtomicBool,
     /// Wakes whoever waits for a cluster to join, or for the need to say hello again.
     pub nudge: Notify,
     /// Set while this node has been voted out of raft without having been told: the newest entry of its raft log then. Over as soon as raft goes on here.
@@ -191,17 +203,20 @@ impl Core {
             self.peers.pool.book.hear(p);
         }
     }
-    pub fn note_waiting(&self, p: &PeerInfo) {
+    pub fn note_waiting(&self, p: &PeerInfo, remembers: Option<ClusterId>) {
         let mut w = self.waiting.lock().expect("no panic under this lock");
-        w.retain(|_, (_, at)| at.elapsed() < WAITING_FOR);
+        w.retain(|_, w| w.heard.elapsed() < WAITING_FOR);
         if w.len() < MAX_WAITING && p.node != self.me {
-            w.insert(p.node, (p.clone(), Instant::now()));
+            w.insert(p.node, Waiting { peer: p.clone(), remembers, heard: Instant::now() });
         }
     }
-    pub fn waiting_peers(&self) -> Vec<PeerInfo> {
+    pub fn waiting(&self) -> Vec<Waiting> {
         let mut w = self.waiting.lock().expect("no panic under this lock");
-        w.retain(|_, (_, at)| at.elapsed() < WAITING_FOR);
-        w.values().map(|(p, _)| p.clone()).collect()
+        w.retain(|_, w| w.heard.elapsed() < WAITING_FOR);
+        w.values().cloned().collect()
+    }
+    pub fn waiting_peers(&self) -> Vec<PeerInfo> {
+        self.waiting().into_iter().map(|w| w.peer).collect()
     }
     pub fn status(&self) -> StatusReply {
         let v = self.raft_view();
@@ -219,6 +234,7 @@ impl Core {
         StatusReply {
             me: self.peers.me.clone(),
             cluster: self.cluster().filter(|_| member),
+            remembers: self.peers.remembers,
             leader: self.leader().and_then(|n| self.peer_info(n)),
             peers,
             applied: self.publisher.read(|s| s.index),

@@ -9,6 +9,7 @@ use sheepdog_cluster::{Command, CommandError, Entry, NodeState, Reply};
 use sheepdog_proto::{ClusterId, NodeId};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Between two looks at the seeds while waiting.
@@ -36,7 +37,7 @@ impl Core {
         let all: Vec<StatusReply> = futures::future::join_all(asks).await.into_iter().flatten().collect();
         for s in &all {
             if s.cluster.is_none() {
-                self.note_waiting(&s.me);
+                self.note_waiting(&s.me, s.remembers);
                 s.peers.iter().for_each(|p| self.learn_address(p));
             }
             self.heed_status(s);
@@ -64,8 +65,21 @@ impl Core {
             Ok(Err(_)) | Err(_) => None,
         }
     }
-    /// Take this cluster for ours, durably. Only the first one is taken.
+    /// Take this cluster for ours, durably. Only the first one is taken, and none but that whose data is on the disks: another one would not know
+    /// the objects there, and have them removed.
     pub fn adopt(&self, cluster: ClusterId) {
+        if let Some(c) = self.peers.remembers
+            && c != cluster
+        {
+            // Asked for again every half second.
+            if !self.strange.swap(true, Ordering::Relaxed) {
+                tracing::error!(
+                    "not joining cluster {cluster}: the disks here hold data of cluster {c}. `dog cluster rebuild --from-disks` brings that one \
+                     back; if it is not needed any more, empty the directories of this sheep"
+                );
+            }
+            return;
+        }
         let mut id = self.peers.identity.lock().expect("no panic under this lock");
         if id.cluster.is_some() {
             return;
@@ -209,7 +223,9 @@ async fn wait_for_format(core: &Core) {
         {
             core.adopt(cluster);
             core.heed_status(&s);
-            return;
+            if core.cluster().is_some() {
+                return;
+            }
         }
     }
     tokio::select! {

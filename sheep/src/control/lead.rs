@@ -4,7 +4,7 @@
 //! Decisions are `detector`'s and `voters`'. The tasks here end with the plane's token.
 
 use super::boottime_millis;
-use super::core::{Core, RaftView, wall_millis};
+use super::core::{Core, RaftView, Waiting, wall_millis};
 use super::detector::{Decision, Detector, Probe, Watched};
 use super::link::{CallError, host_port};
 use super::raft_types::{RaftId, TypeConfig};
@@ -231,9 +231,11 @@ async fn settle_voters(core: &Core) -> Result<(), Box<dyn std::error::Error + Se
 
 async fn invite(core: &Core) {
     let Some(cluster) = core.cluster() else { return };
-    let waiting = core.waiting_peers();
+    // One with the data of another cluster would not come.
+    let comes = |w: &Waiting| w.remembers.is_none_or(|c| c == cluster);
+    let waiting = core.waiting().into_iter().filter(comes).map(|w| w.peer);
     let known = core.publisher.read(|s| s.nodes.keys().copied().collect::<BTreeSet<_>>());
-    let asks = waiting.into_iter().filter(|p| !known.contains(&p.node)).map(|p| async move {
+    let asks = waiting.filter(|p| !known.contains(&p.node)).map(|p| async move {
         let r = core.peers.call(p.node, &Request::Invite { cluster }, PROBE_TIMEOUT).await;
         if r.is_ok() {
             core.waiting.lock().expect("no panic under this lock").remove(&p.node);

@@ -25,7 +25,7 @@ use sheepdog_proto::{ClusterId, ControlIndex, NodeId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc, watch};
@@ -70,6 +70,8 @@ pub struct ControlConfig {
     pub hello: NodeHello,
     /// `None`: driver `local`.
     pub network: Option<Network>,
+    /// Cluster whose data is on the disks.
+    pub remembers: Option<ClusterId>,
 }
 
 /// The control plane cannot start.
@@ -106,6 +108,18 @@ pub enum FormatError {
     /// Once only.
     #[error("this sheep already belongs to cluster {0}")]
     Member(ClusterId),
+    /// Disks that are not empty.
+    #[error(
+        "the disks of {} hold data of cluster {cluster}: `dog cluster rebuild --from-disks` brings it back; if it is not needed any more, empty \
+         the directories of these sheep first",
+        sheep.join(", ")
+    )]
+    Remembered {
+        /// Where.
+        sheep: Vec<String>,
+        /// Whose; of the first one when there are several.
+        cluster: ClusterId,
+    },
     /// The state machine says no.
     #[error("{0}")]
     Refused(sheepdog_cluster::CommandError),
@@ -128,6 +142,8 @@ pub struct ControlStatus {
     pub cluster: Option<ClusterId>,
     /// The state of a formatted cluster is known here.
     pub formatted: bool,
+    /// Cluster whose data was on the disks at the start.
+    pub remembers: Option<ClusterId>,
     /// Leader as known here.
     pub leader: Option<NodeId>,
     /// Leading, and sure of it.
@@ -230,6 +246,7 @@ impl ControlPlane {
             identity: Mutex::new(identity),
             me: PeerInfo { node: me, incarnation, addr: hello.addr.clone() },
             version: hello.version.clone(),
+            remembers: cfg.remembers,
             takeover_until: AtomicU64::new(0),
         });
         load_book(&cfg.dir, &peers);
@@ -257,6 +274,7 @@ impl ControlPlane {
             voters_hint: Mutex::default(),
             incoming: Mutex::default(),
             outgoing: Mutex::default(),
+            strange: AtomicBool::new(false),
             nudge: Notify::new(),
             demoted: Mutex::default(),
             slept: Mutex::new((boottime_millis(), started)),
@@ -275,6 +293,7 @@ impl ControlPlane {
     /// Make a cluster of this sheep, then take in those that wait. Idempotent after a crash in the middle.
     pub async fn format(&self, format: Format) -> Result<ClusterId, FormatError> {
         let cluster = format.cluster;
+        self.nothing_is_remembered()?;
         self.found(cluster, Command::Format(format)).await?;
         Ok(cluster)
     }
@@ -288,6 +307,19 @@ impl ControlPlane {
             let _ = self.core.raft.trigger().purge_log(upto).await;
         }
         Ok(cluster)
+    }
+    /// Neither the disks here nor those of the sheep that wait hold the data of a cluster. Those that are not heard of now do not join either: see
+    /// `Core::adopt`.
+    fn nothing_is_remembered(&self) -> Result<(), FormatError> {
+        let core = &self.core;
+        let place = |a: &NodeAddr| format!("{}:{}", a.host, a.peer_port);
+        let own = core.peers.remembers.map(|c| (place(&core.peers.me.addr), c));
+        let others = core.waiting().into_iter().filter_map(|w| Some((place(&w.peer.addr), w.remembers?)));
+        let (sheep, clusters): (Vec<_>, Vec<_>) = own.into_iter().chain(others).unzip();
+        match clusters.first() {
+            Some(cluster) => Err(FormatError::Remembered { sheep, cluster: *cluster }),
+            None => Ok(()),
+        }
     }
     async fn found(&self, cluster: ClusterId, command: Command) -> Result<(), FormatError> {
         let core = &self.core;
@@ -340,6 +372,7 @@ impl ControlPlane {
             incarnation: core.incarnation,
             cluster: core.cluster(),
             formatted: core.publisher.read(|s| s.format.is_some()),
+            remembers: core.peers.remembers,
             leader: core.leader(),
             leading: v.established,
             term: v.term,

@@ -11,8 +11,8 @@ use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse,
 };
 use openraft::{AnyError, EmptyNode, OptionalSend, RaftNetworkFactory, RaftNetworkV2};
-use sheepdog_proto::NodeId;
 use sheepdog_proto::checksum::crc32c;
+use sheepdog_proto::{ClusterId, NodeId};
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -28,6 +28,8 @@ pub struct Peers {
     pub me: PeerInfo,
     /// Software version, for hellos.
     pub version: String,
+    /// Cluster whose data was on this node's disks when it started: it joins no other, and none is formatted over it.
+    pub remembers: Option<ClusterId>,
     /// Boot time until which votes are asked for as a takeover: the leader's process was seen to be dead, so voters need not
     /// wait until its raft lease ends. Serving leases do not lean on that one.
     pub takeover_until: AtomicU64,
@@ -37,7 +39,7 @@ impl Peers {
     /// The hello of this moment.
     pub fn hello(&self, to: Option<NodeId>) -> Hello {
         let cluster = self.identity.lock().expect("no panic under this lock").cluster;
-        Hello { me: self.me.clone(), cluster, to, version: self.version.clone() }
+        Hello { me: self.me.clone(), cluster, to, version: self.version.clone(), remembers: self.remembers }
     }
     /// Ask a node.
     pub async fn call(

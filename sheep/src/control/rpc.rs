@@ -158,6 +158,8 @@ pub struct Hello {
     pub to: Option<NodeId>,
     /// Software version.
     pub version: String,
+    /// Cluster whose data is on the caller's disks.
+    pub remembers: Option<ClusterId>,
 }
 
 /// The other side of `Hello`.
@@ -183,6 +185,8 @@ pub struct StatusReply {
     pub me: PeerInfo,
     /// Its cluster, once it is a member.
     pub cluster: Option<ClusterId>,
+    /// Cluster whose data is on its disks.
+    pub remembers: Option<ClusterId>,
     /// Leader as it knows it.
     pub leader: Option<PeerInfo>,
     /// Nodes it knows, members or waiting, at most 64.

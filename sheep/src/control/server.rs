@@ -146,7 +146,7 @@ async fn serve(core: &Arc<Core>, stream: Stream, mut place: Place) -> io::Result
     }
     core.peers.pool.book.hear(&hello.me);
     if hello.cluster.is_none() {
-        core.note_waiting(&hello.me);
+        core.note_waiting(&hello.me, hello.remembers);
     }
     let (tx, mut rx) = mpsc::channel(64);
     let used = AtomicBool::new(false);

@@ -146,7 +146,9 @@ impl AdminBackend for Daemon {
             let id = self.plane.format(format).await.map_err(|e| match &e {
                 FormatError::Refused(why) => command_error(why),
                 FormatError::Member(_) => Error::new(ErrorKind::Exists, e.to_string()),
-                FormatError::Identity(_) | FormatError::Control(_) => failed(e),
+                FormatError::Remembered { .. } | FormatError::Identity(_) | FormatError::Control(_) => {
+                    failed(e)
+                }
             })?;
             if self.config.recovery_max_bytes_per_s > 0 {
                 let command = sheepdog_cluster::Command::Recovery {

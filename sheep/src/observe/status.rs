@@ -17,6 +17,8 @@ pub struct ControlReport {
     pub zone: String,
     /// The cluster is formatted.
     pub formatted: bool,
+    /// Cluster whose data was on the disks at the start.
+    pub remembers: Option<String>,
     /// Keeps no data.
     pub gateway: bool,
     /// This process counts as serving.
@@ -100,6 +102,7 @@ impl ControlReport {
         Self {
             leading: s.leading,
             leader_known: s.leader.is_some(),
+            remembers: s.remembers.map(|c| c.to_string()),
             voter: s.voter,
             voters: s.voters.len() as u64,
             term: s.term,
@@ -113,7 +116,12 @@ impl ControlReport {
 /// Why this process does not serve as it should, in sentences; empty: it does. The first ones matter most.
 pub fn complaints(c: &ControlReport, data: &Result<DataCondition, Silent>) -> Vec<String> {
     let mut out = Vec::new();
-    if !c.formatted {
+    if let (false, Some(cluster)) = (c.formatted, &c.remembers) {
+        out.push(format!(
+            "waiting: the disks hold data of cluster {cluster}. It is found again when a sheep of it runs; if it is lost everywhere, run `dog cluster \
+             rebuild --from-disks` on one of the sheep"
+        ));
+    } else if !c.formatted {
         out.push("waiting for format: run `dog cluster format` on one of the sheep".into());
     } else if c.lease.is_zero() {
         out.push("no lease: the majority of voters is out of reach, I/O waits".into());
@@ -172,6 +180,11 @@ mod tests {
         assert!(unready(&well, &fine()).is_empty() && complaints(&well, &fine()).is_empty());
         for (c, data, word) in [
             (ControlReport { formatted: false, ..well.clone() }, fine(), "waiting for format"),
+            (
+                ControlReport { formatted: false, remembers: Some("7".into()), ..well.clone() },
+                fine(),
+                "data of cluster 7",
+            ),
             (ControlReport { lease: Duration::ZERO, ..well.clone() }, fine(), "no lease"),
             (ControlReport { up: false, ..well.clone() }, fine(), "as up"),
             (ControlReport { synced: 2, ..well.clone() }, fine(), "epoch 2 of 3, 0 objects"),

@@ -119,8 +119,12 @@ impl Replica {
                 // The source has never had it, or it was removed: so shall we. One without a step is there because what was under it has been merged into it.
                 self.hold(oid, terms)?;
                 self.merges(oid, before)?;
-                let mine = store.info(oid).await?;
-                if mine.as_ref().is_some_and(|i| i.filling || i.version != Version::NONE) {
+                let goes = match store.info(oid).await {
+                    Ok(mine) => mine.is_some_and(|i| i.filling || i.version != Version::NONE),
+                    Err(StoreError::CorruptHeader { .. }) => true,
+                    Err(e) => return Err(e.into()),
+                };
+                if goes {
                     store.remove(oid).await?;
                 }
                 self.merge_again(store, oid, before).await?;
@@ -237,10 +241,12 @@ impl Replica {
         let key = PlacementKey { family, index: oid.index() };
         let local = match store.info(oid).await {
             Ok(i) => i,
-            // An unreadable header: start again from nothing.
+            // An unreadable header: start again from nothing. What has begun to be filled does not look as if it had never been written.
             Err(StoreError::CorruptHeader { .. }) => {
+                self.hold(oid, terms)?;
                 store.remove(oid).await?;
-                None
+                store.fill(oid, key, head.vdi, head.object_size, Vec::new()).await?;
+                store.info(oid).await?
             }
             Err(e) => return Err(e.into()),
         };

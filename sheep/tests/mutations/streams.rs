@@ -144,6 +144,7 @@ fn control_messages() -> (Vec<Request>, Vec<Response>) {
             cluster: Some(ClusterId(1)),
             to: Some(NodeId(9)),
             version: "0.1.0".into(),
+            remembers: Some(ClusterId(2)),
         }),
         Request::Status,
         Request::Propose(entry.clone()),
@@ -156,6 +157,7 @@ fn control_messages() -> (Vec<Request>, Vec<Response>) {
     let status = StatusReply {
         me: me(),
         cluster: None,
+        remembers: Some(ClusterId(2)),
         leader: Some(me()),
         peers: vec![me(); 2],
         voters: vec![NodeId(7); 3],

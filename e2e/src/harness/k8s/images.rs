@@ -47,7 +47,7 @@ impl Store {
         Ok(vec![pause.archive(&self.fixed)?, test_box(tools)?.archive(&self.fixed)?])
     }
 
-    /// CSI sidecars and the snapshot controller. Those of upstream's modules go by the names of upstream's images, our own by others.
+    /// CSI sidecars, the snapshot controller and a client of theirs. Those of upstream's modules go by the names of upstream's images, our own by others.
     pub fn sidecars(&self, tools: &Tools) -> Result<Vec<PathBuf>> {
         SIDECARS
             .iter()
@@ -104,6 +104,8 @@ const SIDECARS: &[(&str, Option<&str>)] = &[
     ("csi-attacher", Some("github.com/kubernetes-csi/external-attacher/v4")),
     ("csi-resizer", Some("github.com/kubernetes-csi/external-resizer/v2")),
     ("csi-snapshotter", Some("github.com/kubernetes-csi/external-snapshotter/v8")),
+    ("csi-snapshot-metadata", Some("github.com/kubernetes-csi/external-snapshot-metadata")),
+    ("snapshot-metadata-verifier", None),
     ("snapshot-controller", Some("github.com/kubernetes-csi/external-snapshotter/v8")),
     ("csi-node-driver-registrar", None),
     ("livenessprobe", None),

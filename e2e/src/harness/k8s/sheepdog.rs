@@ -21,7 +21,7 @@ pub fn chart() -> Result<String> {
     Ok(path.to_str().context("path")?.to_owned())
 }
 
-/// Values that the lab needs: of two sidecars it has programs of its own.
+/// Values that the lab needs: of two sidecars it has programs of its own, and backup programs are served.
 fn values() -> Vec<String> {
     [("registrar", "csi-node-driver-registrar"), ("livenessProbe", "livenessprobe")]
         .iter()
@@ -29,6 +29,7 @@ fn values() -> Vec<String> {
             [("registry", "sheepdog.test"), ("repository", image), ("tag", "1")]
                 .map(|(what, value)| format!("--set-string=csi.sidecars.{key}.image.{what}={value}"))
         })
+        .chain(["--set=csi.sidecars.snapshotMetadata.enabled=true".to_owned()])
         .collect()
 }
 
@@ -154,6 +155,22 @@ impl Installed {
         let args =
             ["delete", "pods", "-n", NAMESPACE, "-l", label, "--grace-period=0", "--force", "--wait=false"];
         self.k.kubectl(&args).map(drop)
+    }
+
+    /// The driver's controllers start anew, with the credentials that are there now.
+    pub fn restart_csi_controller(&self) -> Result<()> {
+        let label = "app.kubernetes.io/component=csi-controller";
+        self.k.kubectl(&["delete", "pods", "-n", NAMESPACE, "-l", label, "--wait"])?;
+        self.all_ready()
+    }
+
+    /// Wait until the conditions of the cluster's object say so.
+    pub fn says(&self, text: &str) -> Result<()> {
+        until(&format!("the SheepdogCluster says: {text}"), PATIENCE, || {
+            let conditions = self.cluster()?["status"]["conditions"].to_string();
+            ensure!(conditions.contains(text), "{conditions}");
+            Ok(Some(()))
+        })
     }
 
     /// The same chart and values once more.

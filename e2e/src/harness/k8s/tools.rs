@@ -12,8 +12,11 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 const GO: &str = "1.27.3";
-const MODULES: &str = include_str!("../../../tools/go.mod");
-const SUMS: &str = include_str!("../../../tools/go.sum");
+/// Lists of versions, by their directory. One program does not compile with what the others need.
+const LISTS: [(&str, &str); 2] =
+    [("", include_str!("../../../tools/go.mod")), ("metadata", include_str!("../../../tools/metadata/go.mod"))];
+const SUMS: [&str; 2] =
+    [include_str!("../../../tools/go.sum"), include_str!("../../../tools/metadata/go.sum")];
 /// Our own small programs among the tools: when they change, so does the directory's name.
 const OWN: [&str; 4] = [
     include_str!("../../../tools/coredns/main.go"),
@@ -84,6 +87,19 @@ const PROGRAMS: &[Program] = &[
         SNAPSHOTTER,
         "main.version",
     ),
+    Program(
+        "csi-snapshot-metadata",
+        "github.com/kubernetes-csi/external-snapshot-metadata/cmd/csi-snapshot-metadata",
+        METADATA,
+        "main.version",
+    ),
+    // A client of it: copies what it is told has changed, and compares the rest.
+    Program(
+        "snapshot-metadata-verifier",
+        "github.com/kubernetes-csi/external-snapshot-metadata/examples/snapshot-metadata-verifier",
+        METADATA,
+        "",
+    ),
     Program("csi-node-driver-registrar", "sheepdog.io/e2e/tools/registrar", K8S, ""),
     Program("livenessprobe", "sheepdog.io/e2e/tools/livenessprobe", K8S, ""),
     Program("csi-sanity", "github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity", SANITY, ""),
@@ -97,6 +113,8 @@ const ATTACHER: &str = "github.com/kubernetes-csi/external-attacher/v4";
 const RESIZER: &str = "github.com/kubernetes-csi/external-resizer/v2";
 const SNAPSHOTTER: &str = "github.com/kubernetes-csi/external-snapshotter/v8";
 const SNAPSHOT_CRDS: &str = "github.com/kubernetes-csi/external-snapshotter/client/v8";
+const METADATA: &str = "github.com/kubernetes-csi/external-snapshot-metadata";
+const METADATA_CRDS: &str = "github.com/kubernetes-csi/external-snapshot-metadata/client";
 // Not 5.6: that asks for CSI 1.13, with whose types Kubernetes 1.36 does not compile.
 const SANITY: &str = "github.com/kubernetes-csi/csi-test/v5";
 const HELM: &str = "helm.sh/helm/v4";
@@ -108,7 +126,7 @@ pub struct Tools {
     pub bin: PathBuf,
     /// Debian packages, unpacked.
     pub debian: PathBuf,
-    /// Custom resource definitions of volume snapshots.
+    /// Custom resource definitions of volume snapshots and of the service that tells their blocks.
     pub snapshot_crds: PathBuf,
 }
 
@@ -127,20 +145,29 @@ impl Tools {
     }
 }
 
-/// The version of a module in the list of versions.
+/// The version of a module in the lists of versions.
 pub fn version(module: &str) -> Result<&'static str> {
-    MODULES
-        .lines()
-        .filter_map(|l| l.trim().trim_start_matches("require ").split_once(' '))
-        .find(|(m, rest)| *m == module && rest.starts_with('v'))
-        .and_then(|(_, rest)| rest.split_whitespace().next())
-        .with_context(|| format!("e2e/tools/go.mod does not require {module}"))
+    listed(module).map(|(_, version)| version)
+}
+
+/// Which list has a module, and its version there.
+fn listed(module: &str) -> Result<(&'static str, &'static str)> {
+    LISTS
+        .iter()
+        .find_map(|(dir, list)| {
+            let (_, rest) = list
+                .lines()
+                .filter_map(|l| l.trim().trim_start_matches("require ").split_once(' '))
+                .find(|(m, rest)| *m == module && rest.starts_with('v'))?;
+            Some((*dir, rest.split_whitespace().next()?))
+        })
+        .with_context(|| format!("no go.mod of e2e/tools requires {module}"))
 }
 
 /// FNV-1a over all that decides what is built: part of a directory's name, not a proof of anything.
 fn key() -> String {
     let mut h = 0xcbf2_9ce4_8422_2325_u64;
-    for text in [GO, MODULES, SUMS].into_iter().chain(OWN) {
+    for text in [GO].into_iter().chain(LISTS.map(|(_, list)| list)).chain(SUMS).chain(OWN) {
         for b in text.bytes().chain([0]) {
             h = (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3);
         }
@@ -155,7 +182,8 @@ pub fn tools() -> Result<Tools> {
         build(&cache, &go, &bin, p)?;
     }
     pause(&bin)?;
-    Ok(Tools { snapshot_crds: snapshot_crds(&go, &bin)?, debian: debian(&cache)?, bin })
+    let snapshot_crds = crds(&go, &bin, "snapshot-crds", &[SNAPSHOT_CRDS, METADATA_CRDS])?;
+    Ok(Tools { snapshot_crds, debian: debian(&cache)?, bin })
 }
 
 /// One program alone, by its name.
@@ -186,7 +214,7 @@ fn place() -> Result<Place> {
     Ok(Place { cache, go, bin, _lock: lock })
 }
 
-/// The directory of the tools' Go module.
+/// The directory of the tools' Go modules.
 fn source() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tools")
 }
@@ -232,9 +260,10 @@ fn fresh(dir: &Path) -> Result<()> {
     Ok(std::fs::create_dir_all(dir)?)
 }
 
-fn go_command(go: &Path) -> Command {
+/// go, in the directory of a list.
+fn go_command(go: &Path, list: &str) -> Command {
     let mut cmd = Command::new(go.join("bin/go"));
-    cmd.current_dir(source()).env("GOROOT", go).env("GOTOOLCHAIN", "local").env("CGO_ENABLED", "0");
+    cmd.current_dir(source().join(list)).env("GOROOT", go).env("GOTOOLCHAIN", "local").env("CGO_ENABLED", "0");
     cmd
 }
 
@@ -244,7 +273,7 @@ fn build(cache: &Path, go: &Path, bin: &Path, p: &Program) -> Result<()> {
     if path.exists() {
         return Ok(());
     }
-    let version = version(module)?;
+    let (list, version) = listed(module)?;
     println!("tools: building {name} ({module} {version}) in {}", bin.display());
     let start = Instant::now();
     let mut flags = String::from("-s -w");
@@ -259,7 +288,7 @@ fn build(cache: &Path, go: &Path, bin: &Path, p: &Program) -> Result<()> {
         }
     }
     let new = bin.join(format!("{name}.new"));
-    let mut cmd = go_command(go);
+    let mut cmd = go_command(go, list);
     cmd.env("GOCACHE", cache.join("go-build"))
         .args(["build", "-p", "2", "-trimpath", "-mod=readonly", "-buildvcs=false", "-ldflags", &flags])
         .arg("-o")
@@ -303,26 +332,31 @@ fn debian(cache: &Path) -> Result<PathBuf> {
     Ok(root)
 }
 
-/// Definitions that the snapshot controller's module brings.
-fn snapshot_crds(go: &Path, bin: &Path) -> Result<PathBuf> {
-    let dir = bin.join("snapshot-crds");
+/// Definitions that upstream's modules bring, in a directory of that name.
+fn crds(go: &Path, bin: &Path, name: &str, modules: &[&str]) -> Result<PathBuf> {
+    let dir = bin.join(name);
     if dir.exists() {
         return Ok(dir);
     }
-    let mut cmd = go_command(go);
-    cmd.args(["mod", "download", "-json", &format!("{SNAPSHOT_CRDS}@{}", version(SNAPSHOT_CRDS)?)]);
-    let said: serde_json::Value = serde_json::from_str(&run_command(cmd, BUILD)?)?;
-    let module = Path::new(said["Dir"].as_str().context("go mod download names no directory")?);
-    let new = bin.join("snapshot-crds.new");
+    let new = bin.join(format!("{name}.new"));
     fresh(&new)?;
-    for entry in std::fs::read_dir(module.join("config/crd"))? {
-        let path = entry?.path();
-        let text = std::fs::read_to_string(&path)?;
-        if text.contains("kind: CustomResourceDefinition") {
-            std::fs::write(new.join(path.file_name().context("name")?), text)?;
+    for module in modules {
+        let (list, version) = listed(module)?;
+        let mut cmd = go_command(go, list);
+        cmd.args(["mod", "download", "-json", &format!("{module}@{version}")]);
+        let said: serde_json::Value = serde_json::from_str(&run_command(cmd, BUILD)?)?;
+        let source = Path::new(said["Dir"].as_str().context("go mod download names no directory")?);
+        let mut found = 0;
+        for entry in std::fs::read_dir(source.join("config/crd"))? {
+            let path = entry?.path();
+            let text = std::fs::read_to_string(&path)?;
+            if text.contains("kind: CustomResourceDefinition") {
+                std::fs::write(new.join(path.file_name().context("name")?), text)?;
+                found += 1;
+            }
         }
+        ensure!(found > 0, "no definitions in {}", source.display());
     }
-    ensure!(std::fs::read_dir(&new)?.next().is_some(), "no definitions in {}", module.display());
     std::fs::rename(&new, &dir)?;
     Ok(dir)
 }
