@@ -4,6 +4,7 @@
 use crate::harness::Lab;
 use crate::harness::k8s::sheepdog::{CLUSTER, Installed, NAMESPACE, claim, cluster, condition, pod};
 use crate::harness::k8s::{Kubernetes, Plan, seconds};
+use crate::harness::proc::run;
 use crate::harness::wait::{phase, until};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
@@ -78,15 +79,17 @@ fn no_secret(lab: &Lab, s: &Installed) -> Result<()> {
 fn wrong_secret(lab: &Lab, s: &Installed) -> Result<()> {
     let name = format!("{CLUSTER}-secret");
     let right = s.k.get(&["-n", NAMESPACE, "secret", &name])?;
-    let other = s.dog(&["secret", "new", "-f", "/dev/stdout"])?;
-    s.k.apply(&[secret(&name, &other)])?;
+    let file = lab.dir.join("other-secret");
+    let dog = lab.bin.join("dog");
+    run(dog.to_str().context("path")?, &["secret", "new", "-f", file.to_str().context("path")?])?;
+    s.k.apply(&[secret(&name, &std::fs::read_to_string(file)?)])?;
     s.restart_csi_controller()?;
     s.k.apply(&[claim("refused", &json!({}))])?;
     let said = until("the claim says why it waits", PATIENCE, || {
         let said = s.k.kubectl(&["events", "--for", "pvc/refused", "--types=Warning"])?;
         Ok(said.contains("ProvisioningFailed").then_some(said))
     })?;
-    ensure!(said.contains("credentials"), "{said}");
+    ensure!(said.contains("not made from this secret"), "{said}");
     s.same("app")?;
     s.sh("app", "echo on >/data/on; sync -f /data")?;
     let before = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": NAMESPACE}, "data": right["data"]});

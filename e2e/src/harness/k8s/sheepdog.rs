@@ -284,7 +284,8 @@ impl Installed {
     }
 }
 
-/// Upstream's controller of snapshots and group snapshots, which a cluster has once, whatever its drivers; returns its image.
+/// Upstream's controller of snapshots and group snapshots, which a cluster has once, whatever its drivers; returns its image. By itself
+/// it asks the API server five times a second at most, and nine times for each snapshot.
 pub fn snapshot_controller(k: &Kubernetes) -> Result<String> {
     let images = k.get(&["node", "node0"])?;
     let names = images["status"]["images"].as_array().cloned().unwrap_or_default();
@@ -304,7 +305,8 @@ pub fn snapshot_controller(k: &Kubernetes) -> Result<String> {
             "selector": {"matchLabels": labels}, "template": {"metadata": {"labels": labels}, "spec": {
                 "serviceAccountName": "snapshots", "terminationGracePeriodSeconds": 1,
                 "containers": [{"name": "c", "image": image, "imagePullPolicy": "IfNotPresent",
-                    "args": ["--leader-election=false", "--http-endpoint=:8080", "--feature-gates=CSIVolumeGroupSnapshot=true"],
+                    "args": ["--leader-election=false", "--http-endpoint=:8080", "--feature-gates=CSIVolumeGroupSnapshot=true",
+                             "--kube-api-qps=50", "--kube-api-burst=100"],
                     "readinessProbe": {"httpGet": {"port": 8080, "path": "/metrics"}, "periodSeconds": 1}}]}}}}),
     ])?;
     k.pods("app=snapshot-controller", 1)?;

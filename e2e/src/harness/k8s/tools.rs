@@ -13,8 +13,10 @@ use std::time::{Duration, Instant};
 
 const GO: &str = "1.27.3";
 /// Lists of versions, by their directory. One program does not compile with what the others need.
-const LISTS: [(&str, &str); 2] =
-    [("", include_str!("../../../tools/go.mod")), ("metadata", include_str!("../../../tools/metadata/go.mod"))];
+const LISTS: [(&str, &str); 2] = [
+    ("", include_str!("../../../tools/go.mod")),
+    ("metadata", include_str!("../../../tools/metadata/go.mod")),
+];
 const SUMS: [&str; 2] =
     [include_str!("../../../tools/go.sum"), include_str!("../../../tools/metadata/go.sum")];
 /// Our own small programs among the tools: when they change, so does the directory's name.
@@ -263,7 +265,10 @@ fn fresh(dir: &Path) -> Result<()> {
 /// go, in the directory of a list.
 fn go_command(go: &Path, list: &str) -> Command {
     let mut cmd = Command::new(go.join("bin/go"));
-    cmd.current_dir(source().join(list)).env("GOROOT", go).env("GOTOOLCHAIN", "local").env("CGO_ENABLED", "0");
+    cmd.current_dir(source().join(list))
+        .env("GOROOT", go)
+        .env("GOTOOLCHAIN", "local")
+        .env("CGO_ENABLED", "0");
     cmd
 }
 
