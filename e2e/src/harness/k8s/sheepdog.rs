@@ -157,11 +157,16 @@ impl Installed {
         self.k.kubectl(&args).map(drop)
     }
 
-    /// The driver's controllers start anew, with the credentials that are there now.
-    pub fn restart_csi_controller(&self) -> Result<()> {
+    /// So many of the driver's controllers; none is there for a moment with 0.
+    pub fn scale_csi_controller(&self, replicas: u32) -> Result<()> {
+        let (name, replicas) = ("deployment/sheepdog-csi-controller", format!("--replicas={replicas}"));
+        self.k.kubectl(&["scale", "-n", NAMESPACE, name, &replicas])?;
         let label = "app.kubernetes.io/component=csi-controller";
-        self.k.kubectl(&["delete", "pods", "-n", NAMESPACE, "-l", label, "--wait"])?;
-        self.all_ready()
+        until("the controllers are as many as they should be", PATIENCE, || {
+            let pods = self.k.get(&["-n", NAMESPACE, "pods", "-l", label])?;
+            let now = pods["items"].as_array().map_or(0, Vec::len);
+            Ok((format!("--replicas={now}") == replicas).then_some(()))
+        })
     }
 
     /// Wait until the conditions of the cluster's object say so.
