@@ -10,12 +10,17 @@ use kube::api::ListParams;
 use sheepdog_crds::SheepdogCluster;
 
 /// All clusters, of the namespace that was named or of all.
-pub async fn clusters(c: &Connected) -> Result<Vec<SheepdogCluster>, Failure> {
+pub async fn list(c: &Connected) -> Result<Vec<SheepdogCluster>, Trouble> {
     let api: Api<SheepdogCluster> = match &c.named {
         Some(ns) => Api::namespaced(c.client.clone(), ns),
         None => Api::all(c.client.clone()),
     };
-    read::list(&api, ListParams::default()).await.map_err(|t| {
+    read::list(&api, ListParams::default()).await
+}
+
+/// The same, for what depends on it.
+pub async fn clusters(c: &Connected) -> Result<Vec<SheepdogCluster>, Failure> {
+    list(c).await.map_err(|t| {
         let f = Failure::of("SheepdogClusters cannot be listed", &t);
         match t {
             Trouble::Forbidden(_) if c.named.is_none() => {

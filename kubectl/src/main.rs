@@ -39,15 +39,12 @@ struct Cli {
     command: Command,
 }
 
+// Their help is that of their arguments.
 #[derive(Subcommand, Debug)]
 enum Command {
-    /// Say what blocks a claim, a pod or a snapshot, and what to do about it
     Why(why::Args),
-    /// A cluster on one screen
     Status(status::Args),
-    /// Write everything that helps to find a fault into one file
     Bundle(bundle::Args),
-    /// Run dog in a pod of a sheep
     Dog(dog::Args),
 }
 

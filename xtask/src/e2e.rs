@@ -35,6 +35,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             "-p",
             "sheepdog-csi",
             "-p",
+            "kubectl-sheepdog",
+            "-p",
             "sheepdog-e2e",
             "--bins",
         ])

@@ -75,7 +75,8 @@ impl Parts {
         &self.notes
     }
 
-    fn note(&mut self, what: impl Into<String>) {
+    /// Leave something out.
+    pub fn note(&mut self, what: impl Into<String>) {
         self.notes.push(what.into());
     }
 

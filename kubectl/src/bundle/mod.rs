@@ -8,6 +8,7 @@ mod plain;
 use crate::choose;
 use crate::connect::Connected;
 use crate::failure::Failure;
+use crate::read::Trouble;
 use k8s_openapi::jiff::Timestamp;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
@@ -52,8 +53,16 @@ async fn fill(
     file: std::fs::File,
     now: Timestamp,
 ) -> Result<(usize, usize, Vec<String>), Failure> {
-    let clusters = choose::clusters(c).await?;
     let mut parts = collect::Parts::new();
+    let clusters = match choose::list(c).await {
+        Ok(all) => all,
+        Err(t @ Trouble::Unreachable(_)) => return Err(Failure::of("nothing can be collected", &t)),
+        // A broken installation is what bundles are for.
+        Err(t) => {
+            parts.note(format!("sheepdogclusters.json: {t}"));
+            Vec::new()
+        }
+    };
     collect::all(c, &clusters, args.log_lines, &mut parts).await;
     parts.readme(now);
     let failed = |e: std::io::Error| Failure::new(format!("the bundle cannot be written: {e}"));

@@ -1,6 +1,6 @@
 //! Steps about the cluster, and about the pods that make and attach its volumes.
 
-use super::facts::{COMPONENT, Sort};
+use super::facts::{COMPONENT, Sort, cluster_id};
 use super::judge::{Judge, Step, blocked};
 use super::verdict::{Cause, Code};
 use crate::words::{going, is_ready, labels, name, namespace, unready};
@@ -20,16 +20,7 @@ impl Judge<'_> {
         if !self.can_read(Sort::Clusters) {
             return Ok(());
         }
-        let Some(c) = self.f.cluster(volume, class) else {
-            if !self.f.clusters.is_empty() {
-                self.saw("it cannot be told which of the SheepdogClusters has it");
-                return Ok(());
-            }
-            return blocked(
-                Cause::new(Code::NoCluster, "there is no SheepdogCluster.")
-                    .say("Make one (docs/kubernetes.md, \"Quick start\"). One that was deleted finds its volumes when it is made again in the same namespace."),
-            );
-        };
+        let Some(c) = self.f.cluster(volume, class) else { return self.no_cluster(volume) };
         let (me, ns) = (name(c), namespace(c));
         let show = format!("kubectl sheepdog status -n {ns} {me}");
         if going(c) {
@@ -72,6 +63,21 @@ impl Judge<'_> {
                 .run("kubectl sheepdog dog node md info"),
             ),
         }
+    }
+
+    fn no_cluster(&mut self, volume: Option<&PersistentVolume>) -> Step {
+        let cause = match volume.and_then(cluster_id) {
+            Some(id) => Cause::new(
+                Code::NoCluster,
+                format!("its volume is in the cluster with the id {id}, and no SheepdogCluster has it."),
+            ),
+            None if self.f.clusters.is_empty() => Cause::new(Code::NoCluster, "there is no SheepdogCluster."),
+            None => {
+                self.saw("it cannot be told which of the SheepdogClusters has it");
+                return Ok(());
+            }
+        };
+        blocked(cause.say("Make one (docs/kubernetes.md, \"Quick start\"). One that was deleted finds its volumes when it is made again under its name in its namespace."))
     }
 
     fn unavailable(&self, c: &SheepdogCluster, why: &Condition, show: &str) -> Cause {

@@ -180,7 +180,11 @@ impl Facts {
                     && l.get(NAMESPACE).is_some_and(|v| *v == namespace(*c))
             })
         };
-        let only = || (self.clusters.len() == 1).then(|| &self.clusters[0]);
+        // The only one there is, unless it is known to be another one.
+        let may_be = |c: &&SheepdogCluster| {
+            id.is_none() || c.status.as_ref().and_then(|s| s.cluster_id.as_deref()).is_none()
+        };
+        let only = || self.clusters.first().filter(|_| self.clusters.len() == 1).filter(may_be);
         self.clusters.iter().find(by_id).or_else(|| self.clusters.iter().find(by_label)).or_else(only)
     }
 }

@@ -1,5 +1,6 @@
 //! Steps about mounting: what the kubelet's events say.
 
+use super::facts::Sort;
 use super::judge::{Judge, Step, blocked};
 use super::verdict::{Cause, Code};
 use crate::words::{ago, claims_of, name, seen_at, shorten};
@@ -8,9 +9,13 @@ use k8s_openapi::api::core::v1::Pod;
 impl Judge<'_> {
     /// Did the kubelet say why it does not mount?
     pub fn mounting(&mut self, pod: &Pod, node: &str) -> Step {
-        let reasons = ["FailedMount", "FailedMapVolume", "FailedAttachVolume"];
+        // An attachment that is there makes what failed before it an old story; so does a container that is being made.
+        let unattached = self.f.unread.contains_key(&Sort::Attachments);
+        let failed = ["FailedMount", "FailedMapVolume", "FailedAttachVolume"];
+        let failed = if unattached { &failed[..] } else { &failed[..2] };
+        let after = self.event(pod, "Pod", &["Pulling", "Pulled", "Created", "Started"]).and_then(seen_at);
         let now = self.f.now;
-        let said = self.event(pod, "Pod", &reasons).and_then(|e| {
+        let said = self.event(pod, "Pod", failed).filter(|e| seen_at(e) >= after).and_then(|e| {
             let when = seen_at(e).map_or_else(String::new, |t| format!(" {} ago", ago(t, now)));
             Some((e.message.clone()?, when))
         });

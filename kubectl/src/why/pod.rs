@@ -45,7 +45,13 @@ impl<'a> Judge<'a> {
             self.claim(claim)?;
             mounted.extend(self.ours(claim).map(|pv| (claim, pv)));
         }
-        if mounted.is_empty() {
+        let known = !self.f.unread.contains_key(&Sort::Volumes) && !self.f.unread.contains_key(&Sort::Claims);
+        let volumes = match (mounted.is_empty(), known) {
+            (false, _) => "its volumes are mounted; ",
+            (true, true) => "it has no volume of Sheepdog; ",
+            (true, false) => "",
+        };
+        if mounted.is_empty() && known {
             self.saw(format!("pod/{me} has no volume of Sheepdog"));
         }
         let Some(node) = node_of(pod) else { return self.unscheduled(pod) };
@@ -56,7 +62,7 @@ impl<'a> Judge<'a> {
         if !mounted.is_empty() {
             self.volumes(pod, node, &mounted)?;
         }
-        if is_ready(pod) { Ok(()) } else { self.itself(pod, !mounted.is_empty()) }
+        if is_ready(pod) { Ok(()) } else { self.itself(pod, volumes) }
     }
 
     /// From the node to the file system.
@@ -224,10 +230,8 @@ impl<'a> Judge<'a> {
     }
 
     /// Everything below it is well.
-    fn itself(&mut self, pod: &Pod, has_volumes: bool) -> Step {
+    fn itself(&mut self, pod: &Pod, volumes: &str) -> Step {
         let me = name(pod);
-        let volumes =
-            if has_volumes { "its volumes are mounted; " } else { "it has no volume of Sheepdog; " };
         if let Some((container, why)) = trouble(pod) {
             return blocked(
                 Cause::new(

@@ -3,7 +3,7 @@
 use super::facts::Sort;
 use super::judge::{Judge, Step, blocked};
 use super::verdict::{Cause, Code};
-use crate::words::{age, claims_of, going, has_ended, listing, name, shorten};
+use crate::words::{age, ago, claims_of, going, has_ended, listing, name, seen_at, shorten};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::StorageClass;
 use sheepdog_crds::DRIVER;
@@ -240,7 +240,9 @@ impl<'a> Judge<'a> {
 
     /// What the provisioner said.
     fn provisioning(&mut self, c: &PersistentVolumeClaim, class: &StorageClass) -> Step {
+        let now = self.f.now;
         let failed = self.event(c, "PersistentVolumeClaim", &["ProvisioningFailed"]);
+        let when = failed.and_then(seen_at).map_or_else(String::new, |t| format!(" {} ago", ago(t, now)));
         let said = failed.and_then(|e| e.message.clone()).unwrap_or_default();
         if said.is_empty() {
             self.doubtful()?;
@@ -255,7 +257,7 @@ impl<'a> Judge<'a> {
             );
         }
         let text = shorten(&said, 600);
-        self.saw(format!("the provisioner said: {text}"));
+        self.saw(format!("the provisioner said{when}: {text}"));
         blocked(classify(&text, &name(class), &self.here(&name(c))))
     }
 }

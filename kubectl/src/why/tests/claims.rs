@@ -109,6 +109,12 @@ fn the_cluster_comes_before_what_it_causes() {
 }
 
 #[test]
+fn a_volume_of_another_cluster() {
+    let f = broken(|f| f.clusters[0].status.as_mut().unwrap().cluster_id = Some("another".into()));
+    blames(&f, "pod/app", Code::NoCluster, &[ID]);
+}
+
+#[test]
 fn a_cluster_that_cannot_be_asked_is_blamed_last() {
     let f = broken(|f| {
         f.claims[0] = pending("data");

@@ -257,6 +257,16 @@ fn what_the_kubelet_said() {
         ));
     });
     blames(&f, "pod/app", Code::PodItself, &["not about Sheepdog", "conf"]);
+    // What failed before a container was made, or before the volume was attached, is over.
+    let f = broken(|f| {
+        f.pods[0] = waiting("app", "data", "n0");
+        f.events.push(event("Pod", "app", "FailedMount", "something old"));
+        let mut later = event("Pod", "app", "Pulling", "an image");
+        later.last_timestamp = Some(from(json!("2026-01-01T00:00:30Z")));
+        f.events.push(later);
+        f.events.push(event("Pod", "app", "FailedAttachVolume", "Multi-Attach error"));
+    });
+    blames(&f, "pod/app", Code::BeingStarted, &[]);
     // Once it runs, what was said before does not matter.
     let f = broken(|f| f.events.push(event("Pod", "app", "FailedMount", "something old")));
     fine(&f, "pod/app");
