@@ -115,8 +115,7 @@ async fn wait<T>(f: Option<impl Future<Output = T>>) -> Option<T> {
 /// Pass bytes on as they come, and the end. Who does not want them any more ends it.
 async fn pass(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin) {
     let mut buffer = vec![0; BUFFER];
-    loop {
-        let Ok(n @ 1..) = from.read(&mut buffer).await else { break };
+    while let Ok(n @ 1..) = from.read(&mut buffer).await {
         if to.write_all(&buffer[..n]).await.is_err() || to.flush().await.is_err() {
             return;
         }

@@ -53,6 +53,20 @@ impl Plugin<'_> {
         Ok(said.out)
     }
 
+    /// Do what was advised.
+    fn follow(&self, command: &str) -> Result<()> {
+        let said = self.shell(command, &[])?;
+        ensure!(said.code == 0, "{command}: {}{}", said.out, said.err);
+        Ok(())
+    }
+
+    /// The cause's name, as programs get it.
+    fn code(&self, target: &str) -> Result<String> {
+        let said = self.run(&["why", target, "-o", "json"])?;
+        let verdict: Value = serde_json::from_str(&said.out)?;
+        Ok(verdict["cause"]["code"].as_str().unwrap_or_default().to_owned())
+    }
+
     /// The same, soon.
     fn comes_to_say(&self, args: &[&str], code: i32, words: &[&str]) -> Result<String> {
         until(&format!("kubectl sheepdog {}", args.join(" ")), PATIENCE, || {
@@ -73,12 +87,17 @@ pub fn run_scenario(lab: &Lab) -> Result<()> {
     claims(&p)?;
     elsewhere(&p)?;
     not_registered(&p)?;
+    controller(&p)?;
+    foreign(&p)?;
+    snapshot(&p)?;
+    growing(&p)?;
     status(&p)?;
     dog(&p)?;
     bundle(&p)?;
     little(&p)?;
-    s.delete(&["pod/second", "pod/third"])?;
-    s.delete(&["pvc/data", "pvc/third", "pvc/wrong"])?;
+    held(&p)?;
+    s.delete(&["pod/third", "pod/foreign"])?;
+    s.delete(&["pvc/third", "pvc/wrong", "pvc/late", "pvc/foreign", "pvc/growing"])?;
     s.no_volumes()?;
     s.finish(lab)
 }
@@ -118,8 +137,7 @@ fn elsewhere(p: &Plugin<'_>) -> Result<()> {
     )?;
     print!("{said}");
     p.says(&["why", "pvc/data"], 1, &["pod/first uses it"])?;
-    let advised = p.shell(advice, &[])?;
-    ensure!(advised.code == 0, "{}{}", advised.out, advised.err);
+    p.follow(advice)?;
     p.s.ready("second")?;
     p.says(&["why", "pod/second"], 0, &["Nothing blocks pod/second"])?;
     p.lab.proved(
@@ -156,6 +174,73 @@ fn not_registered(p: &Plugin<'_>) -> Result<()> {
     p.says(&["why", "pod/third"], 0, &["Nothing blocks pod/third"])?;
     p.lab.proved("a node without the CSI driver: why says that, and which label keeps it away");
     p.s.all_ready()
+}
+
+/// Nobody makes volumes.
+fn controller(p: &Plugin<'_>) -> Result<()> {
+    p.s.k.kubectl(&["scale", "-n", NAMESPACE, "deployment/sheepdog-csi-controller", "--replicas=0"])?;
+    p.s.k.apply(&[claim("late", &json!({}))])?;
+    let advice = format!("kubectl scale -n {NAMESPACE} deployment/sheepdog-csi-controller --replicas=2");
+    p.comes_to_say(&["why", "pvc/late"], 1, &["no CSI controller runs", "is scaled to 0", &advice])?;
+    ensure!(p.code("pvc/late")? == "NoCsiController", "another code");
+    p.follow(&advice)?;
+    p.comes_to_say(&["why", "pvc/late"], 0, &["Nothing blocks pvc/late", "no pod uses pvc/late"])?;
+    p.lab.proved("no CSI controller: why says so; the command it advises helps");
+    Ok(())
+}
+
+/// A volume on which somebody has put something else.
+fn foreign(p: &Plugin<'_>) -> Result<()> {
+    p.s.k.apply(&[claim("foreign", &json!({}))])?;
+    let volume = until("the claim is bound", PATIENCE, || {
+        let name = p.s.k.get(&["pvc", "foreign"])?["spec"]["volumeName"].as_str().map(str::to_owned);
+        Ok(name)
+    })?;
+    p.follow(&format!("head -c 1000000 /dev/urandom | kubectl sheepdog dog vdi write {volume}"))?;
+    p.s.k.apply(&[pod("foreign", "foreign", None)])?;
+    let said =
+        p.comes_to_say(&["why", "pod/foreign"], 1, &["holds something else", "never formatted over"])?;
+    print!("{said}");
+    ensure!(p.code("pod/foreign")? == "ForeignData", "another code");
+    p.lab.proved("a volume with foreign data: why says what the driver said");
+    Ok(())
+}
+
+/// There is no snapshot controller yet, then there is.
+fn snapshot(p: &Plugin<'_>) -> Result<()> {
+    p.s.k.apply(&[json!({"apiVersion": "snapshot.storage.k8s.io/v1", "kind": "VolumeSnapshot", "metadata": {"name": "s"},
+        "spec": {"volumeSnapshotClassName": CLUSTER, "source": {"persistentVolumeClaimName": "data"}}})])?;
+    p.says(&["why", "volumesnapshot/s"], 1, &["the snapshot controller does not run"])?;
+    p.s.snapshot_controller()?;
+    p.comes_to_say(&["why", "volumesnapshot/s"], 0, &["Nothing blocks volumesnapshot/s", "is ready to use"])?;
+    p.s.delete(&["volumesnapshot/s"])?;
+    p.lab.proved("a snapshot that nobody takes: why says who is missing");
+    Ok(())
+}
+
+/// Grown in Sheepdog, and nobody mounts it.
+fn growing(p: &Plugin<'_>) -> Result<()> {
+    p.s.k.apply(&[claim("growing", &json!({}))])?;
+    p.comes_to_say(&["why", "pvc/growing"], 0, &["Nothing blocks pvc/growing"])?;
+    p.s.k.apply(&[claim("growing", &json!({"resources": {"requests": {"storage": "2Gi"}}}))])?;
+    p.comes_to_say(&["why", "pvc/growing"], 1, &["grows from 1Gi to 2Gi", "when a pod uses it next"])?;
+    p.lab.proved("a claim that has grown and waits for a pod: why says that nothing is wrong");
+    Ok(())
+}
+
+/// A claim that is deleted in use.
+fn held(p: &Plugin<'_>) -> Result<()> {
+    p.s.k.kubectl(&["delete", "pvc", "data", "--wait=false"])?;
+    let advice = "kubectl delete pod -n default second";
+    p.says(&["why", "pvc/data"], 1, &["stays for as long as a pod uses it: second", advice])?;
+    p.says(&["status"], 0, &["default/data", "is being deleted"])?;
+    p.follow(advice)?;
+    until("the claim is gone", PATIENCE, || {
+        let said = p.run(&["why", "pvc/data"])?;
+        Ok((said.code == 2 && said.err.contains("no PersistentVolumeClaim data")).then_some(()))
+    })?;
+    p.lab.proved("a claim deleted in use: why names the pod that holds it; the command it advises helps");
+    Ok(())
 }
 
 fn status(p: &Plugin<'_>) -> Result<()> {

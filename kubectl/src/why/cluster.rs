@@ -140,11 +140,11 @@ impl Judge<'_> {
         };
         let of = self.f.deployments.iter().find(is_it);
         let wanted = of.and_then(|d| d.spec.as_ref()?.replicas);
-        let why = match (pods.first(), of, wanted) {
-            (Some(p), ..) => format!("pod/{} {}", name(*p), unready(p)),
-            (None, Some(d), Some(0)) => format!("deployment/{} is scaled to 0", name(d)),
-            (None, Some(d), _) => format!("deployment/{} has no pod", name(d)),
-            (None, None, _) => "there is no Deployment of it".to_owned(),
+        let why = match (of, wanted, pods.first()) {
+            (Some(d), Some(0), _) => format!("deployment/{} is scaled to 0", name(d)),
+            (_, _, Some(p)) => format!("pod/{} {}", name(*p), unready(p)),
+            (Some(d), _, None) => format!("deployment/{} has no pod", name(d)),
+            (None, _, None) => "there is no Deployment of it".to_owned(),
         };
         let cause = Cause::new(
             Code::NoCsiController,

@@ -41,7 +41,7 @@ impl Judge<'_> {
     fn about_us(&self, pod: &Pod, text: &str) -> bool {
         let volumes = claims_of(pod);
         let ours = volumes.iter().filter_map(|c| self.ours(self.f.claim(c)?));
-        let mut named = ours.map(|pv| name(pv));
+        let mut named = ours.map(name);
         let other =
             ["configmap \"", "secret \"", "references non-existent config key", "hostPath type check failed"];
         let of_kubelet = other.iter().any(|o| text.contains(o)) && !text.contains("stage");
