@@ -54,6 +54,7 @@ impl Judge<'_> {
     fn classify(&self, text: &str, pod: &Pod, node: &str) -> Cause {
         let has = |words: &[&str]| words.iter().any(|w| text.contains(w));
         let me = format!("pod/{} on {node}", name(pod));
+        let volume = self.volume_in(text, pod);
         let cause = |code, what: &str| Cause::new(code, format!("{what}: {text}"));
         if has(&[
             "is never formatted over",
@@ -64,12 +65,14 @@ impl Judge<'_> {
             return cause(Code::ForeignData, &format!("the volume of {me} holds something else than the file system that is asked for, and is not formatted over it"))
                 .say("If the data matters, use the volume as what it is: another csi.storage.k8s.io/fstype, or volumeMode Block. If it does not, delete the claim and make a new one.")
                 .say("A snapshot first loses nothing:")
-                .run("kubectl sheepdog dog vdi snapshot --help");
+                .run(format!("kubectl sheepdog dog vdi snapshot {volume} -s as-found"));
         }
         if has(&["e2fsck found damage", "xfs_repair", "Structure needs cleaning"]) {
             return cause(Code::FileSystemDamaged, &format!("the file system of the volume of {me} is damaged"))
                 .say("Take a snapshot, then repair it by hand: a pod with the volume as a device (volumeMode Block of a clone), and fsck in it. Or restore a snapshot.")
-                .run("kubectl sheepdog dog vdi check --help    # are the copies alike?");
+                .run(format!("kubectl sheepdog dog vdi snapshot {volume} -s as-found"))
+                .say("Are its copies alike?")
+                .run(format!("kubectl sheepdog dog vdi check {volume}"));
         }
         if has(&["passphrase in the secret does not open"]) {
             return cause(Code::WrongPassphrase, &format!("the passphrase for the encrypted volume of {me} is wrong"))
@@ -102,6 +105,13 @@ impl Judge<'_> {
         cause(Code::MountFailed, &format!("the volume of {me} cannot be mounted"))
             .say("It is tried again by itself. What does the driver say on that node?")
             .run(self.driver_logs(node))
+    }
+
+    /// The volume of the pod that a text names; volumes that the driver made have that name in Sheepdog, too.
+    fn volume_in(&self, text: &str, pod: &Pod) -> String {
+        let volumes = claims_of(pod);
+        let mut ours = volumes.iter().filter_map(|c| self.ours(self.f.claim(c)?)).map(name);
+        ours.find(|n| text.contains(n)).unwrap_or_else(|| "NAME".into())
     }
 
     /// The logs of the driver's pod of a node.

@@ -245,7 +245,10 @@ fn what_the_kubelet_said() {
             f.pods[0] = waiting("app", "data", "n0");
             f.events.push(event("Pod", "app", "FailedMount", &format!("{prefix}{said}")));
         });
-        blames(&f, "pod/app", code, &[said]);
+        let v = blames(&f, "pod/app", code, &[said]);
+        if code == Code::ForeignData {
+            runs(&v, "dog vdi snapshot pvc-data -s as-found");
+        }
     }
     let f = broken(|f| {
         f.pods[0] = waiting("app", "data", "n0");
