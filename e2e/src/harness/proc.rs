@@ -104,6 +104,11 @@ pub fn run_command(cmd: Command, limit: Duration) -> Result<String> {
     Ok(stdout.into_owned())
 }
 
+/// The same, with everything it said and however it ended.
+pub fn output_command(cmd: Command, limit: Duration) -> Result<Output> {
+    complete(cmd, limit)
+}
+
 /// As one would type it.
 fn said(cmd: &Command) -> String {
     let words: Vec<_> =

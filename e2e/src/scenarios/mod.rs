@@ -17,6 +17,7 @@ mod k8s_scale;
 mod k8s_speed;
 mod k8s_upgrade;
 mod k8s_volumes;
+mod k8s_why;
 mod layers;
 mod partition;
 mod pause;
@@ -62,6 +63,7 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario { name: "k8s-upgrade", about: k8s_upgrade::ABOUT, core: true, run: k8s_upgrade::run_scenario },
     Scenario { name: "k8s-volumes", about: k8s_volumes::ABOUT, core: true, run: k8s_volumes::run_scenario },
+    Scenario { name: "k8s-why", about: k8s_why::ABOUT, core: false, run: k8s_why::run_scenario },
     Scenario { name: "csi-sanity", about: csi_sanity::ABOUT, core: true, run: csi_sanity::run_scenario },
     Scenario { name: "csi-volume", about: csi_volume::ABOUT, core: true, run: csi_volume::run_scenario },
     Scenario { name: "idle", about: idle::ABOUT, core: false, run: idle::run_scenario },

@@ -4,12 +4,13 @@
 use super::pki::Pki;
 use super::space::Space;
 use super::tools::Tools;
-use crate::harness::proc::{Proc, run_command};
+use crate::harness::proc::{Proc, output_command, run_command};
 use crate::harness::wait::until;
 use anyhow::{Context as _, Result, bail};
+use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 use std::time::Duration;
 
 /// Address of the control plane, and the nodes' gateway and name server.
@@ -177,10 +178,24 @@ impl Control {
 
     /// A client of the cluster, as its administrator: kubectl or helm.
     pub fn client(&self, program: &str, args: &[&str]) -> Result<String> {
+        let program = self.tools.join(program);
+        run_command(self.command(program.as_os_str(), args), START)
+    }
+
+    /// A shell's script as the administrator, with programs of this directory and kubectl on its path; whatever it says, however it ends.
+    pub fn shell(&self, programs: &Path, script: &str, args: &[&str]) -> Result<Output> {
+        let mut cmd = self.command(OsStr::new("sh"), &[&["-c", script, "sh"], args].concat());
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let all = [programs.to_owned(), self.tools.clone()].into_iter().chain(std::env::split_paths(&path));
+        cmd.env("PATH", std::env::join_paths(all)?);
+        output_command(cmd, START)
+    }
+
+    fn command(&self, program: &OsStr, args: &[&str]) -> Command {
         let mut cmd = Command::new("nsenter");
-        cmd.arg(format!("--net=/proc/{}/ns/net", self.space.pid())).arg(self.tools.join(program)).args(args);
+        cmd.arg(format!("--net=/proc/{}/ns/net", self.space.pid())).arg(program).args(args);
         cmd.env("KUBECONFIG", &self.admin).env("HOME", &self.dir);
-        run_command(cmd, START)
+        cmd
     }
 
     /// kubectl, as the administrator.
