@@ -12,6 +12,12 @@ pub struct Args {
     /// Directory of this sheep, then its further disks: DIR[,DISK...]. The first holds identity and control log, and data too
     #[arg(value_name = "DIR[,DISK...]", env = "SHEEP_DIR")]
     pub dirs: String,
+    /// Directory for identity and control log. Then every DIR is a data disk and nothing else, and any of them may be replaced
+    #[arg(long, value_name = "DIR", env = "SHEEP_HOME")]
+    pub home: Option<PathBuf>,
+    /// Start without those disks whose directories are not mount points: a file system that is not mounted must not look like an empty disk
+    #[arg(long, env = "SHEEP_ONLY_MOUNTED")]
+    pub only_mounted: bool,
 
     /// Address to listen on. Default: loopback without credentials, all addresses with them
     #[arg(short = 'b', long, env = "SHEEP_BIND_ADDR")]

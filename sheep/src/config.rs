@@ -11,6 +11,8 @@ pub struct Config {
     pub home: PathBuf,
     /// Data disks.
     pub disks: Vec<PathBuf>,
+    /// Leave out those that are not mount points.
+    pub only_mounted: bool,
     /// Address of every listener.
     pub bind: String,
     /// Clients.
@@ -117,17 +119,21 @@ fn is_loopback(host: &str) -> bool {
 impl Config {
     /// Check and complete.
     pub fn new(a: &Args) -> Result<Self, ConfigError> {
-        let mut dirs = a.dirs.split(',').map(str::trim).filter(|d| !d.is_empty()).map(PathBuf::from);
-        let Some(home) = dirs.next() else {
+        let mut disks: Vec<PathBuf> =
+            a.dirs.split(',').map(str::trim).filter(|d| !d.is_empty()).map(PathBuf::from).collect();
+        let Some(first) = disks.first().cloned() else {
             return fail("no directory given: sheep needs DIR, where it keeps its identity and data");
         };
-        let mut disks: Vec<PathBuf> = dirs.collect();
-        if a.gateway && !disks.is_empty() {
-            return fail("--gateway keeps no data: give it only one directory, for its identity");
+        if a.gateway {
+            if disks.len() > 1 || a.home.is_some() {
+                return fail("--gateway keeps no data: give it only one directory, for its identity");
+            }
+            disks.clear();
         }
-        if !a.gateway {
-            disks.insert(0, home.clone());
+        if a.home.as_ref().is_some_and(|h| disks.contains(h)) {
+            return fail("--home is one of the disks: leave it out, the first directory is the home then");
         }
+        let home = a.home.clone().unwrap_or(first);
         for (i, d) in disks.iter().enumerate() {
             if disks[..i].contains(d) {
                 return fail(format!("{} is given twice: every disk is a directory of its own", d.display()));
@@ -247,6 +253,7 @@ impl Config {
         Ok(Self {
             home,
             disks,
+            only_mounted: a.only_mounted,
             bind,
             port: a.port,
             peer_port,
@@ -305,6 +312,16 @@ mod tests {
     }
 
     #[test]
+    fn the_home_is_the_first_disk_or_none_of_them() {
+        let paths = |c: &Config| (c.home.clone(), c.disks.clone());
+        let c = config(&["/a,/b"]).expect("valid");
+        assert_eq!(paths(&c), ("/a".into(), vec!["/a".into(), "/b".into()]));
+        let c = config(&["--home", "/h", "/a,/b"]).expect("valid");
+        assert_eq!(paths(&c), ("/h".into(), vec!["/a".into(), "/b".into()]));
+        assert_eq!(paths(&config(&["-g", "/a"]).expect("valid")), ("/a".into(), vec![]));
+    }
+
+    #[test]
     fn wrong_values_say_what_to_do() {
         for (args, word) in [
             (&["--lease", "1s", "/d"][..], "--lease"),
@@ -312,6 +329,8 @@ mod tests {
             (&["--seed", "host", "/d"], "HOST:PORT"),
             (&["--journal", "/j,size=1k", "/d"], "32M"),
             (&["-g", "/d,/e"], "--gateway"),
+            (&["-g", "--home", "/h", "/d"], "--gateway"),
+            (&["--home", "/d", "/d,/e"], "--home"),
             (&["/d,/d"], "twice"),
             (&["--copies", "17", "/d"], "1 to 16"),
             (&["--min-copies", "3", "-c", "2", "/d"], "--min-copies"),

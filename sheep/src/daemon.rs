@@ -83,6 +83,29 @@ fn lock(home: &Path) -> anyhow::Result<File> {
     Ok(file)
 }
 
+/// See `--only-mounted`. The cluster is told of those that it knows as missing, like of any disk that a sheep was started without.
+fn leave_out_unmounted(config: &mut Config) -> anyhow::Result<()> {
+    if !config.only_mounted || config.gateway {
+        return Ok(());
+    }
+    // The home may be a disk as well: without it there is no identity.
+    let needed = config.disks.contains(&config.home).then(|| config.home.clone());
+    let (there, missing): (Vec<_>, Vec<_>) =
+        std::mem::take(&mut config.disks).into_iter().partition(|d| crate::dirs::is_mount_point(d));
+    for d in &missing {
+        tracing::error!(disk = %d.display(), "nothing is mounted there: started without this disk");
+    }
+    if let Some(home) = needed.filter(|h| missing.contains(h)) {
+        bail!("{}: nothing is mounted there, and this sheep's identity is on it: mount it", home.display());
+    }
+    if there.is_empty() {
+        let names: Vec<String> = missing.iter().map(|d| d.display().to_string()).collect();
+        bail!("none of the disks is mounted: {}: mount at least one of them", names.join(", "));
+    }
+    config.disks = there;
+    Ok(())
+}
+
 /// Direct I/O works in this directory.
 fn direct(dir: &Path) -> anyhow::Result<()> {
     use rustix::fs::{Mode, OFlags};
@@ -155,7 +178,8 @@ fn hello(config: &Config, node: NodeId, opened: &Opened) -> NodeHello {
 /// Run until told to stop.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let set_level = start_logs(&args.log_level, args.log_format == "json")?;
-    let config = Config::new(args)?;
+    let mut config = Config::new(args)?;
+    leave_out_unmounted(&mut config)?;
     let _lock = lock(&config.home)?;
     if config.directio {
         config.disks.iter().try_for_each(|d| direct(d))?;

@@ -9,6 +9,13 @@ pub fn make(path: &Path) -> io::Result<()> {
     make_by(path, &mut sync)
 }
 
+/// Is another file system, or another part of one, mounted there? Nothing is there: no.
+pub fn is_mount_point(path: &Path) -> bool {
+    use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
+    let looked = statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::BASIC_STATS);
+    looked.is_ok_and(|s| s.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
+}
+
 /// The names in a directory are on stable storage.
 pub fn sync(path: &Path) -> io::Result<()> {
     // The parent of a relative path of one word.

@@ -245,6 +245,14 @@ impl Admin {
                 "it is the node's only disk: use `dog node drain`, or --force",
             ));
         }
+        if !r.force
+            && let Some(risk) = self.kill_risk(self.me())
+        {
+            let text = format!(
+                "{risk}: what is on the disk may be nowhere else. Wait, give the volume more copies, or say --force to accept loss"
+            );
+            return Err(Error::new(ErrorKind::Busy, text));
+        }
         Ok(self.data().unplug(disk, r.force).await?)
     }
 
