@@ -1,5 +1,7 @@
 //! Command line: every option is also a variable, as pods like it.
 
+use crate::capability::Fs;
+use crate::disks::Disk;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -28,6 +30,8 @@ pub enum Command {
     FuseHost(FuseHost),
     /// Say how volumes can be attached on this node, and why not otherwise
     Preflight(Preflight),
+    /// Mount the block devices of this node's sheep; blank ones get a file system (an init container of sheep does this)
+    Disks(Disks),
 }
 
 /// The cluster.
@@ -155,4 +159,30 @@ pub struct Preflight {
     /// As JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// `disks`.
+#[derive(Args, Debug, Clone)]
+pub struct Disks {
+    /// Whose disks: NAMESPACE/NAME of the SheepdogCluster
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    pub cluster: String,
+    /// This node
+    #[arg(long, env = "NODE_NAME", value_name = "NAME")]
+    pub node: String,
+    /// File system that blank devices get
+    #[arg(long, default_value = "xfs", value_parser = Fs::parse, value_name = "FS")]
+    pub fs_type: Fs,
+    /// Directory of all mount points; what else is mounted in it is unmounted
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+    /// A device and its mount point in that directory; may be repeated
+    #[arg(long, required = true, value_name = "DEVICE=DIR")]
+    pub disk: Vec<Disk>,
+    /// End with an error when not one of them can be mounted
+    #[arg(long)]
+    pub need_one: bool,
+    /// Write here why devices were left out
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
 }

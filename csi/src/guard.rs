@@ -155,6 +155,16 @@ pub async fn probe(device: &Path) -> Outcome<Probe> {
     read_probe(ended.code, &ended.stdout).ok_or_else(|| exec::failed("blkid", &args, &ended))
 }
 
+/// The same, with the UUID of a file system.
+pub async fn signatures(device: &Path) -> Outcome<(Probe, Option<String>)> {
+    let device = device.to_str().ok_or_else(|| Fault::internal("a device with an odd name"))?;
+    let args = ["-p", "-s", "TYPE", "-s", "PTTYPE", "-s", "UUID", "-o", "export", device];
+    let ended = exec::run("blkid", &args, exec::SHORT).await?;
+    let probe = read_probe(ended.code, &ended.stdout).ok_or_else(|| exec::failed("blkid", &args, &ended))?;
+    let uuid = ended.stdout.lines().find_map(|l| l.strip_prefix("UUID="));
+    Ok((probe, uuid.map(str::to_owned)))
+}
+
 /// Exit code 2 also means that the device could not be read: the caller has read it.
 fn read_probe(code: i32, stdout: &str) -> Option<Probe> {
     let value =

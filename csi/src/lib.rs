@@ -1,7 +1,7 @@
 //! The CSI driver of Sheepdog, `csi.sheepdog.io`: volumes for pods.
 //!
 //! `controller` speaks to Sheepdog's admin interface and knows no node; `node` attaches, formats and mounts on one node, through one of the
-//! backends of `attach`; `guard` decides whether a device may be formatted; `identity` says who we are. Decisions are pure functions in
+//! backends of `attach`; `guard` decides whether a device may be formatted; `disks` does the same for the block devices of sheep; `identity` says who we are. Decisions are pure functions in
 //! `capability`, `parameters`, `size`, `names`, `guard` and `fault`; everything else does I/O.
 //!
 //! What holds:
@@ -15,6 +15,7 @@ pub mod attach;
 pub mod capability;
 pub mod cli;
 pub mod controller;
+pub mod disks;
 pub mod exec;
 pub mod fault;
 pub mod guard;

@@ -1,10 +1,11 @@
 //! The driver's processes: see `sheepdog_csi`.
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 use sheepdog_csi::attach::loopback::host::Host;
-use sheepdog_csi::cli::{Cli, Cluster, Command, FuseHost, Here, Preflight};
+use sheepdog_csi::cli::{Cli, Cluster, Command, Disks, FuseHost, Here, Preflight};
 use sheepdog_csi::controller::Controller;
+use sheepdog_csi::disks::{self, Owner};
 use sheepdog_csi::identity::{self, Ready};
 use sheepdog_csi::node::Plugin;
 use sheepdog_csi::server::{self, Services};
@@ -40,6 +41,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
             Command::All(n) => serve(n.cluster, true, Some(n.here)).await,
             Command::FuseHost(f) => fuse_host(f).await,
             Command::Preflight(p) => look(p).await,
+            Command::Disks(d) => mount_disks(d).await,
         }
     });
     // A thread that hangs in the kernel does not keep the process.
@@ -112,4 +114,14 @@ async fn look(options: Preflight) -> Result<ExitCode> {
         print!("{}", preflight::text(&report));
     }
     Ok(if report.backend.is_some() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn mount_disks(options: Disks) -> Result<ExitCode> {
+    let owner = Owner { cluster: options.cluster, node: options.node };
+    let done = disks::prepare(&owner, options.fs_type, &options.dir, &options.disk).await?;
+    if let Some(file) = &options.report {
+        std::fs::write(file, done.text()).with_context(|| format!("{}", file.display()))?;
+    }
+    ensure!(!options.need_one || !done.mounted.is_empty(), "not one of the devices can be used");
+    Ok(ExitCode::SUCCESS)
 }
