@@ -85,6 +85,29 @@ impl FsType {
     }
 }
 
+/// A VolumeAttributesClass.
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct VolumeAttributesClassOptions {
+    /// Its name.
+    #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')").message(
+        "the name of a VolumeAttributesClass consists of lower-case letters, digits, '-' and '.', for example three-copies"
+    ))]
+    pub name: String,
+    /// What volumes get that claims give this class.
+    pub parameters: VolumeAttributes,
+}
+
+/// What can be changed of a volume through its claim.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct VolumeAttributes {
+    /// Full copies.
+    #[schemars(range(min = 1, max = 16))]
+    pub copies: u8,
+}
+
 /// The VolumeSnapshotClass.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]

@@ -1,6 +1,8 @@
 //! `SheepdogCluster`: which nodes store what, how redundantly, and how it is run.
 
-pub use crate::classes::{FsType, ReclaimPolicy, SnapshotClassOptions, StorageClassOptions};
+pub use crate::classes::{
+    FsType, ReclaimPolicy, SnapshotClassOptions, StorageClassOptions, VolumeAttributesClassOptions,
+};
 pub use crate::status::{NodeStatus, SheepdogClusterStatus};
 use crate::{DeletionPolicy, Redundancy, yes};
 use k8s_openapi::api::core::v1::{ResourceRequirements, Toleration};
@@ -8,6 +10,17 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+
+/// Where the sheep of a group have their identities does not change while the group is there: they would come up as others. The cluster's name is part of
+/// the default, and no rule can ask for it at a price that the API server allows.
+const HOME_STAYS: &str = "self.nodeGroups.all(new, !oldSelf.nodeGroups.exists(old, old.name == new.name && !(\
+    has(old.directories) && old.directories.size() > 0 \
+    ? has(new.directories) && new.directories.size() > 0 && new.directories[0] == old.directories[0] \
+    : has(old.devices) && old.devices.size() > 0 \
+    ? (!has(new.directories) || new.directories.size() == 0) && has(new.devices) && new.devices.size() > 0 \
+    : has(new.directories) && new.directories.size() > 0 \
+    ? new.directories[0].startsWith(self.dataDir + '/') && new.directories[0].endsWith('/data') \
+    : !has(new.devices) || new.devices.size() == 0)))";
 
 /// A Sheepdog cluster: sheep on the chosen nodes, gateways on the others.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -60,6 +73,9 @@ use std::collections::BTreeMap;
     ),
     validation = Rule::new("has(self.minCopies) == has(oldSelf.minCopies) && (!has(self.minCopies) || self.minCopies == oldSelf.minCopies)").message(
         "minCopies is decided when the cluster is formatted and cannot be changed"
+    ),
+    validation = Rule::new(HOME_STAYS).message(
+        "the first directory of a node group holds the identities of its sheep and stays the first (CLUSTER/data under dataDir where a group named none; groups of devices only keep them under dataDir and take no directories): add disks behind it, or make another group and drain this one"
     )
 )]
 pub struct SheepdogClusterSpec {
@@ -140,6 +156,11 @@ pub struct SheepdogClusterSpec {
     /// The VolumeSnapshotClass that is made for this cluster where Kubernetes has snapshots.
     #[serde(default)]
     pub snapshot_class: SnapshotClassOptions,
+    /// VolumeAttributesClasses that are made, by which the number of copies of a volume is changed through its claim (Kubernetes 1.34 or later).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub volume_attributes_classes: Vec<VolumeAttributesClassOptions>,
     /// Show every VDI of the cluster as a `Vdi` object, whoever made it.
     #[serde(default = "yes")]
     pub list_vdis: bool,
@@ -204,6 +225,22 @@ pub struct NodeGroup {
         )
     )]
     pub directories: Vec<String>,
+    /// Block devices on the node, one per disk, best by names that stay: /dev/disk/by-id/... or /dev/disk/by-path/... A blank one gets a file system; one that holds anything else is refused and left as it is. One that
+    /// is not there is left out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), inner(length(min = 6, max = 256)))]
+    #[x_kube(
+        validation = Rule::new("self.all(d, d.matches('^/dev/[A-Za-z0-9._:+@/-]+$') && !d.contains('..'))").message(
+            "a device must be a path below /dev without spaces, commas and '..', for example /dev/disk/by-id/nvme-SERIAL"
+        ),
+        validation = Rule::new("self.all(d, self.exists_one(e, e == d))").message(
+            "a device is named twice: every disk is a device of its own"
+        )
+    )]
+    pub devices: Vec<String>,
+    /// File system that blank devices get.
+    #[serde(default = "xfs")]
+    pub device_fs_type: FsType,
     /// The journals of these sheep on a device of their own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub journal: Option<Journal>,
@@ -370,6 +407,9 @@ pub enum UpdateKind {
     Manual,
 }
 
+fn xfs() -> FsType {
+    FsType::Xfs
+}
 fn three() -> Redundancy {
     Redundancy::copies(3)
 }

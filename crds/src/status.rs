@@ -12,7 +12,7 @@ pub struct SheepdogClusterStatus {
     /// Generation of the object that this status is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Available, Progressing, Degraded, QuorumHeld, Recovering, CapacityLow, UpgradeBlocked.
+    /// Available, Progressing, Degraded, QuorumHeld, Recovering, CapacityLow, DiskTrouble, UpgradeBlocked.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,

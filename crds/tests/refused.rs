@@ -60,6 +60,16 @@ fn bad_clusters_are_refused() {
         (json!({"nodeGroups": [{"name": "a", "directories": ["mnt"]}]}), "absolute path"),
         (json!({"nodeGroups": [{"name": "a", "directories": ["/mnt/a,b"]}]}), "without spaces, commas"),
         (json!({"nodeGroups": [{"name": "a", "directories": ["/mnt/a", "/mnt/a"]}]}), "named twice"),
+        (json!({"nodeGroups": [{"name": "a", "devices": ["/mnt/sdb"]}]}), "path below /dev"),
+        (json!({"nodeGroups": [{"name": "a", "devices": ["/dev/../sdb"]}]}), "path below /dev"),
+        (json!({"nodeGroups": [{"name": "a", "devices": ["/dev/sd b"]}]}), "path below /dev"),
+        (json!({"nodeGroups": [{"name": "a", "devices": ["/dev/sdb", "/dev/sdb"]}]}), "named twice"),
+        (json!({"nodeGroups": [{"name": "a", "deviceFsType": "btrfs"}]}), "unknown variant"),
+        (
+            json!({"volumeAttributesClasses": [{"name": "Three", "parameters": {"copies": 3}}]}),
+            "VolumeAttributesClass consists of",
+        ),
+        (json!({"volumeAttributesClasses": [{"name": "three", "parameters": {}}]}), "copies"),
         (json!({"nodeGroups": [{"name": "a", "journal": {"directory": "j"}}]}), "journal.directory"),
         (json!({"nodeGroups": [{"name": "a", "journal": {"directory": "/j", "size": "1"}}]}), "journal.size"),
         (json!({"recovery": {"maxBytesPerSecond": "fast"}}), "write for example 100Mi"),
@@ -104,6 +114,40 @@ fn what_format_decided_cannot_be_changed() {
     new["spec"]["redundancy"] = json!({"copies": 2});
     new["spec"]["paused"] = json!(true);
     new["spec"]["nodeGroups"] = json!([{"name": "default"}, {"name": "nvme", "directories": ["/mnt/n"]}]);
+    accept::<SheepdogCluster>(&new, Some(&old)).expect("good");
+}
+
+#[test]
+fn disks_come_and_go_but_the_home_stays() {
+    let groups = |directories: &[&str], devices: &[&str]| {
+        with(json!({"nodeGroups": [{"name": "a", "directories": directories, "devices": devices}]}))
+    };
+    let stays = "holds the identities of its sheep";
+    let named = with(json!({"nodeGroups": [{"name": "a"}]}));
+    let default = "/var/lib/sheepdog/main/data";
+    for (old, new, good) in [
+        (groups(&["/d1"], &[]), groups(&["/d1", "/d2"], &["/dev/sdb"]), true),
+        (groups(&["/d1", "/d2"], &["/dev/sdb"]), groups(&["/d1"], &[]), true),
+        (groups(&["/d1", "/d2"], &[]), groups(&["/d2"], &[]), false),
+        (groups(&["/d1", "/d2"], &[]), groups(&["/d2", "/d1"], &[]), false),
+        (groups(&["/d1"], &[]), named.clone(), false),
+        (groups(&["/d1"], &["/dev/sdb"]), groups(&[], &["/dev/sdb"]), false),
+        (groups(&[], &["/dev/sdb"]), groups(&[], &["/dev/sdc"]), true),
+        (groups(&[], &["/dev/sdb"]), groups(&["/d1"], &["/dev/sdb"]), false),
+        (groups(&[], &["/dev/sdb"]), groups(&[], &[]), false),
+        (named.clone(), groups(&[], &[]), true),
+        (named.clone(), groups(&[default, "/d2"], &["/dev/sdb"]), true),
+        (named.clone(), groups(&["/d1"], &[]), false),
+        (named, groups(&[], &["/dev/sdb"]), false),
+    ] {
+        match good {
+            true => drop(accept::<SheepdogCluster>(&new, Some(&old)).expect("good")),
+            false => refused::<SheepdogCluster>(&new, Some(&old), stays),
+        }
+    }
+    // Another group is another matter.
+    let old = groups(&["/d1"], &[]);
+    let new = with(json!({"nodeGroups": [{"name": "b", "devices": ["/dev/sdb"]}]}));
     accept::<SheepdogCluster>(&new, Some(&old)).expect("good");
 }
 

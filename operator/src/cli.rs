@@ -38,6 +38,9 @@ pub struct Run {
     /// This program's own image, for the init container of sheep; without it they use the runtime's seccomp profile
     #[arg(long, env = "OPERATOR_IMAGE", value_name = "IMAGE")]
     pub operator_image: Option<String>,
+    /// Image of the CSI driver, for the init container that mounts block devices of sheep; without it there are no block devices as disks
+    #[arg(long, env = "CSI_IMAGE", value_name = "IMAGE")]
+    pub csi_image: Option<String>,
     /// Secrets for the registry
     #[arg(long, env = "IMAGE_PULL_SECRETS", value_delimiter = ',', value_name = "NAME")]
     pub pull_secret: Vec<String>,

@@ -21,8 +21,16 @@ use tokio_util::sync::CancellationToken;
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// Conditions that have a series.
-const SHOWN: [&str; 7] =
-    ["Available", "Progressing", "Degraded", "QuorumHeld", "Recovering", "CapacityLow", "UpgradeBlocked"];
+const SHOWN: [&str; 8] = [
+    "Available",
+    "Progressing",
+    "Degraded",
+    "QuorumHeld",
+    "Recovering",
+    "CapacityLow",
+    "DiskTrouble",
+    "UpgradeBlocked",
+];
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Kind {

@@ -147,6 +147,7 @@ async fn work(
     let installed = Installed {
         sheep_image: options.sheep_image.clone(),
         operator_image: options.operator_image.clone().filter(|i| !i.is_empty()),
+        csi_image: options.csi_image.clone().filter(|i| !i.is_empty()),
         pull_secrets: options.pull_secret.iter().filter(|s| !s.is_empty()).cloned().collect(),
         kubelet_root: options.kubelet_root.clone(),
     };

@@ -63,6 +63,7 @@ fn build(c: &SheepdogCluster, groups: &[(&str, &str)], leaving: &[&str]) -> Made
     let installed = Installed {
         sheep_image: "sheepdog/sheep:0.1.0".into(),
         operator_image: Some("sheepdog/operator:0.1.0".into()),
+        csi_image: Some("sheepdog/csi:0.1.0".into()),
         pull_secrets: vec!["registry".into()],
         kubelet_root: "/var/lib/kubelet".into(),
     };
@@ -206,6 +207,83 @@ fn a_cluster_with_everything() {
     );
 }
 
+/// Block devices are mounted by a container that runs before the sheep; the sheep has no more privileges than any other.
+#[test]
+fn devices() {
+    let two = ["/dev/disk/by-id/nvme-A:1", "/dev/sdb"];
+    let c = cluster(json!({"nodeGroups": [{"name": "default", "devices": two, "deviceFsType": "ext4"}]}));
+    let m = build(&c, &[("a", "default")], &[]);
+    let pod = m.pod(0);
+    let at = build::disks::paths(&c, &Names::of(&c), &c.spec.node_groups[0]);
+    assert_eq!(
+        at,
+        ["/var/lib/sheepdog/main/disks/nvme-A_1-680f19e7", "/var/lib/sheepdog/main/disks/sdb-85622796"]
+    );
+    for (name, value) in [
+        ("SHEEP_DIR", at.join(",").as_str()),
+        ("SHEEP_HOME", "/var/lib/sheepdog/main/home"),
+        ("SHEEP_ONLY_MOUNTED", "true"),
+    ] {
+        assert_eq!(m.env(0, name).as_deref(), Some(value), "{name}");
+        assert_eq!(m.env(1, name).is_some(), name == "SHEEP_DIR", "a gateway has none");
+    }
+    let init = &pod["initContainers"][1];
+    assert_eq!((&init["name"], &init["image"]), (&json!("disks"), &json!("sheepdog/csi:0.1.0")));
+    assert_eq!(
+        init["args"],
+        json!([
+            "disks",
+            "--cluster=sheepdog/main",
+            "--fs-type=ext4",
+            "--dir=/var/lib/sheepdog/main/disks",
+            "--report=/termination-log",
+            "--need-one",
+            format!("--disk={}={}", two[0], at[0]),
+            format!("--disk={}={}", two[1], at[1]),
+        ])
+    );
+    assert_eq!(init["securityContext"]["privileged"], true);
+    let propagation = |container: &serde_json::Value| {
+        let mounts = container["volumeMounts"].as_array().unwrap();
+        mounts.iter().find(|v| v["name"] == "disks").unwrap()["mountPropagation"].clone()
+    };
+    let sheep = &pod["containers"][0];
+    assert_eq!((propagation(init), propagation(sheep)), (json!("Bidirectional"), json!("HostToContainer")));
+    assert_eq!(sheep["securityContext"]["privileged"], false);
+    assert!(!sheep["volumeMounts"].to_string().contains("/dev"), "the sheep does not see the host's devices");
+    assert_eq!(m.host_path(0, "dev"), ("/dev".into(), "Directory".into()));
+    // Behind directories the identity stays where it was, and the pod starts without devices as well.
+    let c = cluster(
+        json!({"nodeGroups": [{"name": "default", "directories": ["/mnt/d1"], "devices": ["/dev/sdb"]}]}),
+    );
+    let m = build(&c, &[("a", "default")], &[]);
+    assert_eq!(m.env(0, "SHEEP_HOME"), None);
+    assert!(m.env(0, "SHEEP_DIR").unwrap().starts_with("/mnt/d1,/var/lib/sheepdog/main/disks/sdb-"));
+    assert!(!m.pod(0)["initContainers"].to_string().contains("--need-one"));
+}
+
+#[test]
+fn classes_for_volumes() {
+    let names = |c: &SheepdogCluster| Names::of(c);
+    let c = cluster(json!({
+        "nodeGroups": [{}], "snapshotClass": {"name": "snaps"},
+        "volumeAttributesClasses": [{"name": "two", "parameters": {"copies": 2}}, {"name": "three", "parameters": {"copies": 3}}],
+    }));
+    let all = classes::attributes_classes(&c, &names(&c));
+    assert_eq!(all.len(), 2);
+    assert_eq!(all[0].metadata.name.as_deref(), Some("two"));
+    assert_eq!(all[0].data, json!({"driverName": "csi.sheepdog.io", "parameters": {"copies": "2"}}));
+    let profile = classes::storage_profile(&c, &names(&c));
+    assert_eq!(profile.metadata.name.as_deref(), Some("main"));
+    assert_eq!(
+        profile.data["spec"]["claimPropertySets"][0],
+        json!({"accessModes": ["ReadWriteMany"], "volumeMode": "Block"})
+    );
+    assert_eq!(profile.data["spec"]["snapshotClass"], "snaps");
+    let c = cluster(json!({"nodeGroups": [{}], "snapshotClass": {"create": false}}));
+    assert!(classes::storage_profile(&c, &names(&c)).data["spec"].get("snapshotClass").is_none());
+}
+
 fn revision(m: &Made, n: usize) -> String {
     let template = &m.desired.daemonsets[n].spec.as_ref().unwrap().template;
     template.metadata.as_ref().unwrap().annotations.as_ref().unwrap()["sheepdog.io/revision"].clone()
@@ -242,7 +320,7 @@ fn a_node_that_leaves_is_no_seed_and_nobody_is_its_own() {
 fn every_variable_is_an_option_of_sheep() {
     let text = include_str!("../../sheep/src/cli.rs");
     let c = cluster(
-        json!({"nodeGroups": [{"name": "default", "vnodes": 3, "journal": {"directory": "/j"}}], "ports": {"nbd": 10809}}),
+        json!({"nodeGroups": [{"name": "default", "vnodes": 3, "journal": {"directory": "/j"}, "devices": ["/dev/sdb"]}], "ports": {"nbd": 10809}}),
     );
     let m = build(&c, &[("a", "default")], &[]);
     for set in &m.desired.daemonsets {

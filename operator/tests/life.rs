@@ -5,7 +5,7 @@
 mod world;
 
 use serde_json::json;
-use sheepdog_client::pb::{CreateVdiRequest, node::State};
+use sheepdog_client::pb::{CreateVdiRequest, DeleteVdiRequest, Redundancy, VdiRef, node::State};
 use sheepdog_crds::{Vdi, VdiSnapshot};
 use std::sync::Arc;
 use world::{NS, World, cluster_path, is};
@@ -188,4 +188,74 @@ async fn what_cannot_be_is_said_and_nothing_is_formatted() {
     let made: Vec<&String> =
         made.iter().filter(|c| !c.contains("sheepdogclusters") && !c.contains("events")).collect();
     assert!(made.is_empty(), "{made:?}");
+}
+
+/// Disks leave and come by editing the object: out of use before the pod goes without them, one at a time, and never one that would take the only copy of something.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn disks_are_taken_away_and_added() {
+    let nodes = [
+        ("n1", "127.44.0.1", &[("n", "1")] as world::Labels),
+        ("n2", "127.44.0.2", &[("n", "2")]),
+        ("n3", "127.44.0.3", &[("n", "3")]),
+    ];
+    let mut w = World::new(&nodes);
+    // One group for each: its directories are those of its node.
+    let places: Vec<String> = nodes.iter().map(|(name, ..)| w.node_dir(name).display().to_string()).collect();
+    let with = |disks: &[&str]| {
+        let group = |(i, place): (usize, &String)| {
+            let directories: Vec<String> = disks.iter().map(|d| format!("{place}{d}")).collect();
+            json!({"name": format!("g{}", i + 1), "nodeSelector": {"n": (i + 1).to_string()}, "directories": directories})
+        };
+        spec(json!({"nodeGroups": places.iter().enumerate().map(group).collect::<Vec<_>>()}))
+    };
+    let well =
+        |w: &World| is(w, "main", "Available") && !is(w, "main", "Degraded") && !is(w, "main", "Progressing");
+    w.apply("main", with(&["/d1", "/d2"]));
+    w.until("main", "made", well).await;
+    let client = w.operator().client_of("main").await.unwrap();
+    for (name, copies) in [("two", 2), ("one", 1)] {
+        let redundancy = Some(Redundancy { copies, data: 0, parity: 0 });
+        let request =
+            CreateVdiRequest { name: name.into(), size: 16 << 20, redundancy, ..Default::default() };
+        client.create_vdi(request).await.unwrap();
+    }
+    w.apply("main", with(&["/d1", "/d3"]));
+    // Nothing else than that volume keeps the disk: nobody takes it away.
+    let message = |w: &World| {
+        let conditions = w.cluster("main").and_then(|c| c.status).unwrap_or_default().conditions;
+        conditions.into_iter().find(|c| c.type_ == "Progressing").map(|c| c.message).unwrap_or_default()
+    };
+    w.until("main", "refused", |w| message(w).contains("VDI one has one copy only")).await;
+    assert_eq!(disks(&client).await, vec!["/d1 ok", "/d2 ok"].repeat(3));
+    let one = DeleteVdiRequest { vdi: Some(VdiRef::name("one")), ..Default::default() };
+    client.delete_vdi(one).await.unwrap();
+    w.most_away = 0;
+    w.until("main", "exchanged", |w| {
+        let pods = w.api.list(&format!("/api/v1{NS}/pods"));
+        pods.iter().filter(|p| p.to_string().contains("/d3\"")).count() == 3 && well(w)
+    })
+    .await;
+    assert!(w.most_away <= 1, "{} sheep were away at a time", w.most_away);
+    let client = w.operator().client_of("main").await.unwrap();
+    assert_eq!(disks(&client).await, vec!["/d1 ok", "/d2 retired", "/d3 ok"].repeat(3));
+    assert!(!is(&w, "main", "DiskTrouble"), "what nobody wants any more is no trouble");
+}
+
+/// Path below its node's directory, and state, of every disk.
+async fn disks(client: &sheepdog_client::Client) -> Vec<String> {
+    use sheepdog_client::pb::node_disk::State;
+    let reply = client.node_info(Default::default()).await.unwrap();
+    let mut all: Vec<(String, String)> = Vec::new();
+    for (row, disk) in reply.nodes.iter().flat_map(|n| n.disks.iter().map(move |d| (n, d))) {
+        let state = match disk.state() {
+            State::Ok => "ok",
+            State::Full => "full",
+            State::Failed => "failed",
+            State::Retired => "retired",
+        };
+        let name = disk.path.rsplit('/').next().unwrap_or_default();
+        all.push((row.node.as_ref().unwrap().host.clone(), format!("/{name} {state}")));
+    }
+    all.sort();
+    all.into_iter().map(|(_, d)| d).collect()
 }

@@ -27,6 +27,12 @@ pub async fn act(
     d: &mut Decided,
 ) -> Result<(), Failure> {
     secret(c, names, ctx).await?;
+    if ctx.installed.csi_image.is_none() && c.spec.node_groups.iter().any(|g| !g.devices.is_empty()) {
+        return Err(Failure::Other(
+            "block devices as disks need the image of the CSI driver: start the operator with --csi-image"
+                .into(),
+        ));
+    }
     let well = matches!(&seen.engine, Engine::Formatted(f) if f.is_well());
     let desired = build::desired(&Input {
         cluster: c,
@@ -39,8 +45,8 @@ pub async fn act(
     let (steps, hold) = step::next(&c.spec, &c.status.clone().unwrap_or_default(), seen, &d.members);
     d.hold = hold;
     let revisions = revisions(&desired);
-    d.roll =
-        roll::roll(c.spec.update_strategy.kind, &seen.pods, &revisions, &seen.engine, c.spec.ports.client);
+    let (kind, port) = (c.spec.update_strategy.kind, c.spec.ports.client);
+    d.roll = roll::roll(kind, &seen.pods, &revisions, &d.disks.held, &seen.engine, port);
     objects(c, names, ctx, &desired, d).await?;
     wide(c, names, ctx).await?;
     for step in steps {
@@ -56,7 +62,11 @@ pub async fn act(
             other => drop(other?),
         }
     }
-    Ok(())
+    attributes(c, names, ctx).await?;
+    match d.disks.unplug.clone().filter(|_| d.roll.restart.is_none() && d.roll.waiting.is_none()) {
+        Some(r) => take(c, ctx, client, Step::Unplug(r)).await,
+        None => Ok(()),
+    }
 }
 
 fn revisions(desired: &Desired) -> Revisions {
@@ -194,6 +204,42 @@ async fn wide(c: &SheepdogCluster, names: &Names, ctx: &Context) -> Result<(), F
     Ok(())
 }
 
+/// VolumeAttributesClasses: what is listed and nothing else of ours.
+async fn attributes(c: &SheepdogCluster, names: &Names, ctx: &Context) -> Result<(), Failure> {
+    let kind = classes::attributes_class_kind();
+    let wanted = classes::attributes_classes(c, names);
+    if !ctx.has_kind("storage.k8s.io/v1", &kind.kind).await? {
+        let text =
+            "spec.volumeAttributesClasses: this Kubernetes has none, it is older than 1.34: leave it out";
+        return if wanted.is_empty() { Ok(()) } else { Err(Failure::Other(text.into())) };
+    }
+    let api = Api::<kube::core::DynamicObject>::all_with(ctx.kube.clone(), &kind);
+    for class in &wanted {
+        let name = class.name_any();
+        let there = api.get_opt(&name).await?;
+        if there.as_ref().is_some_and(|there| !is_ours(there.labels(), names)) {
+            return Err(Failure::Other(format!(
+                "there is a VolumeAttributesClass {name} that is not this cluster's: give that of spec.volumeAttributesClasses another name"
+            )));
+        }
+        if there.is_some_and(|there| there.data["parameters"] != class.data["parameters"]) {
+            return Err(Failure::Other(format!(
+                "VolumeAttributesClass {name} has other parameters, which cannot be changed: list another one with another name"
+            )));
+        }
+        ctx.applier.apply_dynamic(class, &kind).await?;
+    }
+    let labels = format!("{CLUSTER}={},{NAMESPACE}={}", names.cluster, names.namespace);
+    for there in api.list(&ListParams::default().labels(&labels)).await? {
+        let name = there.name_any();
+        if !wanted.iter().any(|w| w.name_any() == name) && there.metadata.deletion_timestamp.is_none() {
+            // Kubernetes keeps it as long as a claim has it.
+            delete(&api, &name).await?;
+        }
+    }
+    Ok(())
+}
+
 /// Made for this cluster, and no other.
 pub(super) fn is_ours(labels: &std::collections::BTreeMap<String, String>, names: &Names) -> bool {
     labels.get(CLUSTER) == Some(&names.cluster) && labels.get(NAMESPACE) == Some(&names.namespace)
@@ -216,6 +262,14 @@ async fn take(
                 if r.cancel { ("DrainCancelled", "stays") } else { ("Draining", "is being emptied") };
             client.drain_node(r.clone()).await?;
             ctx.tell(c, true, reason, format!("sheep {} {what}", r.node)).await;
+        }
+        Step::Unplug(r) => {
+            client.unplug_disk(r.clone()).await?;
+            let text = format!(
+                "disk {} of sheep {} is out of use: what it held is fetched from others",
+                r.disk, r.node
+            );
+            ctx.tell(c, true, "DiskRemoved", text).await;
         }
         Step::AlterCopies(r) => {
             client.alter_copies(r).await?;

@@ -7,12 +7,12 @@ use super::seen::Engine;
 use crate::apply::delete;
 use crate::condition::{Said, merge};
 use crate::context::{Context, Failure};
-use crate::names::{CLUSTER_FINALIZER, MANAGER, Names};
+use crate::names::{CLUSTER, CLUSTER_FINALIZER, MANAGER, NAMESPACE, Names};
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::api::storage::v1::StorageClass;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
-use kube::api::{Api, Patch, PatchParams};
+use kube::api::{Api, ListParams, Patch, PatchParams};
 use kube::runtime::controller::Action;
 use serde_json::json;
 use sheepdog_client::NODES_VDI;
@@ -125,6 +125,14 @@ async fn wide(c: &SheepdogCluster, names: &Names, ctx: &Context) -> Result<(), F
         let name = names.snapshot_class(c);
         if api.get_opt(&name).await?.is_some_and(|there| is_ours(there.labels(), names)) {
             delete(&api, &name).await?;
+        }
+    }
+    let kind = classes::attributes_class_kind();
+    if ctx.has_kind("storage.k8s.io/v1", &kind.kind).await? {
+        let api = Api::<kube::core::DynamicObject>::all_with(ctx.kube.clone(), &kind);
+        let labels = format!("{CLUSTER}={},{NAMESPACE}={}", names.cluster, names.namespace);
+        for there in api.list(&ListParams::default().labels(&labels)).await? {
+            delete(&api, &there.name_any()).await?;
         }
     }
     Ok(())

@@ -3,6 +3,7 @@
 
 pub mod act;
 pub mod build;
+pub mod disks;
 pub mod engine;
 pub mod fetch;
 pub mod finalize;
@@ -54,9 +55,11 @@ async fn one(c: &SheepdogCluster, ctx: &Context) -> Result<Action, Failure> {
     let old = c.status.clone().unwrap_or_default();
     let mut d = Decided { invalid: validate::validate(c), ..Decided::default() };
     d.members = members::members(&c.spec, &old, &seen);
+    d.disks = disks::disks(c, &names, &seen, &d.members.leaving);
     if c.spec.paused || d.invalid.is_some() {
         d.members.drain = None;
         d.members.cancel = None;
+        d.disks.unplug = None;
     } else if let Err(e) = act::act(c, &names, ctx, &seen, client.as_ref(), &mut d).await {
         tracing::warn!(cluster = names.cluster, error = %e, "something could not be done");
         d.failed = Some(e.to_string());
@@ -85,6 +88,7 @@ fn settled(seen: &Seen, d: &Decided) -> bool {
         || (well
             && d.failed.is_none()
             && d.members.leaving.is_empty()
+            && d.disks.leaving.is_empty()
             && d.roll.restart.is_none()
             && d.roll.waiting.is_none())
 }

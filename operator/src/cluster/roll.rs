@@ -5,7 +5,7 @@
 use super::seen::{Engine, PodSeen};
 use sheepdog_client::pb::node::State;
 use sheepdog_crds::cluster::UpdateKind;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What to do about pods that are out of date.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -23,13 +23,21 @@ pub struct Roll {
 /// The revision that pods of a DaemonSet should have, by group; the gateways' has no group.
 pub type Revisions = BTreeMap<Option<String>, String>;
 
-/// Decide. `port`: the clients' port.
-pub fn roll(kind: UpdateKind, pods: &[PodSeen], revisions: &Revisions, engine: &Engine, port: u16) -> Roll {
+/// Decide. `held`: pods that must not be restarted yet; `port`: the clients' port.
+pub fn roll(
+    kind: UpdateKind,
+    pods: &[PodSeen],
+    revisions: &Revisions,
+    held: &BTreeSet<String>,
+    engine: &Engine,
+    port: u16,
+) -> Roll {
     let wanted = |p: &PodSeen| revisions.get(&(!p.gateway).then(|| p.group.clone()));
     // A group that is no longer wanted has no revision: its pods are left alone until they are empty.
     let is_old = |p: &&PodSeen| !p.deleting && wanted(p).is_some_and(|r| *r != p.revision);
     let mut old: Vec<&PodSeen> = pods.iter().filter(is_old).collect();
     let mut roll = Roll { outdated: old.iter().map(|p| p.name.clone()).collect(), ..Roll::default() };
+    old.retain(|p| !held.contains(&p.name));
     if old.is_empty() || kind == UpdateKind::Manual {
         return roll;
     }
@@ -124,7 +132,7 @@ mod tests {
 
     fn decide(pods: &[PodSeen], engine: &Engine) -> Roll {
         let revisions = [(Some("default".to_owned()), "new".to_owned()), (None, "new".to_owned())].into();
-        roll(UpdateKind::RollingUpdate, pods, &revisions, engine, 7000)
+        roll(UpdateKind::RollingUpdate, pods, &revisions, &BTreeSet::new(), engine, 7000)
     }
 
     fn restarted(r: &Roll) -> Option<&str> {
@@ -184,7 +192,20 @@ mod tests {
         let pods = [gateway, pod("2", "old")];
         assert_eq!(restarted(&decide(&pods, &well(&[]))), Some("2"));
         let revisions = [(Some("default".to_owned()), "new".to_owned())].into();
-        let r = roll(UpdateKind::Manual, &pods, &revisions, &well(&[]), 7000);
+        let none = BTreeSet::new();
+        let r = roll(UpdateKind::Manual, &pods, &revisions, &none, &well(&[]), 7000);
         assert_eq!((r.restart, r.outdated), (None, vec!["sheep-2".to_owned()]));
+    }
+
+    #[test]
+    fn a_pod_that_is_held_is_out_of_date_and_stays() {
+        let pods = [pod("1", "old"), pod("2", "old")];
+        let revisions = [(Some("default".to_owned()), "new".to_owned())].into();
+        let held = ["sheep-2".to_owned()].into();
+        let r = roll(UpdateKind::RollingUpdate, &pods, &revisions, &held, &well(&[]), 7000);
+        assert_eq!((restarted(&r), r.outdated.len()), (Some("1"), 2));
+        let held = ["sheep-1".to_owned(), "sheep-2".to_owned()].into();
+        let r = roll(UpdateKind::RollingUpdate, &pods, &revisions, &held, &well(&[]), 7000);
+        assert_eq!((restarted(&r), r.outdated.len(), &r.blocked), (None, 2, &None));
     }
 }

@@ -1,6 +1,6 @@
 //! What the operator knows about one cluster at one moment: plain values, so that every decision about them is a pure function.
 
-use k8s_openapi::api::core::v1::{Node, Pod, Taint, Toleration};
+use k8s_openapi::api::core::v1::{ContainerState, Node, Pod, Taint, Toleration};
 use sheepdog_client::pb;
 use std::collections::BTreeMap;
 
@@ -104,6 +104,10 @@ pub struct PodSeen {
     pub deleting: bool,
     /// Why a container does not start, in words.
     pub trouble: Option<String>,
+    /// Directories that its sheep was told of as disks.
+    pub disks: Vec<String>,
+    /// Block devices that could not be mounted, and why: `device: sentence`.
+    pub left_out: Vec<String>,
 }
 
 impl PodSeen {
@@ -125,6 +129,19 @@ impl PodSeen {
                     None => reason,
                 })
             });
+        // While it fails the last try counts.
+        let report = init.iter().filter(|c| c.name == super::build::disks::INIT).find_map(|c| {
+            let ended = |s: &Option<ContainerState>| s.as_ref()?.terminated.as_ref()?.message.clone();
+            ended(&c.state).or_else(|| ended(&c.last_state))
+        });
+        let left_out: Vec<String> = report.iter().flat_map(|r| r.lines()).map(str::to_owned).collect();
+        let waiting = waiting.map(|w| match left_out.first() {
+            Some(why) => format!("{w}; {why}"),
+            None => w,
+        });
+        let containers = p.spec.as_ref().map(|s| s.containers.as_slice()).unwrap_or_default();
+        let variables = containers.iter().filter(|c| c.name == "sheep").flat_map(|c| c.env.iter().flatten());
+        let dirs = variables.filter(|v| v.name == "SHEEP_DIR").find_map(|v| v.value.as_deref());
         let unschedulable = conditions
             .iter()
             .find(|c| c.type_ == "PodScheduled" && c.status == "False")
@@ -141,6 +158,8 @@ impl PodSeen {
             running: main.iter().any(|c| c.state.as_ref().is_some_and(|s| s.running.is_some())),
             deleting: p.metadata.deletion_timestamp.is_some(),
             trouble: waiting.or(unschedulable),
+            disks: dirs.into_iter().flat_map(|d| d.split(',')).map(str::to_owned).collect(),
+            left_out,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! From what was seen and decided to the status that people and `kubectl wait` read. Pure.
 
+use super::disks::Disks;
 use super::members::Members;
 use super::roll::Roll;
 use super::seen::{Engine, Formatted, Seen};
@@ -24,6 +25,8 @@ const LOW_PERCENT: u64 = 20;
 pub struct Decided {
     /// Who stores data.
     pub members: Members,
+    /// Disks that leave, and those in trouble.
+    pub disks: Disks,
     /// Why there is no cluster yet.
     pub hold: Option<Hold>,
     /// Restarts.
@@ -44,6 +47,7 @@ pub fn status(c: &SheepdogCluster, seen: &Seen, d: &Decided, now: Timestamp) -> 
         quorum(seen),
         recovering(seen),
         capacity(seen),
+        disk_trouble(seen, d),
         upgrade(d),
     ];
     let generation = c.metadata.generation;
@@ -140,6 +144,10 @@ fn progressing(c: &SheepdogCluster, seen: &Seen, d: &Decided) -> Said {
     }
     if !d.members.leaving.is_empty() {
         return yes("ScalingDown", format!("being emptied: {}", d.members.leaving.join(", ")));
+    }
+    if let Some(text) = removing(&d.disks) {
+        let stuck = d.disks.unplug.is_none() && d.disks.waiting.is_none();
+        return if stuck { no("DiskRemovalBlocked", text) } else { yes("RemovingDisks", text) };
     }
     if !d.roll.outdated.is_empty() {
         let names = d.roll.outdated.join(", ");
@@ -245,6 +253,27 @@ fn capacity(seen: &Seen) -> Said {
             let reason = if low { "AlmostFull" } else { "Enough" };
             Said::new("CapacityLow", low, reason, format!("{percent} % of {} is free", human(total)))
         }
+    }
+}
+
+fn removing(d: &Disks) -> Option<String> {
+    let mut text = format!("disks that leave, one at a time: {}", d.leaving.join("; "));
+    if let Some(why) = &d.waiting {
+        text = format!("{text}. The next one when every volume has all its copies: {why}");
+    }
+    if let Some(why) = &d.blocked {
+        text = format!("{text}. But {why}");
+    }
+    (!d.leaving.is_empty()).then_some(text)
+}
+
+fn disk_trouble(seen: &Seen, d: &Decided) -> Said {
+    if !d.disks.troubles.is_empty() {
+        return Said::new("DiskTrouble", true, "NotInUse", d.disks.troubles.join("; "));
+    }
+    match &seen.engine {
+        Engine::Silent(why) => Said::new("DiskTrouble", None, "Unreachable", why.clone()),
+        _ => Said::new("DiskTrouble", false, "InUse", "no disk is known to be in trouble"),
     }
 }
 

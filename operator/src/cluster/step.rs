@@ -17,6 +17,8 @@ pub enum Step {
     },
     /// Empty a sheep, or stop that.
     Drain(pb::DrainNodeRequest),
+    /// Take a disk out of use.
+    Unplug(pb::UnplugDiskRequest),
     /// Copies of volumes that are made from now on.
     AlterCopies(pb::AlterCopiesRequest),
     /// Limits of recovery.

@@ -113,6 +113,7 @@ impl World {
         let installed = Installed {
             sheep_image: "sheep:1".into(),
             operator_image: Some("operator:1".into()),
+            csi_image: Some("csi:1".into()),
             pull_secrets: Vec::new(),
             kubelet_root: "/var/lib/kubelet".into(),
         };
@@ -219,8 +220,11 @@ impl World {
         self.most_away = self.most_away.max(due.saturating_sub(ready));
     }
 
-    /// Where a path of the host lies.
+    /// Where a path of the host lies. One that lies in the world already is taken as it is: sheep then know it by the name that the object has.
     fn host(&self, node: &str, path: &str) -> PathBuf {
+        if Path::new(path).starts_with(self.dir.path()) {
+            return path.into();
+        }
         self.dir.path().join(node).join(path.trim_start_matches('/'))
     }
 
@@ -290,7 +294,7 @@ impl World {
                 "name": name, "namespace": "sheepdog",
                 "labels": template["metadata"]["labels"], "annotations": template["metadata"]["annotations"],
             },
-            "spec": {"nodeName": node, "containers": []},
+            "spec": {"nodeName": node, "containers": template["spec"]["containers"]},
             "status": {"hostIP": ip},
         });
         self.api.put(&format!("/api/v1{NS}/pods/{name}"), pod);

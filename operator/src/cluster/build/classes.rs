@@ -6,6 +6,7 @@ use k8s_openapi::api::storage::v1::StorageClass;
 use kube::core::{ApiResource, DynamicObject, GroupVersionKind};
 use serde_json::json;
 use sheepdog_crds::{DRIVER, DeletionPolicy, SheepdogCluster};
+use std::collections::BTreeMap;
 
 const DEFAULT_CLASS: &str = "storageclass.kubernetes.io/is-default-class";
 
@@ -65,6 +66,25 @@ pub fn snapshot_class(c: &SheepdogCluster, names: &Names) -> Option<DynamicObjec
     })
 }
 
+/// `storage.k8s.io/v1` VolumeAttributesClass; not every Kubernetes that we run on has it.
+pub fn attributes_class_kind() -> ApiResource {
+    ApiResource::from_gvk_with_plural(
+        &GroupVersionKind::gvk("storage.k8s.io", "v1", "VolumeAttributesClass"),
+        "volumeattributesclasses",
+    )
+}
+
+/// The VolumeAttributesClasses that are wanted.
+pub fn attributes_classes(c: &SheepdogCluster, names: &Names) -> Vec<DynamicObject> {
+    let one = |o: &sheepdog_crds::cluster::VolumeAttributesClassOptions| {
+        let parameters: BTreeMap<&str, String> = [("copies", o.parameters.copies.to_string())].into();
+        let mut class = DynamicObject::new(&o.name, &attributes_class_kind());
+        class.metadata.labels = Some(names.wide_labels());
+        class.data(json!({"driverName": DRIVER, "parameters": parameters}))
+    };
+    c.spec.volume_attributes_classes.iter().map(one).collect()
+}
+
 /// `cdi.kubevirt.io/v1beta1` StorageProfile.
 pub fn storage_profile_kind() -> ApiResource {
     ApiResource::from_gvk_with_plural(
@@ -76,11 +96,15 @@ pub fn storage_profile_kind() -> ApiResource {
 /// What KubeVirt should know of our class: block volumes that two nodes may open, which live migration needs, come first.
 pub fn storage_profile(c: &SheepdogCluster, names: &Names) -> DynamicObject {
     let set = |access: &str, mode: &str| json!({"accessModes": [access], "volumeMode": mode});
-    DynamicObject::new(&names.storage_class(c), &storage_profile_kind()).data(json!({"spec": {
+    let mut spec = json!({
         "claimPropertySets": [
             set("ReadWriteMany", "Block"), set("ReadWriteOnce", "Block"), set("ReadWriteOnce", "Filesystem"),
         ],
         "cloneStrategy": "csi-clone",
         "dataImportCronSourceFormat": "snapshot",
-    }}))
+    });
+    if c.spec.snapshot_class.create {
+        spec["snapshotClass"] = json!(names.snapshot_class(c));
+    }
+    DynamicObject::new(&names.storage_class(c), &storage_profile_kind()).data(json!({"spec": spec}))
 }

@@ -3,7 +3,7 @@
 //! The nodes of a group are named one by one, so that a node whose label is taken away keeps its sheep until its data has left. Where pods run is not part of
 //! their revision: it changes without a restart.
 
-use super::{BuildError, Input, owned, typed};
+use super::{BuildError, Input, disks, owned, typed};
 use crate::names::{GATEWAY, GROUP, REVISION, SECRET_KEY, SHEEP};
 use crate::seccomp;
 use k8s_openapi::api::apps::v1::DaemonSet;
@@ -24,6 +24,8 @@ struct Part {
     env: Vec<(&'static str, String)>,
     /// (volume, path, type of hostPath)
     dirs: Vec<(String, String, &'static str)>,
+    /// A container that runs before the sheep, and a volume of its own.
+    init: Option<(Value, Value)>,
     affinity: Option<Value>,
     node_selector: Value,
     tolerations: Value,
@@ -33,19 +35,21 @@ struct Part {
 /// Of a group, on these nodes.
 pub(super) fn sheep(i: &Input<'_>, group: &NodeGroup, nodes: &[&str]) -> Result<DaemonSet, BuildError> {
     let spec = &i.cluster.spec;
-    let dirs: Vec<(String, String, &str)> = if group.directories.is_empty() {
-        vec![("disk-0".into(), format!("{}/data", i.names.host_dir(i.cluster)), "DirectoryOrCreate")]
-    } else {
-        // Never created: a file system that is not mounted would be taken for an empty disk.
-        let numbered = group.directories.iter().enumerate();
-        numbered.map(|(n, d)| (format!("disk-{n}"), d.clone(), "Directory")).collect()
-    };
-    let paths: Vec<&str> = dirs.iter().map(|(_, path, _)| path.as_str()).collect();
-    let mut env = vec![("SHEEP_DIR", paths.join(","))];
+    let directories = disks::directories(i.cluster, i.names, group).into_iter().enumerate();
+    let mut dirs: Vec<(String, String, &str)> =
+        directories.map(|(n, (path, kind))| (format!("disk-{n}"), path, kind)).collect();
+    let mut env = vec![("SHEEP_DIR", disks::paths(i.cluster, i.names, group).join(","))];
+    if !group.devices.is_empty() {
+        env.push(("SHEEP_ONLY_MOUNTED", "true".into()));
+        dirs.push(("disks".into(), disks::mounts(i.cluster, i.names), "DirectoryOrCreate"));
+    }
+    if let Some(home) = disks::home(i.cluster, i.names, group) {
+        env.push(("SHEEP_HOME", home.clone()));
+        dirs.push(("home".into(), home, "DirectoryOrCreate"));
+    }
     if let Some(n) = group.vnodes {
         env.push(("SHEEP_VNODES", n.to_string()));
     }
-    let mut dirs = dirs.clone();
     if let Some(j) = &group.journal {
         env.push(("SHEEP_JOURNAL", format!("{},size={}", j.directory, j.size)));
         dirs.push(("journal".into(), j.directory.clone(), "Directory"));
@@ -62,6 +66,7 @@ pub(super) fn sheep(i: &Input<'_>, group: &NodeGroup, nodes: &[&str]) -> Result<
             group: group.name.clone(),
             env,
             dirs,
+            init: disks::init(i, group),
             affinity: Some(json!(terms)),
             node_selector: json!({}),
             tolerations: json!(group.tolerations),
@@ -91,6 +96,7 @@ pub(super) fn gateways(i: &Input<'_>) -> Result<DaemonSet, BuildError> {
             group: String::new(),
             env: vec![("SHEEP_DIR", home.clone()), ("SHEEP_GATEWAY", "true".into())],
             dirs: vec![("home".into(), home, "DirectoryOrCreate")],
+            init: None,
             affinity: (!not.is_empty()).then(|| json!([{"matchFields": not}])),
             node_selector: json!(selector),
             tolerations: if spec.tolerations.is_empty() { everything } else { json!(spec.tolerations) },
@@ -176,7 +182,8 @@ fn daemonset(i: &Input<'_>, part: Part) -> Result<DaemonSet, BuildError> {
     let spec = &i.cluster.spec;
     let metrics = spec.ports.metrics;
     let page = |path: &str| json!({"path": path, "port": metrics, "scheme": "HTTP"});
-    let (profile, init, init_volume) = seccomp(i);
+    let (profile, seccomp, seccomp_volume) = seccomp(i);
+    let (init, init_volume) = part.init.clone().unzip();
     let run = format!("{}/run", i.names.host_dir(i.cluster));
     let dirs = part.dirs.iter().cloned().chain([("run".to_owned(), run, "DirectoryOrCreate")]);
     let dirs: Vec<(String, String, &str)> = dirs.collect();
@@ -196,7 +203,7 @@ fn daemonset(i: &Input<'_>, part: Part) -> Result<DaemonSet, BuildError> {
         json!({"name": "credentials", "secret": {"secretName": i.names.secret(i.cluster), "defaultMode": 0o400}}),
     );
     volumes.push(json!({"name": "tmp", "emptyDir": {"sizeLimit": "256Mi"}}));
-    volumes.extend(init_volume);
+    volumes.extend(seccomp_volume.into_iter().chain(init_volume));
     let pull: Vec<Value> =
         spec.image_pull_secrets.iter().chain(&i.installed.pull_secrets).map(|n| json!({"name": n})).collect();
     let container = json!({
@@ -224,7 +231,7 @@ fn daemonset(i: &Input<'_>, part: Part) -> Result<DaemonSet, BuildError> {
         "nodeSelector": part.node_selector,
         "tolerations": part.tolerations,
         "imagePullSecrets": pull,
-        "initContainers": init.into_iter().collect::<Vec<_>>(),
+        "initContainers": seccomp.into_iter().chain(init).collect::<Vec<_>>(),
         "containers": [container],
         "volumes": volumes,
     });

@@ -3,6 +3,7 @@
 pub mod classes;
 pub mod config;
 pub mod daemonset;
+pub mod disks;
 pub mod network;
 
 use super::members::Members;
@@ -23,6 +24,8 @@ pub struct Installed {
     pub sheep_image: String,
     /// The operator's own image, for the init container that puts the seccomp profile on the node. Without it the runtime's profile is used.
     pub operator_image: Option<String>,
+    /// Image of the CSI driver: its programs make and mount file systems, for block devices as disks. Without it there are none.
+    pub csi_image: Option<String>,
     /// Secrets for the registry, as the chart has them.
     pub pull_secrets: Vec<String>,
     /// The kubelet's directory.
