@@ -9,6 +9,7 @@ mod disks;
 mod idle;
 mod image;
 mod k8s_changed;
+mod k8s_disks;
 mod k8s_failover;
 mod k8s_faults;
 mod k8s_install;
@@ -50,6 +51,7 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "rebuild", about: rebuild::ABOUT, core: true, run: rebuild::run_scenario },
     Scenario { name: "layers", about: layers::ABOUT, core: false, run: layers::run_scenario },
     Scenario { name: "k8s-scale", about: k8s_scale::ABOUT, core: false, run: k8s_scale::run_scenario },
+    Scenario { name: "k8s-disks", about: k8s_disks::ABOUT, core: false, run: k8s_disks::run_scenario },
     Scenario { name: "k8s-faults", about: k8s_faults::ABOUT, core: false, run: k8s_faults::run_scenario },
     Scenario { name: "k8s-speed", about: k8s_speed::ABOUT, core: false, run: k8s_speed::run_scenario },
     Scenario { name: "chart", about: chart::ABOUT, core: true, run: chart::run_scenario },
