@@ -57,15 +57,16 @@ impl System {
         super::files::ext4(&self.root, path, bytes)
     }
 
-    /// Options of QEMU for an emulated machine that boots it from its first virtio disk, with so many MiB of memory.
-    pub fn machine(&self, name: &str, memory: u32) -> Vec<OsString> {
-        let memory = format!("{memory}M");
+    /// Options of QEMU for an emulated machine that boots it from its first virtio disk, with so many MiB of memory and processors.
+    pub fn machine(&self, name: &str, memory: u32, processors: u32) -> Vec<OsString> {
+        let (memory, processors) = (format!("{memory}M"), processors.to_string());
         let plain = [
             ["-name", name],
             ["-accel", "tcg,thread=multi"],
             ["-machine", "q35"],
-            ["-cpu", "max"],
-            ["-smp", "2"],
+            // QEMU 7.2 emulates the instruction of 16 bytes wrongly, and kernels from 6.3 on use it.
+            ["-cpu", "max,cx16=off"],
+            ["-smp", &processors],
             ["-m", &memory],
             ["-display", "none"],
             [

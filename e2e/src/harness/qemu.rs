@@ -62,7 +62,7 @@ impl Guest {
         let (qmp, console, serial, way) = (at("qmp"), at("console"), at("serial"), at("nbd"));
         lead(&way, socket)?;
         let mut cmd = Command::new("qemu-system-x86_64");
-        cmd.args(s.machine(name, 512))
+        cmd.args(s.machine(name, 512, 2))
             .args(["-qmp", &format!("unix:{},server=on,wait=off", qmp.display())])
             .arg("-chardev")
             .arg(format!(

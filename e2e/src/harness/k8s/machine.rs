@@ -6,11 +6,12 @@
 use super::Plan;
 use super::config::{self, Layout};
 use super::control::{ADDRESS, Control, node_address, node_pods, port};
+use super::node::Node;
 use super::pki::Pki;
 use super::tools::Tools;
 use crate::harness::debian::{Recipe, System};
 use crate::harness::files::ext4;
-use crate::harness::proc::Proc;
+use crate::harness::proc::{Proc, run};
 use anyhow::{Context as _, Result, bail};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -26,6 +27,8 @@ const NODE: Recipe = Recipe {
 };
 /// Where the second disk is mounted.
 const LAB: &str = "/lab";
+/// Where containerd has its images.
+const CONTAINERD: &str = "var/lib/containerd";
 /// Programs of a node.
 const PROGRAMS: [&str; 9] = [
     "kubelet",
@@ -38,19 +41,12 @@ const PROGRAMS: [&str; 9] = [
     "host-local",
     "portmap",
 ];
-/// Images whose pods run elsewhere: importing takes long here.
-const ELSEWHERE: [&str; 6] = [
-    "csi-provisioner",
-    "csi-attacher",
-    "csi-resizer",
-    "csi-snapshotter",
-    "snapshot-controller",
-    "sheepdog_operator",
-];
 const MEMORY: u32 = 2048;
+/// With two, QEMU 7.2 now and then runs into what the other processor is just replacing in the kernel's code, and the kernel ends.
+const PROCESSORS: u32 = 1;
 /// Sizes of its disks, most of which are holes.
-const ROOT_SIZE: u64 = 8 << 30;
-const LAB_SIZE: u64 = 2 << 30;
+const ROOT_SIZE: u64 = 2 << 30;
+const LAB_SIZE: u64 = 8 << 30;
 /// Until it is Ready. Everything is slow under emulation.
 pub const BOOT: Duration = Duration::from_secs(480);
 
@@ -66,30 +62,18 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Make its disks. `archives` are images, `all` is the number of nodes, itself included.
-    pub fn new(
-        tools: &Tools,
-        pki: &Pki,
-        dir: &Path,
-        index: usize,
-        all: usize,
-        plan: &Plan,
-        archives: &[PathBuf],
-    ) -> Result<Self> {
+    /// Make its disks. It gets the containerd of a node that has all images and no pods yet: importing them would take minutes. `all` is the number of
+    /// nodes, itself included.
+    pub fn new(tools: &Tools, pki: &Pki, like: &Node, index: usize, all: usize, plan: &Plan) -> Result<Self> {
         let name = format!("node{index}");
-        let me = Self { system: System::get(&NODE)?, dir: dir.join(&name), index, name, qemu: None };
+        let me = Self { system: System::get(&NODE)?, dir: like.beside(&name)?, index, name, qemu: None };
         let lab = me.dir.join("lab");
         std::fs::create_dir_all(lab.join("bin"))?;
-        std::fs::create_dir_all(lab.join("images"))?;
         for p in PROGRAMS {
             place(&tools.program(p), &lab.join("bin").join(p))?;
         }
-        for a in archives {
-            let file = a.file_name().and_then(|n| n.to_str()).context("path")?;
-            if !ELSEWHERE.iter().any(|e| file.contains(e)) {
-                place(a, &lab.join("images").join(file))?;
-            }
-        }
+        let (from, to) = (like.file(CONTAINERD), lab.join("containerd"));
+        run("cp", &["--archive", "--link", &from, to.to_str().context("path")?])?;
         me.configure(pki, &lab, all, plan)?;
         ext4(&lab, &me.file("lab.img"), LAB_SIZE)?;
         std::fs::remove_dir_all(&lab)?;
@@ -148,12 +132,11 @@ ip route add default via {ADDRESS}; echo 1 >/proc/sys/net/ipv4/ip_forward; echo 
         control.space.net(&format!(
             "ip tuntap add {port} mode tap; ip link set {port} master switch; ip link set {port} up"
         ))?;
-        let disk = |name: &str, more: &str| {
-            format!("file={},format=raw,if=virtio,cache=unsafe{more}", self.file(name).display())
-        };
+        let disk =
+            |name: &str| format!("file={},format=raw,if=virtio,cache=unsafe", self.file(name).display());
         let mut cmd = Command::new("qemu-system-x86_64");
-        cmd.args(self.system.machine(&self.name, MEMORY))
-            .args(["-drive", &disk("root.img", ""), "-drive", &disk("lab.img", ",readonly=on")])
+        cmd.args(self.system.machine(&self.name, MEMORY, PROCESSORS))
+            .args(["-drive", &disk("root.img"), "-drive", &disk("lab.img")])
             .args(["-netdev", &format!("tap,id=n,ifname={port},script=no,downscript=no")])
             .args(["-device", &format!("virtio-net-pci,netdev=n,mac=52:54:00:7b:00:{:02x}", 10 + self.index)])
             .args(["-device", "virtio-rng-pci"])

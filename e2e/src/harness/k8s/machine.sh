@@ -17,16 +17,14 @@ mount --make-rshared /
 udevadm trigger --action=add
 udevadm settle
 modprobe -a virtio_net nbd dm_crypt overlay br_netfilter fuse loop
-mount -o ro /dev/vdb /lab
+mount /dev/vdb /lab
+mkdir -p /var/lib/containerd
+mount --bind /lab/containerd /var/lib/containerd
 . /lab/network
 ulimit -n 65536
 containerd --config /lab/containerd.toml >/var/log/containerd.log 2>&1 &
 until ctr version >/dev/null 2>&1; do sleep 0.2; done
 echo E2E-CONTAINERD
-for image in /lab/images/*.tar; do
-    ctr --namespace k8s.io images import --local --discard-unpacked-layers "$image" >/dev/null || echo "E2E-NO-IMAGE $image"
-done
-echo E2E-IMAGES
 kube-proxy --config /lab/proxy.json >/var/log/kube-proxy.log 2>&1 &
 # The shell takes in what ends, as the first process must.
 while :; do

@@ -98,7 +98,11 @@ impl Kubernetes {
             node.boot(&k.control, k.all)?;
             k.nodes.push(node);
         }
-        let archives = k.images(lab, &tools, plan)?;
+        k.images(lab, &tools, plan)?;
+        if plan.machine {
+            // While containerd has nothing to do.
+            k.machine = Some(Machine::new(&tools, &pki, &k.nodes[0], plan.nodes, plan.all(), plan)?);
+        }
         k.control.ready()?;
         k.control.controllers(&pki, &Timing { node_grace: plan.grace })?;
         lab.measured("control plane ready and images on every node", seconds(start));
@@ -110,12 +114,10 @@ impl Kubernetes {
             k.node_becomes(i, true)?;
         }
         lab.measured("kubelets started, all nodes Ready", seconds(kubelets));
-        if plan.machine {
-            let mut machine = Machine::new(&tools, &pki, &k.dir, plan.nodes, plan.all(), plan, &archives)?;
+        if let Some(machine) = &mut k.machine {
             let booted = Instant::now();
             machine.boot(&k.control)?;
             let name = machine.name.clone();
-            k.machine = Some(machine);
             k.becomes(&name, true, machine::BOOT)?;
             lab.measured("the machine booted, Ready", seconds(booted));
         }
@@ -131,7 +133,7 @@ impl Kubernetes {
         Ok(k)
     }
 
-    fn images(&self, lab: &Lab, tools: &tools::Tools, plan: &Plan) -> Result<Vec<PathBuf>> {
+    fn images(&self, lab: &Lab, tools: &tools::Tools, plan: &Plan) -> Result<()> {
         let start = Instant::now();
         let store = images::Store::new(tools, &self.dir)?;
         let mut archives = store.base(tools)?;
@@ -149,8 +151,7 @@ impl Kubernetes {
             importing
                 .into_iter()
                 .try_for_each(|t| t.join().unwrap_or_else(|_| bail!("importing images panicked")))
-        })?;
-        Ok(archives)
+        })
     }
 
     /// kubectl, as the administrator.

@@ -77,8 +77,14 @@ impl Node {
         Ok(node)
     }
 
-    fn file(&self, name: &str) -> String {
+    /// A path on its disk, or of its other files.
+    pub fn file(&self, name: &str) -> String {
         self.dir.join(name).display().to_string()
+    }
+
+    /// The directory of a node of another name.
+    pub fn beside(&self, name: &str) -> Result<PathBuf> {
+        Ok(self.dir.parent().context("parent")?.join(name))
     }
 
     fn layout<T>(&self, f: impl FnOnce(&Layout<'_>) -> Result<T>) -> Result<T> {
