@@ -153,12 +153,6 @@ ip route add default via {ADDRESS}; echo 1 >/proc/sys/net/ipv4/ip_forward; echo 
         lines.into_iter().rev().collect::<Vec<_>>().join(" / ")
     }
 
-    /// Its cable is pulled, or put back.
-    pub fn cable(&self, control: &Control, plugged: bool) -> Result<()> {
-        let state = if plugged { "up" } else { "down" };
-        control.space.net(&format!("ip link set {} {state}", port(self.index))).map(drop)
-    }
-
     /// It runs, if it was switched on.
     pub fn alive(&mut self) -> Result<()> {
         if let Some(q) = &mut self.qemu
