@@ -5,6 +5,7 @@ use crate::exec::{self, LONG, SHORT};
 use crate::fault::{Fault, Outcome};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 /// Room for the header, bytes.
@@ -13,6 +14,10 @@ pub const HEADER: u64 = 16 << 20;
 pub const SIGNATURE: &str = "crypto_LUKS";
 /// Key of the secret.
 pub const SECRET: &str = "encryptionPassphrase";
+/// Memory that deriving a key from the passphrase takes, KiB. By itself cryptsetup takes up to half of the machine's, and the node plugin's pod has a limit.
+const PBKDF_MEMORY: &str = "131072";
+/// One at a time takes it.
+static DERIVING: Semaphore = Semaphore::const_new(1);
 
 /// The passphrase of a request.
 pub fn passphrase(secrets: &HashMap<String, String>) -> Outcome<&str> {
@@ -40,6 +45,7 @@ fn text(path: &Path) -> Outcome<&str> {
 }
 
 async fn cryptsetup(args: &[&str], passphrase: &str) -> Outcome<()> {
+    let _one = DERIVING.acquire().await.map_err(|e| Fault::internal(e.to_string()))?;
     let ended = exec::run_with("cryptsetup", args, Some(passphrase.as_bytes()), LONG).await?;
     match ended.code {
         0 => Ok(()),
@@ -50,8 +56,8 @@ async fn cryptsetup(args: &[&str], passphrase: &str) -> Outcome<()> {
 
 /// Make the container on a blank device.
 pub async fn make(backing: &Path, passphrase: &str) -> Outcome<()> {
-    let args = ["-q", "luksFormat", "--type", "luks2", "--key-file", "-", text(backing)?];
-    cryptsetup(&args, passphrase).await
+    let kind = ["-q", "luksFormat", "--type", "luks2", "--pbkdf", "argon2id", "--pbkdf-memory", PBKDF_MEMORY];
+    cryptsetup(&[&kind[..], &["--key-file", "-", text(backing)?]].concat(), passphrase).await
 }
 
 /// Open it; nothing to do when it is open.
@@ -70,11 +76,20 @@ pub async fn open(volume: Uuid, backing: &Path, read_only: bool, passphrase: &st
     Ok(device)
 }
 
+/// The passphrase of a request to grow.
+pub fn passphrase_to_grow(secrets: &HashMap<String, String>) -> Outcome<&str> {
+    passphrase(secrets).map_err(|_| {
+        Fault::invalid(format!(
+            "growing an encrypted volume needs its secret, with the key {SECRET}: set csi.storage.k8s.io/node-expand-secret-name and -namespace in the storage class"
+        ))
+    })
+}
+
 /// Let it have all of its device.
-pub async fn grow(volume: Uuid, passphrase: Option<&str>) -> Outcome<()> {
+pub async fn grow(volume: Uuid, passphrase: &str) -> Outcome<()> {
     let name = name(volume);
     let args = ["-q", "resize", "--key-file", "-", &name];
-    cryptsetup(&args, passphrase.unwrap_or_default()).await
+    cryptsetup(&args, passphrase).await
 }
 
 /// Close it; nothing to do when it is closed.
@@ -97,6 +112,9 @@ mod tests {
         assert!(passphrase(&with(SECRET, "")).is_err());
         let e = passphrase(&with("password", "s3cret")).unwrap_err();
         assert!(e.text.contains(SECRET) && !e.text.contains("s3cret"), "{e}");
+        assert_eq!(passphrase_to_grow(&good).unwrap(), "s3cret");
+        let e = passphrase_to_grow(&HashMap::new()).unwrap_err();
+        assert!(e.text.contains("node-expand-secret-name"), "{e}");
     }
 
     #[tokio::test]

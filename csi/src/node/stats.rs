@@ -94,7 +94,9 @@ pub(super) async fn expand(p: &Plugin, r: NodeExpandVolumeRequest) -> Outcome<No
     given("volume id", &r.volume_id)?;
     let at = place(&r.volume_path)?;
     let id = volume(&r.volume_id)?;
-    staged_at(p, id, &at)?;
+    // Said before anything grows.
+    let encrypted = staged_at(p, id, &at)?.encrypted;
+    let passphrase = if encrypted { Some(luks::passphrase_to_grow(&r.secrets)?.to_owned()) } else { None };
     let wanted = r.capacity_range.map_or(0, |c| u64::try_from(c.required_bytes).unwrap_or(0));
     p.operate("expansion", id, |p| async move {
         let s = staged_at(&p, id, &at)?;
@@ -105,8 +107,8 @@ pub(super) async fn expand(p: &Plugin, r: NodeExpandVolumeRequest) -> Outcome<No
                 format!("the device has {size} bytes and {wanted} are wanted: the volume has not grown yet"),
             ));
         }
-        if s.encrypted {
-            luks::grow(id, r.secrets.get(luks::SECRET).map(String::as_str)).await?;
+        if let Some(passphrase) = &passphrase {
+            luks::grow(id, passphrase).await?;
         }
         // A device has no file system of ours.
         if let (Some(fs), false) = (s.fs, s.request.read_only) {

@@ -2,6 +2,7 @@
 
 pub mod cluster;
 pub mod csi;
+pub mod debian;
 pub mod files;
 pub mod fio;
 pub mod k8s;

@@ -1,8 +1,9 @@
-//! A guest: a Debian system under TCG whose only disk is a volume over NBD. Built once and kept in the user's cache directory.
+//! A guest: a Debian system under TCG whose only disk is a volume over NBD.
 //!
 //! Its init is our script (`guest.sh`): it writes files with checksums until told to stop, and reports on the serial console.
 
-use super::proc::{Proc, run};
+use super::debian::{Recipe, System};
+use super::proc::Proc;
 use super::wait::until;
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
@@ -12,75 +13,17 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-/// Part of the cache's name: a new recipe gets a new number.
-const RECIPE: &str = "bookworm-1";
-const INIT: &str = include_str!("guest.sh");
+/// Debian that writes to its disk.
+pub const WRITER: Recipe = Recipe {
+    name: "bookworm-1",
+    suite: "bookworm",
+    packages: &["e2fsprogs"],
+    init: include_str!("guest.sh"),
+};
 /// How long QEMU asks for a lost connection before the guest is paused.
 pub const RECONNECT: Duration = Duration::from_secs(20);
 /// Everything is slow under emulation.
 pub const SLOW: Duration = Duration::from_secs(240);
-
-/// Kernel, initial RAM disk, and the system as a folder.
-#[derive(Debug)]
-pub struct System {
-    kernel: PathBuf,
-    initrd: PathBuf,
-    root: PathBuf,
-}
-
-impl System {
-    /// From the cache, or by debootstrap.
-    pub fn get() -> Result<Self> {
-        let base = super::cache()?;
-        let root = base.join(RECIPE);
-        if !root.exists() {
-            std::fs::create_dir_all(&base)?;
-            Self::build(&base.join(format!("{RECIPE}.new")), &root)?;
-        }
-        let boot = root.join("boot");
-        let find = |prefix: &str| -> Result<PathBuf> {
-            for entry in std::fs::read_dir(&boot)? {
-                let entry = entry?;
-                if entry.file_name().to_string_lossy().starts_with(prefix) {
-                    return Ok(entry.path());
-                }
-            }
-            bail!("no {prefix}* in {}: remove {}", boot.display(), root.display())
-        };
-        Ok(Self { kernel: find("vmlinuz-")?, initrd: find("initrd.img-")?, root })
-    }
-
-    fn build(new: &Path, root: &Path) -> Result<()> {
-        // debootstrap gives up on what an interrupted run left.
-        if new.exists() {
-            std::fs::remove_dir_all(new)?;
-        }
-        let dir = new.to_str().context("path")?;
-        let packages = "--include=linux-image-cloud-amd64,initramfs-tools,e2fsprogs";
-        run(
-            "debootstrap",
-            &["--variant=minbase", packages, "bookworm", dir, "http://deb.debian.org/debian"],
-        )?;
-        // A small initial RAM disk: only what finds the disk.
-        let tools = new.join("etc/initramfs-tools");
-        std::fs::write(tools.join("modules"), "virtio_pci\nvirtio_blk\next4\ncrc32c_generic\n")?;
-        let conf =
-            std::fs::read_to_string(tools.join("initramfs.conf"))?.replace("MODULES=most", "MODULES=list");
-        std::fs::write(tools.join("initramfs.conf"), conf)?;
-        run("chroot", &[dir, "update-initramfs", "-u", "-k", "all"])?;
-        run("sh", &["-c", "rm -f \"$1\"/var/cache/apt/archives/*.deb", "sh", dir])?;
-        std::fs::rename(new, root)?;
-        Ok(())
-    }
-
-    /// An ext4 image of it that boots into our script.
-    pub fn image(&self, path: &Path, bytes: u64) -> Result<()> {
-        let init = self.root.join("sbin/e2e-init");
-        std::fs::write(&init, INIT)?;
-        run("chmod", &["755", init.to_str().context("path")?])?;
-        super::files::ext4(&self.root, path, bytes)
-    }
-}
 
 /// A name for a socket that can be made to mean another one.
 fn lead(way: &Path, socket: &Path) -> Result<()> {
@@ -119,34 +62,17 @@ impl Guest {
         let (qmp, console, serial, way) = (at("qmp"), at("console"), at("serial"), at("nbd"));
         lead(&way, socket)?;
         let mut cmd = Command::new("qemu-system-x86_64");
-        cmd.args([
-            "-name",
-            name,
-            "-accel",
-            "tcg,thread=multi",
-            "-machine",
-            "q35",
-            "-cpu",
-            "max",
-            "-smp",
-            "2",
-        ])
-        .args(["-m", "512M", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
-        .args(["-qmp", &format!("unix:{},server=on,wait=off", qmp.display())])
-        .arg("-chardev")
-        .arg(format!(
-            "socket,id=c,path={},server=on,wait=off,logfile={},logappend=off",
-            console.display(),
-            serial.display()
-        ))
-        .args(["-serial", "chardev:c"])
-        .arg("-kernel")
-        .arg(&s.kernel)
-        .arg("-initrd")
-        .arg(&s.initrd)
-        .args(["-append", "console=ttyS0 root=/dev/vda rw init=/sbin/e2e-init quiet panic=-1 loglevel=4"])
-        .args(["-blockdev", &nbd("disk", &way, export).to_string()])
-        .args(["-device", "virtio-blk-pci,drive=disk,werror=stop,rerror=stop"]);
+        cmd.args(s.machine(name, 512, 2))
+            .args(["-qmp", &format!("unix:{},server=on,wait=off", qmp.display())])
+            .arg("-chardev")
+            .arg(format!(
+                "socket,id=c,path={},server=on,wait=off,logfile={},logappend=off",
+                console.display(),
+                serial.display()
+            ))
+            .args(["-serial", "chardev:c"])
+            .args(["-blockdev", &nbd("disk", &way, export).to_string()])
+            .args(["-device", "virtio-blk-pci,drive=disk,werror=stop,rerror=stop"]);
         if incoming {
             cmd.args(["-incoming", "defer"]);
         }

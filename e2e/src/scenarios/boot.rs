@@ -2,8 +2,9 @@
 
 use crate::harness::Lab;
 use crate::harness::cluster::{Cluster, Plan};
+use crate::harness::debian::System;
 use crate::harness::proc::run;
-use crate::harness::qemu::{Guest, RECONNECT, SLOW, System};
+use crate::harness::qemu::{Guest, RECONNECT, SLOW, WRITER};
 use anyhow::{Context as _, Result, ensure};
 use std::time::Instant;
 
@@ -12,7 +13,7 @@ pub const ABOUT: &str = "a Debian guest under QEMU: gateway restarted, gateway l
 const SIZE: u64 = 1536 << 20;
 
 pub fn run_scenario(lab: &Lab) -> Result<()> {
-    let system = System::get()?;
+    let system = System::get(&WRITER)?;
     let image = lab.dir.join("system.img");
     system.image(&image, SIZE)?;
     let mut c = Cluster::start(lab, Plan::new(4, 3))?;

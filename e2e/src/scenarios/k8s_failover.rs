@@ -17,7 +17,8 @@ const PATIENCE: Duration = Duration::from_secs(300);
 
 pub fn run_scenario(lab: &Lab) -> Result<()> {
     // As a cluster has it when nobody has changed anything.
-    let plan = Plan { csi: true, lease: Duration::from_secs(40), grace: Duration::from_secs(50), nodes: 3 };
+    let plan =
+        Plan { csi: true, lease: Duration::from_secs(40), grace: Duration::from_secs(50), ..Plan::new(3) };
     let k = Kubernetes::start(lab, &plan)?;
     let mut s = Installed::install(lab, k, &json!({}))?;
     s.k.apply(&[claim("data", &json!({})), deployment("app", "data")])?;

@@ -13,6 +13,7 @@ mod k8s_disks;
 mod k8s_failover;
 mod k8s_faults;
 mod k8s_install;
+mod k8s_kernel;
 mod k8s_lab;
 mod k8s_scale;
 mod k8s_speed;
@@ -63,6 +64,7 @@ pub const ALL: &[Scenario] = &[
         core: true,
         run: k8s_failover::run_scenario,
     },
+    Scenario { name: "k8s-kernel", about: k8s_kernel::ABOUT, core: false, run: k8s_kernel::run_scenario },
     Scenario { name: "k8s-upgrade", about: k8s_upgrade::ABOUT, core: true, run: k8s_upgrade::run_scenario },
     Scenario { name: "k8s-volumes", about: k8s_volumes::ABOUT, core: true, run: k8s_volumes::run_scenario },
     Scenario { name: "k8s-why", about: k8s_why::ABOUT, core: false, run: k8s_why::run_scenario },

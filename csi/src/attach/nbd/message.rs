@@ -1,22 +1,25 @@
 //! Messages of the kernel's `nbd` family. Numbers as in `linux/nbd-netlink.h`.
 
 use crate::fault::{Fault, Kind, Outcome};
+use neli::FromBytes as _;
 use neli::consts::nl::NlmF;
 use neli::consts::socket::NlFamily;
 use neli::err::RouterError;
 use neli::genl::{AttrTypeBuilder, Genlmsghdr, GenlmsghdrBuilder, Nlattr, NlattrBuilder};
-use neli::nl::NlPayload;
+use neli::nl::{NlPayload, Nlmsghdr};
 use neli::router::synchronous::NlRouter;
 use neli::types::{Buffer, GenlBuffer};
 use neli::utils::Groups;
+use std::io::Cursor;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
-const FAMILY: &str = "nbd";
+pub(super) const FAMILY: &str = "nbd";
 const VERSION: u8 = 1;
 
 const CONNECT: u8 = 1;
 const DISCONNECT: u8 = 2;
 const RECONFIGURE: u8 = 3;
+const LINK_DEAD: u8 = 4;
 
 const INDEX: u16 = 1;
 const SIZE_BYTES: u16 = 2;
@@ -65,9 +68,8 @@ fn nest(kind: u16, inside: &[Attr]) -> Outcome<Attr> {
     inside.iter().try_fold(nest, |nest, a| nest.nest(a).map_err(built))
 }
 
-fn sockets(fds: &[i32]) -> Outcome<Attr> {
-    let items = fds.iter().map(|fd| nest(SOCK_ITEM, &[attr(SOCK_FD, fd.cast_unsigned())?]));
-    nest(SOCKETS, &items.collect::<Outcome<Vec<_>>>()?)
+fn socket(fd: i32) -> Outcome<Attr> {
+    nest(SOCKETS, &[nest(SOCK_ITEM, &[attr(SOCK_FD, fd.cast_unsigned())?])?])
 }
 
 fn message(command: u8, attrs: Vec<Attr>) -> Outcome<Message> {
@@ -75,7 +77,7 @@ fn message(command: u8, attrs: Vec<Attr>) -> Outcome<Message> {
     GenlmsghdrBuilder::default().cmd(command).version(VERSION).attrs(attrs).build().map_err(built)
 }
 
-fn connect_message(c: &Connect, fds: &[i32]) -> Outcome<Message> {
+fn connect_message(c: &Connect, fd: i32) -> Outcome<Message> {
     let read_only = if c.read_only { READ_ONLY } else { 0 };
     let flags = u64::from((c.flags & KNOWN_FLAGS) | read_only);
     message(
@@ -84,23 +86,23 @@ fn connect_message(c: &Connect, fds: &[i32]) -> Outcome<Message> {
             attr(SIZE_BYTES, c.size)?,
             attr(BLOCK_SIZE_BYTES, BLOCK)?,
             attr(SERVER_FLAGS, flags)?,
-            // Never: a request that takes long is logged and waited for.
+            // With a single connection: never. A request that takes long is logged and waited for, and sent again when its socket was replaced.
             attr(TIMEOUT, 0u64)?,
             attr(DEAD_CONN_TIMEOUT, c.dead_conn_timeout)?,
             attr(BACKEND_IDENTIFIER, c.backend.as_str())?,
-            sockets(fds)?,
+            socket(fd)?,
         ],
     )
 }
 
-fn reconnect_message(index: u32, backend: &str, dead_conn_timeout: u64, fds: &[i32]) -> Outcome<Message> {
+fn reconnect_message(index: u32, backend: &str, dead_conn_timeout: u64, fd: i32) -> Outcome<Message> {
     message(
         RECONFIGURE,
         vec![
             attr(INDEX, index)?,
             attr(BACKEND_IDENTIFIER, backend)?,
             attr(DEAD_CONN_TIMEOUT, dead_conn_timeout)?,
-            sockets(fds)?,
+            socket(fd)?,
         ],
     )
 }
@@ -111,7 +113,7 @@ fn resize_message(index: u32, size: u64, backend: &str) -> Outcome<Message> {
 }
 
 /// Netlink's own texts are whole messages; its errors are errors of the system.
-fn reason<T: std::fmt::Debug, P: std::fmt::Debug>(e: &RouterError<T, P>) -> String {
+pub(super) fn reason<T: std::fmt::Debug, P: std::fmt::Debug>(e: &RouterError<T, P>) -> String {
     match e {
         RouterError::Nlmsgerr(refused) => {
             std::io::Error::from_raw_os_error(refused.error().saturating_abs()).to_string()
@@ -148,19 +150,22 @@ fn send(what: &str, m: Message) -> Outcome<Option<u32>> {
     Ok(index)
 }
 
-fn raw(sockets: &[OwnedFd]) -> Vec<i32> {
-    sockets.iter().map(|s| s.as_raw_fd()).collect()
+/// Number of the device of which this message of the kernel's says that its connection died.
+pub(super) fn dead_link(bytes: &[u8]) -> Option<u32> {
+    let m = Nlmsghdr::<u16, Message>::from_bytes(&mut Cursor::new(bytes)).ok()?;
+    let payload = m.get_payload().filter(|p| *p.cmd() == LINK_DEAD)?;
+    payload.attrs().get_attr_handle().get_attr_payload_as::<u32>(INDEX).ok()
 }
 
 /// Make a device; its number.
-pub(super) fn connect(c: &Connect, sockets: &[OwnedFd]) -> Outcome<u32> {
-    let index = send("connect", connect_message(c, &raw(sockets))?)?;
+pub(super) fn connect(c: &Connect, socket: &OwnedFd) -> Outcome<u32> {
+    let index = send("connect", connect_message(c, socket.as_raw_fd())?)?;
     index.ok_or_else(|| Fault::internal("the kernel did not say which NBD device it made"))
 }
 
-/// Replace dead sockets. An error when none is dead.
-pub(super) fn reconnect(index: u32, backend: &str, timeout: u64, sockets: &[OwnedFd]) -> Outcome<()> {
-    send("reconnect", reconnect_message(index, backend, timeout, &raw(sockets))?).map(drop)
+/// Replace the device's socket if it is dead; does nothing, without an error, while it lives.
+pub(super) fn reconnect(index: u32, backend: &str, timeout: u64, socket: &OwnedFd) -> Outcome<()> {
+    send("reconnect", reconnect_message(index, backend, timeout, socket.as_raw_fd())?).map(drop)
 }
 
 /// Another size.
@@ -206,7 +211,7 @@ mod tests {
             dead_conn_timeout: 300,
             backend: "a/7".into(),
         };
-        let items = [7u32, 8].map(|fd| nested(SOCK_ITEM, &plain(SOCK_FD, &fd.to_ne_bytes()))).concat();
+        let one = nested(SOCK_ITEM, &plain(SOCK_FD, &9u32.to_ne_bytes()));
         let want = [
             vec![CONNECT, VERSION, 0, 0],
             plain(SIZE_BYTES, &(1u64 << 30).to_ne_bytes()),
@@ -215,11 +220,10 @@ mod tests {
             plain(TIMEOUT, &0u64.to_ne_bytes()),
             plain(DEAD_CONN_TIMEOUT, &300u64.to_ne_bytes()),
             plain(BACKEND_IDENTIFIER, b"a/7\0"),
-            nested(SOCKETS, &items),
+            nested(SOCKETS, &one),
         ];
-        assert_eq!(bytes(&connect_message(&c, &[7, 8]).unwrap()), want.concat());
+        assert_eq!(bytes(&connect_message(&c, 9).unwrap()), want.concat());
 
-        let one = nested(SOCK_ITEM, &plain(SOCK_FD, &9u32.to_ne_bytes()));
         let want = [
             vec![RECONFIGURE, VERSION, 0, 0],
             plain(INDEX, &3u32.to_ne_bytes()),
@@ -227,7 +231,7 @@ mod tests {
             plain(DEAD_CONN_TIMEOUT, &300u64.to_ne_bytes()),
             nested(SOCKETS, &one),
         ];
-        assert_eq!(bytes(&reconnect_message(3, "a/7", 300, &[9]).unwrap()), want.concat());
+        assert_eq!(bytes(&reconnect_message(3, "a/7", 300, 9).unwrap()), want.concat());
 
         let want = [
             vec![RECONFIGURE, VERSION, 0, 0],
@@ -236,5 +240,23 @@ mod tests {
             plain(SIZE_BYTES, &4096u64.to_ne_bytes()),
         ];
         assert_eq!(bytes(&resize_message(3, 4096, "a/7").unwrap()), want.concat());
+    }
+    #[test]
+    fn the_kernels_word_of_a_dead_link() {
+        let message = |command: u8| {
+            let inside = [vec![command, 0, 0, 0], plain(INDEX, &7u32.to_ne_bytes())].concat();
+            let header = [
+                (inside.len() as u32 + 16).to_ne_bytes().to_vec(),
+                // Family, flags, sequence, port.
+                30u16.to_ne_bytes().to_vec(),
+                vec![0; 10],
+            ];
+            [header.concat(), inside].concat()
+        };
+        assert_eq!(dead_link(&message(LINK_DEAD)), Some(7));
+        assert_eq!(dead_link(&message(RECONFIGURE)), None);
+        for len in 0..28 {
+            assert_eq!(dead_link(&message(LINK_DEAD)[..len]), None, "{len} bytes");
+        }
     }
 }

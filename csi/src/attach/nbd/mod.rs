@@ -1,13 +1,18 @@
 //! The kernel's NBD client, through generic netlink.
 //!
 //! ```text
-//!   file system or pod ─► /dev/nbdN ─► kernel ─► two unix sockets ─► sheep
+//!   file system or pod ─► /dev/nbdN ─► kernel ─► unix socket ─► sheep
 //! ```
 //!
-//! The kernel has everything: sockets, requests under way, and, as the device's *backend*, which volume and attachment it is (`UUID/ATTACHMENT`). The plugin may
-//! end at any time and finds its devices in sysfs. When sheep went away and is back, new sockets replace the dead ones, which the kernel allows only to
+//! The kernel has everything: the socket, requests under way, and, as the device's *backend*, which volume and attachment it is (`UUID/ATTACHMENT`). The plugin may
+//! end at any time and finds its devices in sysfs. When sheep went away and is back, a new socket replaces the dead one, which the kernel allows only to
 //! whoever names the same backend; requests without an answer are sent again by the kernel. Until then I/O waits, for as long as the dead connection timeout.
+//!
+//! One socket, because the kernel gives a device with several no way to wait: a request that takes longer than its timeout ends the connection it was sent on,
+//! though the server is well and only waits for the cluster; when the last one has ended so, and the plugin is not there, I/O fails. A device with one socket and
+//! no timeout waits, and sends again what was sent on a socket that has been replaced.
 
+mod deaths;
 mod message;
 mod socket;
 pub mod table;
@@ -16,15 +21,14 @@ pub use message::family;
 
 use super::{Attached, Request};
 use crate::fault::{Fault, Kind, Outcome};
-use std::os::fd::OwnedFd;
+use deaths::{Deaths, Suspects};
+use sheepdog_nbd::client::Connected;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use table::Device;
 use uuid::Uuid;
 
-/// Sockets of a device: while one is busy with a large answer the other goes on.
-const SOCKETS: usize = 2;
 /// For a netlink request: one that resizes waits for I/O that is under way.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// For a device to go.
@@ -35,8 +39,7 @@ const LET_GO: Duration = Duration::from_secs(10);
 pub struct Nbd {
     socket: PathBuf,
     dead_conn_timeout: u64,
-    /// Sockets that the kernel was given, to hear when they die. Those of a plugin before this one are not here.
-    given: Arc<Mutex<Vec<(u32, OwnedFd)>>>,
+    deaths: Arc<Mutex<Deaths>>,
 }
 
 /// Netlink blocks: on a thread, and not for ever. A thread that hangs in the kernel is left behind.
@@ -54,7 +57,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Outcome<T> + Send + 
 impl Nbd {
     /// Through the NBD socket of this node's sheep.
     pub fn new(socket: PathBuf, dead_conn_timeout: u64) -> Self {
-        Self { socket, dead_conn_timeout, given: Arc::default() }
+        Self { socket, dead_conn_timeout, deaths: Arc::default() }
     }
 
     fn described(&self, d: Device) -> Attached {
@@ -71,34 +74,19 @@ impl Nbd {
         Ok(table::devices()?.into_iter().find(|d| d.volume == volume))
     }
 
-    /// Let the kernel have further descriptors of the sockets, and keep ours to hear of their end.
-    fn keep(&self, index: u32, sockets: Vec<OwnedFd>) {
-        let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
-        given.extend(sockets.into_iter().map(|s| (index, s)));
+    /// Something to be done to the suspects, who are known to be among those present.
+    fn suspects<T>(&self, present: &[u32], f: impl FnOnce(&mut Suspects) -> T) -> Outcome<T> {
+        let mut deaths = self.deaths.lock().unwrap_or_else(PoisonError::into_inner);
+        deaths.look(present).map(f)
     }
 
-    fn forget(&self, index: u32) {
-        let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
-        given.retain(|(i, _)| *i != index);
-    }
-
-    fn knows(&self, index: u32) -> bool {
-        self.given.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|(i, _)| *i == index)
-    }
-
-    /// Devices of which a socket has died.
-    fn dead(&self) -> Vec<u32> {
-        let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut dead: Vec<u32> = Vec::new();
-        given.retain(|(index, s)| {
-            let ended = socket::has_ended(s);
-            if ended {
-                dead.push(*index);
-            }
-            !ended
-        });
-        dead.dedup();
-        dead
+    /// Let the kernel have a new socket where the device's is dead. Answers what sheep said of the export.
+    async fn offer(&self, d: &Device, r: &Request) -> Outcome<Connected> {
+        let (facts, socket) = socket::open(&self.socket, &r.export).await?;
+        let (index, backend) = (d.index, table::backend(d.volume, d.attachment));
+        let timeout = self.dead_conn_timeout;
+        blocking(move || message::reconnect(index, &backend, timeout, &socket)).await?;
+        Ok(facts)
     }
 
     pub(super) async fn attach(&self, r: &Request) -> Outcome<Attached> {
@@ -111,7 +99,7 @@ impl Nbd {
                 r.volume, d.attachment, r.attachment
             )));
         }
-        let (facts, sockets) = socket::open(&self.socket, &r.export, SOCKETS).await?;
+        let (facts, socket) = socket::open(&self.socket, &r.export).await?;
         let wanted = message::Connect {
             size: facts.size,
             flags: facts.flags,
@@ -119,12 +107,8 @@ impl Nbd {
             dead_conn_timeout: self.dead_conn_timeout,
             backend: table::backend(r.volume, r.attachment),
         };
-        let (index, sockets) = blocking(move || {
-            let index = message::connect(&wanted, &sockets)?;
-            Ok((index, sockets))
-        })
-        .await?;
-        self.keep(index, sockets);
+        // The kernel has the socket from here on, and ours is closed.
+        let index = blocking(move || message::connect(&wanted, &socket)).await?;
         table::tune(index);
         let found = self.device(r.volume)?.filter(|d| d.index == index && d.attachment == r.attachment);
         match found {
@@ -137,7 +121,6 @@ impl Nbd {
                 Ok(self.described(d))
             }
             None => {
-                self.forget(index);
                 blocking(move || message::disconnect(index)).await?;
                 Err(Fault::internal(format!(
                     "the kernel does not keep the backend of /dev/nbd{index}: NBD wants Linux {}.{} or newer",
@@ -151,10 +134,12 @@ impl Nbd {
     pub(super) async fn detach(&self, volume: Uuid) -> Outcome<()> {
         let deadline = Instant::now() + LET_GO;
         let Some(d) = self.device(volume)? else { return Ok(()) };
-        if table::is_held(d.index) {
-            return Err(Fault::precondition(format!("/dev/nbd{} is still in use", d.index)));
+        if blocking(move || Ok(table::is_held(d.index))).await? {
+            return Err(Fault::precondition(format!(
+                "/dev/nbd{} is still in use: mounted in another mount namespace, or under another device",
+                d.index
+            )));
         }
-        self.forget(d.index);
         blocking(move || message::disconnect(d.index)).await?;
         while self.device(volume)?.is_some() {
             if Instant::now() > deadline {
@@ -169,7 +154,8 @@ impl Nbd {
     pub(super) async fn resize(&self, r: &Request) -> Outcome<u64> {
         let missing = || Fault::not_found(format!("volume {} is not attached here", r.volume));
         let d = self.device(r.volume)?.ok_or_else(missing)?;
-        let size = socket::open(&self.socket, &r.export, 1).await?.0.size;
+        // The kernel first waits for all requests that are under way, and lets nobody replace a dead socket meanwhile: so that is done before.
+        let size = self.offer(&d, r).await?.size;
         if size > d.size {
             let backend = table::backend(d.volume, d.attachment);
             blocking(move || message::resize(d.index, size, &backend)).await?;
@@ -178,33 +164,36 @@ impl Nbd {
         Ok(self.device(r.volume)?.ok_or_else(missing)?.size)
     }
 
-    /// Replace dead sockets of these volumes, when sheep is there.
+    /// Replace dead sockets of these volumes, when sheep is there. One that cannot be helped keeps no other from it.
     pub(super) async fn revive(&self, staged: &[Request]) -> Outcome<()> {
-        let dead = self.dead();
-        for d in table::devices()? {
+        let devices = table::devices()?;
+        let present: Vec<u32> = devices.iter().map(|d| d.index).collect();
+        let suspects = self.suspects(&present, |s| s.among(&present))?;
+        let mut first = Ok(());
+        for d in devices.iter().filter(|d| suspects.contains(&d.index)) {
             let ours = staged.iter().find(|r| r.volume == d.volume && r.attachment == d.attachment);
-            // Of a plugin before this one we have no sockets: whether they are dead is the kernel's to say.
-            let Some(r) = ours.filter(|_| dead.contains(&d.index) || !self.knows(d.index)) else { continue };
-            let (_, sockets) = socket::open(&self.socket, &r.export, SOCKETS).await?;
-            let (backend, timeout) = (table::backend(d.volume, d.attachment), self.dead_conn_timeout);
-            let sockets = blocking(move || {
-                let replaced = message::reconnect(d.index, &backend, timeout, &sockets);
-                Ok((replaced, sockets))
-            });
-            match sockets.await? {
-                (Ok(()), sockets) => {
-                    tracing::info!(volume = r.volume.to_string(), "/dev/nbd{} has new sockets", d.index);
-                    self.keep(d.index, sockets);
+            let Some(r) = ours else { continue };
+            // Before, so that what is heard meanwhile counts.
+            self.suspects(&present, |s| s.clear(d.index))?;
+            match self.offer(d, r).await {
+                Ok(_) => {
+                    tracing::info!(
+                        volume = r.volume.to_string(),
+                        "/dev/nbd{} has a socket that lives",
+                        d.index
+                    );
                 }
-                (Err(f), _) => tracing::info!(volume = r.volume.to_string(), "no socket was replaced: {f}"),
+                Err(f) => {
+                    self.suspects(&present, |s| s.suspect(d.index))?;
+                    first = first.and(Err(f));
+                }
             }
         }
-        Ok(())
+        first
     }
 
     pub(super) async fn give_up(&self, volume: Uuid) -> Outcome<()> {
         let Some(d) = self.device(volume)? else { return Ok(()) };
-        self.forget(d.index);
         blocking(move || message::disconnect(d.index)).await
     }
 

@@ -12,17 +12,10 @@ use tokio::net::UnixStream;
 /// For connecting and being let in.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Some sockets to one export.
-pub(super) async fn open(path: &Path, export: &str, count: usize) -> Outcome<(Connected, Vec<OwnedFd>)> {
-    let opened = tokio::time::timeout(PATIENCE, async {
-        let (facts, first) = shake(path, export).await?;
-        let mut sockets = vec![first];
-        while sockets.len() < count {
-            sockets.push(shake(path, export).await?.1);
-        }
-        Ok::<_, std::io::Error>((facts, sockets))
-    });
-    let opened = opened.await.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
+/// A socket to an export.
+pub(super) async fn open(path: &Path, export: &str) -> Outcome<(Connected, OwnedFd)> {
+    let opened = tokio::time::timeout(PATIENCE, shake(path, export)).await;
+    let opened = opened.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
     opened.map_err(|e| Fault::new(Kind::Unavailable, format!("open {export} at {}: {e}", path.display())))
 }
 
@@ -51,31 +44,5 @@ async fn shake(path: &Path, export: &str) -> std::io::Result<(Connected, OwnedFd
                 return Err(std::io::Error::other("sheep answered what was not asked"));
             }
         }
-    }
-}
-
-/// Has the other side closed it?
-pub(super) fn has_ended(socket: &OwnedFd) -> bool {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let mut fds = [PollFd::new(socket, PollFlags::RDHUP)];
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    let polled = poll(&mut fds, Some(&now));
-    let ended = PollFlags::HUP | PollFlags::ERR | PollFlags::RDHUP | PollFlags::NVAL;
-    polled.is_ok() && fds[0].revents().intersects(ended)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_end_is_noticed_without_reading() {
-        let (a, b) = std::os::unix::net::UnixStream::pair().unwrap();
-        let fd: OwnedFd = a.into();
-        assert!(!has_ended(&fd));
-        std::io::Write::write_all(&mut &b, b"data").unwrap();
-        assert!(!has_ended(&fd));
-        drop(b);
-        assert!(has_ended(&fd));
     }
 }

@@ -52,15 +52,26 @@ fn devices_in(block: &Path) -> Outcome<Vec<Device>> {
     Ok(found)
 }
 
-/// Does another block device stand on it?
+/// Does anybody use it: a file system mounted anywhere, in whatever namespace, or another block device on it? Opening may read: not for threads that
+/// must not wait.
 pub fn is_held(index: u32) -> bool {
-    let holders = std::fs::read_dir(format!("/sys/block/nbd{index}/holders"));
-    holders.is_ok_and(|mut h| h.next().is_some())
+    held(&format!("/dev/nbd{index}"))
 }
 
-/// For a server that has its own scheduler and no heads. Kernels that know a setting not are left as they are.
+fn held(device: &str) -> bool {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let opened = std::fs::File::options().read(true).custom_flags(libc::O_EXCL).open(device);
+    opened.is_err_and(|e| e.kind() == std::io::ErrorKind::ResourceBusy)
+}
+
+/// Settings of a device's queue: for a server that has its own scheduler and no heads. A request that was on its way when its socket died is sent again when
+/// its time, in milliseconds, is over and the socket was replaced; with a socket that lives it only goes on waiting, which the kernel logs each time.
+const QUEUE: [(&str, &str); 4] =
+    [("scheduler", "none"), ("rotational", "0"), ("max_sectors_kb", "1024"), ("io_timeout", "5000")];
+
+/// Kernels that know a setting not are left as they are.
 pub fn tune(index: u32) {
-    for (file, value) in [("scheduler", "none"), ("rotational", "0"), ("max_sectors_kb", "1024")] {
+    for (file, value) in QUEUE {
         let _ = std::fs::write(format!("/sys/block/nbd{index}/queue/{file}"), value);
     }
 }

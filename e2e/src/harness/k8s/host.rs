@@ -42,13 +42,30 @@ fn traces(lab: &Path) -> Result<BTreeSet<String>> {
     found.extend(mounts.lines().filter(ours).map(|l| format!("mount {l}")));
     for line in run("ip", &["-o", "link"])?.lines() {
         let name = line.split(": ").nth(1).unwrap_or_default();
+        // Taps of machines are ports, too.
         if ["port", "switch", "cni", "veth"].iter().any(|p| name.starts_with(p)) {
             found.insert(format!("network device {name}"));
         }
     }
     let ours = |file: &str| file.contains(lab) || file.contains("/var/lib/kubelet") || file == ORPHAN;
     found.extend(loops(&run("losetup", &LOOPS)?, ours).into_iter().map(|l| format!("loop device {l}")));
+    found.extend(machines(lab)?.into_iter().map(|p| format!("QEMU {p}")));
     found.extend(cgroups::left()?.into_iter().map(|g| format!("control group {}", g.display())));
+    Ok(found)
+}
+
+/// Processes of QEMU with a disk in this directory.
+fn machines(lab: &str) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc")? {
+        let entry = entry?;
+        // Gone meanwhile, or not a process: nothing.
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line);
+        if line.starts_with("qemu-system") && line.contains(lab) {
+            found.push(entry.file_name().to_string_lossy().into_owned());
+        }
+    }
     Ok(found)
 }
 

@@ -1,7 +1,7 @@
 //! Which images there are.
 
+use super::config::PAUSE;
 use super::image::{Image, find};
-use super::node::PAUSE;
 use super::tools::{Tools, version};
 use crate::harness::proc::run;
 use anyhow::{Context as _, Result};

@@ -2,14 +2,16 @@
 //!
 //! `tools` has the programs, `pki` the certificates, `space` the namespaces, `control` and `node` what runs in them, `image` and `images`
 //! the containers, `host` what is given back at the end, `sheepdog` the chart installed on it. A node is one kubelet with its own containerd, kube-proxy, network, mounts,
-//! processes and disk. All of them share this kernel, its devices, and the clock.
+//! processes and disk. All of them share this kernel, its devices, and the clock; one more may be a `machine` of its own, emulated.
 
 pub mod control;
+pub mod machine;
 pub mod node;
 pub mod sheepdog;
 pub mod tools;
 
 mod cgroups;
+mod config;
 mod host;
 mod image;
 mod images;
@@ -21,6 +23,7 @@ use super::wait::until;
 use anyhow::{Context as _, Result, bail, ensure};
 use control::{Control, Timing};
 use host::Host;
+use machine::Machine;
 use node::Node;
 use pki::Pki;
 use serde_json::Value;
@@ -43,12 +46,25 @@ pub struct Plan {
     pub grace: Duration,
     /// With the images of the CSI sidecars, and the definitions of snapshots.
     pub csi: bool,
+    /// With one more node, which is a machine with a kernel of its own.
+    pub machine: bool,
 }
 
 impl Plan {
     /// Nodes are missed sooner than Kubernetes does by itself, after 50 s.
     pub fn new(nodes: usize) -> Self {
-        Self { nodes, lease: Duration::from_secs(8), grace: Duration::from_secs(12), csi: false }
+        Self {
+            nodes,
+            lease: Duration::from_secs(8),
+            grace: Duration::from_secs(12),
+            csi: false,
+            machine: false,
+        }
+    }
+
+    /// All nodes.
+    fn all(&self) -> usize {
+        self.nodes + usize::from(self.machine)
     }
 }
 
@@ -57,11 +73,14 @@ impl Plan {
 pub struct Kubernetes {
     /// In order of their addresses.
     pub nodes: Vec<Node>,
+    /// The last node, when it is a machine.
+    pub machine: Option<Machine>,
     /// Control plane.
     pub control: Control,
     // Last: what it gives back is in use until then.
     host: Host,
     dir: PathBuf,
+    all: usize,
 }
 
 impl Kubernetes {
@@ -72,14 +91,18 @@ impl Kubernetes {
         let start = Instant::now();
         let dir = lab.dir.clone();
         let pki = Pki::new(&dir.join("pki"))?;
-        let control = Control::start(&tools, &pki, &dir.join("control"), plan.nodes)?;
-        let mut k = Self { nodes: Vec::new(), control, host, dir };
+        let control = Control::start(&tools, &pki, &dir.join("control"), plan.all())?;
+        let mut k = Self { nodes: Vec::new(), machine: None, control, host, dir, all: plan.all() };
         for i in 0..plan.nodes {
             let mut node = Node::new(&tools, &pki, &k.dir, i, plan)?;
-            node.boot(&k.control, plan.nodes)?;
+            node.boot(&k.control, k.all)?;
             k.nodes.push(node);
         }
         k.images(lab, &tools, plan)?;
+        if plan.machine {
+            // While containerd has nothing to do.
+            k.machine = Some(Machine::new(&tools, &pki, &k.nodes[0], plan.nodes, plan.all(), plan)?);
+        }
         k.control.ready()?;
         k.control.controllers(&pki, &Timing { node_grace: plan.grace })?;
         lab.measured("control plane ready and images on every node", seconds(start));
@@ -91,6 +114,13 @@ impl Kubernetes {
             k.node_becomes(i, true)?;
         }
         lab.measured("kubelets started, all nodes Ready", seconds(kubelets));
+        if let Some(machine) = &mut k.machine {
+            let booted = Instant::now();
+            machine.boot(&k.control)?;
+            let name = machine.name.clone();
+            k.becomes(&name, true, machine::BOOT)?;
+            lab.measured("the machine booted, Ready", seconds(booted));
+        }
         if plan.csi {
             k.kubectl(&["apply", "--server-side", "-f", tools.snapshot_crds.to_str().context("path")?])?;
             k.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"])?;
@@ -145,21 +175,28 @@ impl Kubernetes {
 
     /// Wait until a node is Ready, or is not.
     pub fn node_becomes(&mut self, i: usize, ready: bool) -> Result<()> {
-        let what = format!("{} is {}", self.nodes[i].name, if ready { "Ready" } else { "NotReady" });
-        until(&what, PATIENCE, || {
+        let name = self.nodes[i].name.clone();
+        self.becomes(&name, ready, PATIENCE)
+    }
+
+    /// The same by its name, for as long.
+    pub fn becomes(&mut self, name: &str, ready: bool, limit: Duration) -> Result<()> {
+        let what = format!("{name} is {}", if ready { "Ready" } else { "NotReady" });
+        let became = until(&what, limit, || {
             // No use in waiting.
             if let Err(e) = self.alive() {
                 return Ok(Some(Err(e)));
             }
-            let node = self.get(&["node", &self.nodes[i].name])?;
+            let node = self.get(&["node", name])?;
             Ok((is_ready(&node) == ready).then_some(Ok(())))
-        })?
+        });
+        let machine = self.machine.as_ref().filter(|m| m.name == name);
+        became.with_context(|| machine.map_or_else(String::new, |m| format!("it said {}", m.said())))?
     }
 
     /// Switch a node on that was without power, and wait until it is Ready.
     pub fn power_on(&mut self, i: usize) -> Result<()> {
-        let all = self.nodes.len();
-        self.nodes[i].boot(&self.control, all)?;
+        self.nodes[i].boot(&self.control, self.all)?;
         self.nodes[i].start_kubelet()?;
         self.node_becomes(i, true)
     }
@@ -178,12 +215,14 @@ impl Kubernetes {
     /// Nothing that should run has ended.
     pub fn alive(&mut self) -> Result<()> {
         self.control.alive()?;
+        self.machine.iter_mut().try_for_each(Machine::alive)?;
         self.nodes.iter_mut().try_for_each(Node::alive)
     }
 
     /// End everything; what is left behind is an error.
     pub fn finish(self) -> Result<()> {
-        let Self { mut nodes, control, host, .. } = self;
+        let Self { mut nodes, machine, control, host, .. } = self;
+        machine.into_iter().try_for_each(|mut m| m.cut_power())?;
         for node in &mut nodes {
             node.cut_power()?;
         }

@@ -1,6 +1,7 @@
 //! A node: containerd, kubelet and kube-proxy in a space of their own, with a disk of its own.
 
-use super::control::{ADDRESS, Control, PODS, node_address, node_pods, port};
+use super::config::{self, Layout};
+use super::control::{ADDRESS, Control, node_address, node_pods, port};
 use super::pki::Pki;
 use super::space::Space;
 use super::tools::Tools;
@@ -8,7 +9,6 @@ use super::{Plan, cgroups};
 use crate::harness::proc::Proc;
 use crate::harness::wait::{PATIENCE, until};
 use anyhow::{Context as _, Result, bail};
-use serde_json::json;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -27,9 +27,6 @@ pub const OWN: [&str; 7] = [
 const VOLUMES: &str = "/run/sheepdog-csi/";
 /// Loop devices and their files.
 pub const LOOPS: [&str; 4] = ["--list", "--noheadings", "--output", "NAME,BACK-FILE"];
-const SOCKET: &str = "/run/containerd/containerd.sock";
-/// What the pause image is called.
-pub const PAUSE: &str = "sheepdog.test/pause:1";
 
 /// One node. Its directory is its disk: what is in it outlives a power cut.
 #[derive(Debug)]
@@ -63,7 +60,6 @@ impl Node {
         for own in OWN {
             std::fs::create_dir_all(dir.join(own.trim_start_matches('/')))?;
         }
-        std::fs::create_dir_all(dir.join("cni"))?;
         let server = format!("https://{ADDRESS}:6443");
         let user = format!("system:node:{name}");
         let kubelet = pki.kubeconfig(&name, &user, "system:nodes", &server)?;
@@ -77,86 +73,32 @@ impl Node {
             tools: [tools.bin.clone(), tools.runc()],
             running: None,
         };
-        node.configure(plan)?;
+        node.layout(|l| config::write(&node.dir, l, plan))?;
         Ok(node)
     }
 
-    fn file(&self, name: &str) -> String {
+    /// A path on its disk, or of its other files.
+    pub fn file(&self, name: &str) -> String {
         self.dir.join(name).display().to_string()
     }
 
-    fn configure(&self, plan: &Plan) -> Result<()> {
-        let write = |name: &str, value: &serde_json::Value| {
-            std::fs::write(self.dir.join(name), serde_json::to_string_pretty(value)?).context(name.to_owned())
-        };
-        write(
-            "cni/10-lab.conflist",
-            &json!({"cniVersion": "1.0.0", "name": "lab", "plugins": [
-                {"type": "bridge", "bridge": "cni0", "isDefaultGateway": true, "hairpinMode": true,
-                 "ipam": {"type": "host-local", "ranges": [[{"subnet": node_pods(self.index)}]],
-                          "dataDir": "/run/cni"}},
-                {"type": "portmap", "capabilities": {"portMappings": true}}]}),
-        )?;
-        write(
-            "kubelet.json",
-            &json!({"kind": "KubeletConfiguration", "apiVersion": "kubelet.config.k8s.io/v1beta1",
-                "authentication": {"anonymous": {"enabled": false}, "webhook": {"enabled": true},
-                                   "x509": {"clientCAFile": self.ca}},
-                "authorization": {"mode": "Webhook"},
-                "containerRuntimeEndpoint": format!("unix://{SOCKET}"),
-                "clusterDNS": [ADDRESS], "clusterDomain": "cluster.local", "resolvConf": "",
-                "cgroupDriver": "cgroupfs", "cgroupRoot": cgroups::path(&self.name), "failCgroupV1": false,
-                "enforceNodeAllocatable": [], "failSwapOn": false,
-                // Without CAP_SYS_RESOURCE nothing may lower it.
-                "oomScoreAdj": 0,
-                "evictionHard": {"memory.available": "50Mi", "nodefs.available": "1%", "imagefs.available": "1%",
-                                 "nodefs.inodesFree": "1%", "imagefs.inodesFree": "1%"},
-                "imageGCHighThresholdPercent": 100, "imageGCLowThresholdPercent": 99,
-                "nodeLeaseDurationSeconds": plan.lease.as_secs(),
-                "nodeStatusUpdateFrequency": "2s", "nodeStatusReportFrequency": "1m",
-                "registerNode": true, "maxPods": 110}),
-        )?;
-        write(
-            "proxy.json",
-            &json!({"kind": "KubeProxyConfiguration", "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
-                "mode": "nftables", "clusterCIDR": PODS, "hostnameOverride": self.name,
-                "clientConnection": {"kubeconfig": self.kubeconfigs[1]},
-                // Those of the whole machine stay as they are.
-                "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"}}),
-        )?;
-        let containerd = format!(
-            r#"version = 3
-root = "/var/lib/containerd"
-state = "/run/containerd"
-oom_score = 0
-disabled_plugins = ["io.containerd.nri.v1.nri"]
+    /// The directory of a node of another name.
+    pub fn beside(&self, name: &str) -> Result<PathBuf> {
+        Ok(self.dir.parent().context("parent")?.join(name))
+    }
 
-[grpc]
-  address = "{SOCKET}"
-
-[plugins."io.containerd.cri.v1.images"]
-  snapshotter = "overlayfs"
-[plugins."io.containerd.cri.v1.images".pinned_images]
-  sandbox = "{PAUSE}"
-
-[plugins."io.containerd.cri.v1.runtime"]
-  # As for the kubelet: without CAP_SYS_RESOURCE runc could not lower it, and the pod would not start.
-  restrict_oom_score_adj = true
-[plugins."io.containerd.cri.v1.runtime".cni]
-  bin_dirs = ["{bin}"]
-  conf_dir = "{cni}"
-[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
-  runtime_type = "io.containerd.runc.v2"
-[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
-  BinaryName = "{runc}"
-  SystemdCgroup = false
-"#,
-            bin = self.tools[0].display(),
-            runc = self.tools[1].display(),
-            cni = self.file("cni"),
-        );
-        std::fs::write(self.dir.join("containerd.toml"), containerd)?;
-        Ok(())
+    fn layout<T>(&self, f: impl FnOnce(&Layout<'_>) -> Result<T>) -> Result<T> {
+        let text = |p: &Path| p.to_str().map(str::to_owned).context("path");
+        f(&Layout {
+            name: &self.name,
+            index: self.index,
+            dir: &text(&self.dir)?,
+            ca: &self.ca,
+            proxy: &self.kubeconfigs[1],
+            bin: &text(&self.tools[0])?,
+            runc: &text(&self.tools[1])?,
+            cgroup: &cgroups::path(&self.name),
+        })
     }
 
     /// Switch it on: network, containerd and kube-proxy. `others` are the nodes whose pods it must find.
@@ -232,16 +174,8 @@ disabled_plugins = ["io.containerd.nri.v1.nri"]
 
     /// Start the kubelet (again).
     pub fn start_kubelet(&mut self) -> Result<()> {
-        let (config, address) = (self.file("kubelet.json"), node_address(self.index));
-        let labels = format!("topology.kubernetes.io/zone=zone{}", self.index);
-        let options = [
-            ("--config", config.as_str()),
-            ("--kubeconfig", &self.kubeconfigs[0]),
-            ("--hostname-override", &self.name),
-            ("--node-ip", &address),
-            ("--node-labels", &labels),
-        ]
-        .map(|(o, v)| format!("{o}={v}"));
+        let address = node_address(self.index);
+        let options = self.layout(|l| Ok(config::kubelet_options(l, &self.kubeconfigs[0], &address)))?;
         let options: Vec<&str> = options.iter().map(String::as_str).collect();
         // A kubelet ends when it comes too early, and here nobody starts it again.
         let from = self.running()?.log_from;

@@ -252,6 +252,11 @@ impl Installed {
         })
     }
 
+    /// Is a pod Ready?
+    pub fn ready_now(&self, name: &str) -> Result<bool> {
+        Ok(is_ready(&self.k.get(&["pod", name])?))
+    }
+
     /// Delete objects, by `KIND/NAME`, and wait until they are gone.
     pub fn delete(&self, objects: &[&str]) -> Result<()> {
         let args = [&["delete", "--wait", "--timeout=170s"], objects].concat();
