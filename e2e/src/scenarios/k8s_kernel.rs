@@ -88,7 +88,7 @@ fn goes_on(s: &Installed) -> Result<()> {
 fn trouble(s: &Installed) -> Result<String> {
     root(
         s,
-        "dmesg | grep -iE \"nbd|I/O error|EXT4-fs|dm-|blocked for more\" | grep -vE \"Possible stuck|mounted filesystem|re-mounted|unmounting|capacity change|reconnected socket|resized filesystem|resizing filesystem|device-mapper: (uevent|ioctl)|NBD_DISCONNECT|Receive control failed|shutting down sockets|Send disconnect|Dead connection|module|: p[0-9]\" || true",
+        "dmesg | grep -iE \"nbd|I/O error|EXT4-fs|dm-|blocked for more\" | grep -vE \"Possible stuck|mounted filesystem|re-mounted|unmounting|capacity change|reconnected socket|resized filesystem|resizing filesystem|device-mapper: (uevent|ioctl)|NBD_DISCONNECT|Receive control failed|shutting down sockets|Send disconnect|(Dead |Dis)conn|module|: p[0-9]\" || true",
     )
 }
 
