@@ -226,7 +226,7 @@ async fn disks_are_taken_away_and_added() {
         conditions.into_iter().find(|c| c.type_ == "Progressing").map(|c| c.message).unwrap_or_default()
     };
     w.until("main", "refused", |w| message(w).contains("VDI one has one copy only")).await;
-    assert_eq!(disks(&client).await, vec!["/d1 ok", "/d2 ok"].repeat(3));
+    assert_eq!(disks(&client).await, ["/d1 ok", "/d2 ok"].repeat(3));
     let one = DeleteVdiRequest { vdi: Some(VdiRef::name("one")), ..Default::default() };
     client.delete_vdi(one).await.unwrap();
     w.most_away = 0;
@@ -237,7 +237,7 @@ async fn disks_are_taken_away_and_added() {
     .await;
     assert!(w.most_away <= 1, "{} sheep were away at a time", w.most_away);
     let client = w.operator().client_of("main").await.unwrap();
-    assert_eq!(disks(&client).await, vec!["/d1 ok", "/d2 retired", "/d3 ok"].repeat(3));
+    assert_eq!(disks(&client).await, ["/d1 ok", "/d2 retired", "/d3 ok"].repeat(3));
     assert!(!is(&w, "main", "DiskTrouble"), "what nobody wants any more is no trouble");
 }
 

@@ -217,7 +217,8 @@ fn has_copies(s: &Installed, copies: u64) -> Result<()> {
             .flatten()
             .find(|v| v["name"].as_str().is_some_and(|n| n.starts_with("pvc-")));
         let volume = volume.with_context(|| format!("no volume of a claim: {vdis}"))?;
-        ensure!(volume["copies"] == copies || volume["copies"] == copies.to_string(), "{volume}");
+        let now = volume["copies"].to_string();
+        ensure!(now.trim_matches('"') == copies.to_string(), "{volume}");
         Ok(Some(()))
     })
 }
