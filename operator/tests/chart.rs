@@ -46,7 +46,7 @@ fn images_of_the_values_are_those_that_are_to_be_mirrored() {
         }
     }
     walk(&values, &mut images);
-    assert_eq!(images.len(), 9);
+    assert_eq!(images.len(), 10);
     for i in images {
         let tag = i["tag"].as_str().filter(|t| !t.is_empty()).unwrap_or("0.1.0");
         let registry =
@@ -92,7 +92,7 @@ fn every_value_is_in_the_schema_and_in_the_readme() {
 /// What the scenarios run is what the chart installs.
 #[test]
 fn sidecars_are_those_that_are_tested() {
-    let modules = text("../../e2e/tools/go.mod");
+    let modules = text("../../e2e/tools/go.mod") + &text("../../e2e/tools/metadata/go.mod");
     let values: serde_json::Value = serde_yaml_ng::from_str(&text("values.yaml")).unwrap();
     let mut compared = 0;
     for (key, module) in [
@@ -100,11 +100,12 @@ fn sidecars_are_those_that_are_tested() {
         ("attacher", "external-attacher/v4"),
         ("resizer", "external-resizer/v2"),
         ("snapshotter", "external-snapshotter/v8"),
+        ("snapshotMetadata", "external-snapshot-metadata"),
     ] {
         let tag = values["csi"]["sidecars"][key]["image"]["tag"].as_str().unwrap();
         let line = format!("github.com/kubernetes-csi/{module} {tag} ");
         assert!(modules.lines().any(|l| format!("{} ", l.trim()).contains(&line)), "{key}: {tag}");
         compared += 1;
     }
-    assert_eq!(compared, 4);
+    assert_eq!(compared, 5);
 }
