@@ -86,7 +86,7 @@ fn wrong_secret(lab: &Lab, s: &Installed) -> Result<()> {
     run(dog.to_str().context("path")?, &["secret", "new", "-f", file.to_str().context("path")?])?;
     // A controller that is there has read the right one.
     s.scale_csi_controller(0)?;
-    s.k.apply(&[secret(&name, &std::fs::read_to_string(file)?)])?;
+    change(s, &name, &json!({"stringData": {"secret": std::fs::read_to_string(file)?}}))?;
     s.says(REFUSED)?;
     s.scale_csi_controller(2)?;
     s.k.apply(&[claim("refused", &json!({}))])?;
@@ -101,9 +101,8 @@ fn wrong_secret(lab: &Lab, s: &Installed) -> Result<()> {
     );
     s.same("app")?;
     s.sh("app", "echo on >/data/on; sync -f /data")?;
-    let before = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": NAMESPACE}, "data": right["data"]});
     s.scale_csi_controller(0)?;
-    s.k.apply(&[before])?;
+    change(s, &name, &json!({"data": right["data"]}))?;
     s.scale_csi_controller(2)?;
     s.available()?;
     s.all_ready()?;
@@ -112,6 +111,12 @@ fn wrong_secret(lab: &Lab, s: &Installed) -> Result<()> {
     s.delete(&["pod/refused", "pvc/refused"])?;
     lab.proved("with another cluster's secret the cluster's object and the driver say so, new claims wait, pods go on; with the right one all is as before");
     Ok(())
+}
+
+/// Whoever owns the field.
+fn change(s: &Installed, secret: &str, patch: &Value) -> Result<()> {
+    s.k.kubectl(&["patch", "-n", NAMESPACE, "secret", secret, "--type=merge", "-p", &patch.to_string()])
+        .map(drop)
 }
 
 fn secret(name: &str, text: &str) -> Value {
