@@ -51,7 +51,7 @@ pub fn run_scenario(lab: &Lab) -> Result<()> {
         "without its control plane the cluster is {}",
         info["status"]
     );
-    let Err(refused) = c.dog_of(0, &["cluster", "format", "--yes"]) else {
+    let Err(refused) = c.dog_of(0, &["cluster", "format"]) else {
         bail!("a cluster was formatted over disks with data")
     };
     let refused = format!("{refused:#}");
