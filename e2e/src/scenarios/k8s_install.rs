@@ -4,7 +4,7 @@ use crate::harness::Lab;
 use crate::harness::k8s::seconds;
 use crate::harness::k8s::sheepdog::{CLUSTER, Installed, NAMESPACE, claim, pod};
 use crate::harness::wait::{PATIENCE, until};
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 use std::time::Instant;
 
@@ -74,8 +74,14 @@ fn upgrade(lab: &Lab, s: &Installed) -> Result<()> {
         Ok(columns.map_or(0, Vec::len))
     };
     let before = columns(s)?;
-    let older = json!([{"op": "remove", "path": "/spec/versions/0/additionalPrinterColumns"}]).to_string();
-    s.k.kubectl(&["patch", "crd", "vdis.sheepdog.io", "--type=json", "-p", &older])?;
+    // As helm had made it: what somebody else has changed, helm does not touch.
+    let mut older = s.k.get(&["crd", "vdis.sheepdog.io"])?;
+    older["spec"]["versions"][0].as_object_mut().map(|v| v.remove("additionalPrinterColumns"));
+    older["metadata"].as_object_mut().map(|m| m.remove("managedFields"));
+    let file = lab.dir.join("older.json");
+    std::fs::write(&file, older.to_string())?;
+    let file = file.to_str().context("path")?;
+    s.k.kubectl(&["apply", "--server-side", "--force-conflicts", "--field-manager=helm", "-f", file])?;
     ensure!(columns(s)? < before, "the definition is still the newer one");
     s.upgrade()?;
     ensure!(columns(s)? == before, "helm upgrade left the older definition");
