@@ -6,15 +6,14 @@ packages=(build-essential pkg-config curl ca-certificates git qemu-utils libnbd-
 programs=(cc pkg-config curl git qemu-img qemu-io nbdcopy nbdinfo nbd-client fio mkfs.ext4 mkfs.xfs cryptsetup debugfs ip)
 for option in "$@"; do
     case $option in
-        # What the scenarios `boot` and `k8s-lab` of `cargo xtask e2e` need, too.
-        --e2e)
-            packages+=(qemu-system-x86 debootstrap python3-pip iptables nftables xfsprogs cryptsetup)
-            programs+=(qemu-system-x86_64 debootstrap python3 iptables nft mkfs.xfs cryptsetup)
-            ;;
-        # What the scenarios `k8s-` need: part of the former.
-        --k8s)
+        # What the core scenarios of `cargo xtask e2e` need, too; --e2e adds what those with a QEMU machine do.
+        --k8s | --e2e)
             packages+=(python3-pip iptables nftables)
             programs+=(python3 iptables nft)
+            if [ "$option" = --e2e ]; then
+                packages+=(qemu-system-x86 debootstrap)
+                programs+=(qemu-system-x86_64 debootstrap)
+            fi
             ;;
         # What `cargo xtask bench` needs, too; --ceph adds the largest of the peers.
         --bench) packages+=(nbdkit) programs+=(nbdkit qemu-nbd) ;;

@@ -10,6 +10,7 @@
 pub mod check;
 pub mod classes;
 pub mod cluster;
+pub mod daemons;
 pub mod generate;
 pub mod snapshot;
 pub mod status;
@@ -25,6 +26,13 @@ pub const GROUP: &str = "sheepdog.io";
 pub const VERSION: &str = "v1alpha1";
 /// Name of the CSI driver that hands out the volumes.
 pub const DRIVER: &str = "csi.sheepdog.io";
+/// Label of pods and objects: what they are.
+pub const COMPONENT: &str = "app.kubernetes.io/component";
+/// Label of sheep and their objects: name of the cluster.
+pub const CLUSTER: &str = "sheepdog.io/cluster";
+/// Taint that the operator sets while a node's kubelet and sheep are both silent, though Kubernetes may still take it for ready: nothing new is put there until it is
+/// heard again.
+pub const LOST: &str = "sheepdog.io/lost";
 /// Annotation, value `true`: let the object go although Sheepdog cannot be asked, or still uses it. What is in Sheepdog stays there.
 pub const ABANDON: &str = "sheepdog.io/abandon";
 

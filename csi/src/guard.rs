@@ -148,16 +148,13 @@ pub fn judge(signature: &str, w: &Witnesses) -> Verdict {
 
 /// Look for signatures.
 pub async fn probe(device: &Path) -> Outcome<Probe> {
-    let device = device.to_str().ok_or_else(|| Fault::internal("a device with an odd name"))?;
-    // `-p`: look at the device and at no cache.
-    let args = ["-p", "-s", "TYPE", "-s", "PTTYPE", "-o", "export", device];
-    let ended = exec::run("blkid", &args, exec::SHORT).await?;
-    read_probe(ended.code, &ended.stdout).ok_or_else(|| exec::failed("blkid", &args, &ended))
+    Ok(signatures(device).await?.0)
 }
 
 /// The same, with the UUID of a file system.
 pub async fn signatures(device: &Path) -> Outcome<(Probe, Option<String>)> {
     let device = device.to_str().ok_or_else(|| Fault::internal("a device with an odd name"))?;
+    // `-p`: look at the device and at no cache.
     let args = ["-p", "-s", "TYPE", "-s", "PTTYPE", "-s", "UUID", "-o", "export", device];
     let ended = exec::run("blkid", &args, exec::SHORT).await?;
     let probe = read_probe(ended.code, &ended.stdout).ok_or_else(|| exec::failed("blkid", &args, &ended))?;

@@ -7,7 +7,7 @@ use crate::words::{is_ready, name, namespace};
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::ListParams;
-use sheepdog_crds::SheepdogCluster;
+use sheepdog_crds::{CLUSTER, COMPONENT, SheepdogCluster};
 
 /// All clusters, of the namespace that was named or of all.
 pub async fn list(c: &Connected) -> Result<Vec<SheepdogCluster>, Trouble> {
@@ -60,7 +60,7 @@ pub async fn sheep(c: &Connected, cluster: &SheepdogCluster) -> Result<Pod, Fail
     let (me, ns) = (name(cluster), namespace(cluster));
     let api: Api<Pod> = Api::namespaced(c.client.clone(), &ns);
     for component in ["sheep", "gateway"] {
-        let labels = format!("sheepdog.io/cluster={me},app.kubernetes.io/component={component}");
+        let labels = format!("{CLUSTER}={me},{COMPONENT}={component}");
         let pods = read::list(&api, ListParams::default().labels(&labels)).await;
         let pods = pods.map_err(|t| Failure::of(&format!("pods of {ns} cannot be listed"), &t))?;
         if let Some(ready) = pods.into_iter().find(is_ready) {

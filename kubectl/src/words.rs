@@ -1,7 +1,7 @@
 //! Small questions to Kubernetes' objects, and how answers are worded. Pure.
 
 use k8s_openapi::api::core::v1::{
-    Event, Node, NodeSelectorRequirement, PersistentVolumeClaim, Pod, PodSpec, Taint, Toleration, Volume,
+    Event, Node, NodeSelectorRequirement, PersistentVolumeClaim, Pod, PodSpec, Taint, Volume,
 };
 use k8s_openapi::jiff::Timestamp;
 use kube::{Resource, ResourceExt};
@@ -182,30 +182,8 @@ pub fn keeps_away(spec: &PodSpec, n: &Node) -> Option<String> {
         }
     }
     let bears = spec.tolerations.as_deref().unwrap_or_default();
-    let hard =
-        taints(n).iter().filter(|t| t.effect != "PreferNoSchedule" && !PASSING.contains(&t.key.as_str()));
-    let mut hard = hard.filter(|t| !bears.iter().any(|b| tolerates(b, t)));
-    hard.next().map(|t| format!("the node has the taint {}:{}, which it does not tolerate", t.key, t.effect))
-}
-
-/// Taints that pods of DaemonSets bear by themselves.
-const PASSING: [&str; 7] = [
-    "node.kubernetes.io/not-ready",
-    "node.kubernetes.io/unreachable",
-    "node.kubernetes.io/disk-pressure",
-    "node.kubernetes.io/memory-pressure",
-    "node.kubernetes.io/pid-pressure",
-    "node.kubernetes.io/unschedulable",
-    "node.kubernetes.io/network-unavailable",
-];
-
-fn tolerates(t: &Toleration, taint: &Taint) -> bool {
-    let effect = t.effect.as_deref().unwrap_or_default();
-    let key = t.key.as_deref().unwrap_or_default();
-    let exists = t.operator.as_deref() == Some("Exists");
-    let value = t.value.as_deref().unwrap_or_default() == taint.value.as_deref().unwrap_or_default();
-    (effect.is_empty() || effect == taint.effect)
-        && ((key.is_empty() && exists) || (key == taint.key && (exists || value)))
+    sheepdog_crds::daemons::keeps_away(taints(n), bears)
+        .map(|t| format!("the node has the taint {}:{}, which it does not tolerate", t.key, t.effect))
 }
 
 fn matches(e: &NodeSelectorRequirement, have: &BTreeMap<String, String>) -> bool {

@@ -1,6 +1,7 @@
 //! Names and labels of everything that belongs to a cluster, in one place: selectors, garbage collection and people rely on them.
 
 use sheepdog_crds::SheepdogCluster;
+pub use sheepdog_crds::{CLUSTER, COMPONENT};
 use std::collections::BTreeMap;
 
 /// Field manager of everything the operator applies.
@@ -11,12 +12,8 @@ pub const CLUSTER_FINALIZER: &str = "sheepdog.io/cluster";
 pub const VDI_FINALIZER: &str = "sheepdog.io/vdi";
 /// Finalizer of a VdiSnapshot.
 pub const SNAPSHOT_FINALIZER: &str = "sheepdog.io/snapshot";
-/// Label: name of the cluster.
-pub const CLUSTER: &str = "sheepdog.io/cluster";
 /// Label of cluster-wide objects: namespace of the cluster.
 pub const NAMESPACE: &str = "sheepdog.io/namespace";
-/// Label: `sheep` or `gateway`.
-pub const COMPONENT: &str = "app.kubernetes.io/component";
 /// Label: node group.
 pub const GROUP: &str = "sheepdog.io/group";
 /// Label of Vdi objects that the operator made because the VDI exists.

@@ -3,7 +3,7 @@
 
 use super::k8s_volumes::{DEVICE, device_pod, is_usable, snapshot};
 use crate::harness::Lab;
-use crate::harness::k8s::sheepdog::{Installed, claim};
+use crate::harness::k8s::sheepdog::{Installed, claim, with};
 use crate::harness::wait::until;
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
@@ -17,11 +17,7 @@ const SIZE: &str = "64Mi";
 /// Part of `k8s-volumes`.
 pub fn changed(lab: &Lab, s: &Installed) -> Result<()> {
     let block = |more: Value| {
-        let mut spec = json!({"volumeMode": "Block", "resources": {"requests": {"storage": SIZE}}});
-        for (key, value) in more.as_object().into_iter().flatten() {
-            spec[key] = value.clone();
-        }
-        spec
+        with(json!({"volumeMode": "Block", "resources": {"requests": {"storage": SIZE}}}), &more)
     };
     let of = |name: &str| json!({"dataSource": {"apiGroup": "snapshot.storage.k8s.io", "kind": "VolumeSnapshot", "name": name}});
     s.k.apply(&[claim("source", &block(json!({}))), device_pod("source", "source", "node0")])?;

@@ -1,11 +1,11 @@
 //! What a status says. Pure.
 
 use super::fetch::Seen;
-use crate::why::{CLUSTER, COMPONENT, condition, silence};
+use crate::why::{condition, silence};
 use crate::words::{finalizers, going, is_ready, labels, listing, name, namespace, node_of, unready};
 use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod};
 use serde::Serialize;
-use sheepdog_crds::{DRIVER, SheepdogCluster, Vdi};
+use sheepdog_crds::{CLUSTER, COMPONENT, DRIVER, SheepdogCluster, Vdi};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Conditions in the order in which they matter.

@@ -1,13 +1,13 @@
 //! Steps about the cluster, and about the pods that make and attach its volumes.
 
-use super::facts::{COMPONENT, Sort, cluster_id};
+use super::facts::{Sort, cluster_id};
 use super::judge::{Judge, Step, blocked};
 use super::verdict::{Cause, Code};
 use crate::words::{going, is_ready, labels, name, namespace, unready};
 use k8s_openapi::api::core::v1::PersistentVolume;
 use k8s_openapi::api::storage::v1::StorageClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use sheepdog_crds::{DRIVER, SheepdogCluster};
+use sheepdog_crds::{COMPONENT, DRIVER, SheepdogCluster};
 
 /// A condition of a cluster.
 pub fn condition<'a>(c: &'a SheepdogCluster, kind: &str) -> Option<&'a Condition> {

@@ -6,13 +6,9 @@ use k8s_openapi::api::core::v1::{Event, Node, PersistentVolume, PersistentVolume
 use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, StorageClass, VolumeAttachment};
 use k8s_openapi::jiff::Timestamp;
 use kube::core::DynamicObject;
-use sheepdog_crds::{SheepdogCluster, Vdi};
+use sheepdog_crds::{CLUSTER, COMPONENT, SheepdogCluster, Vdi};
 use std::collections::BTreeMap;
 
-/// Label of our pods: what they are.
-pub const COMPONENT: &str = "app.kubernetes.io/component";
-/// Label of sheep: name of the cluster.
-pub const CLUSTER: &str = "sheepdog.io/cluster";
 /// Label of classes: namespace of the cluster.
 pub const NAMESPACE: &str = "sheepdog.io/namespace";
 /// Key of a volume's node affinity: id of its cluster.

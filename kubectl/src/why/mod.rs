@@ -19,7 +19,7 @@ mod tests;
 mod verdict;
 
 pub use cluster::condition;
-pub use facts::{CLUSTER, COMPONENT, Kind, Target};
+pub use facts::{Kind, Target};
 pub use node::silence;
 
 use crate::connect::Connected;

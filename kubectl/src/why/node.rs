@@ -1,7 +1,7 @@
 //! Steps about a node: is it heard, does the CSI driver run there, does it have a sheep?
 
 use super::cluster::condition;
-use super::facts::{COMPONENT, Sort};
+use super::facts::Sort;
 use super::judge::{Judge, Step, blocked};
 use super::verdict::{Cause, Code};
 use crate::words::{
@@ -9,10 +9,8 @@ use crate::words::{
 };
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, Pod};
-use sheepdog_crds::{DRIVER, SheepdogCluster};
+use sheepdog_crds::{COMPONENT, DRIVER, LOST, SheepdogCluster};
 
-/// Set by the operator while a node's kubelet and sheep are silent.
-pub const LOST: &str = "sheepdog.io/lost";
 /// Set by a human: nothing runs there.
 pub const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
 

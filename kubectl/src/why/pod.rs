@@ -120,7 +120,7 @@ impl<'a> Judge<'a> {
         if text.contains("ReadWriteOncePod") {
             return self.once_pod(pod, &text);
         }
-        let lost = "sheepdog.io/lost";
+        let lost = sheepdog_crds::LOST;
         let cause = Cause::new(
             Code::Unschedulable,
             format!("no node takes pod/{me}, and that is not about its volumes: {text}"),
@@ -285,7 +285,7 @@ impl<'a> Judge<'a> {
         format!(
             "kubectl get pods -n {} -l {}={component} -o wide",
             ns.unwrap_or_else(|| "sheepdog".into()),
-            super::facts::COMPONENT
+            sheepdog_crds::COMPONENT
         )
     }
 }

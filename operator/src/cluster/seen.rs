@@ -2,6 +2,7 @@
 
 use k8s_openapi::api::core::v1::{ContainerState, Node, Pod, Taint, Toleration};
 use sheepdog_client::pb;
+use sheepdog_crds::daemons::keeps_away;
 use std::collections::BTreeMap;
 
 /// Everything.
@@ -43,40 +44,10 @@ impl NodeSeen {
             ready: conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True"),
         }
     }
-    /// Has these labels.
-    pub fn matches(&self, selector: &BTreeMap<String, String>) -> bool {
-        selector.iter().all(|(k, v)| self.labels.get(k) == Some(v))
-    }
     /// Takes pods with these tolerations.
     pub fn takes(&self, tolerations: &[Toleration]) -> bool {
-        let hard = |t: &&Taint| t.effect != "PreferNoSchedule" && !PASSING.contains(&t.key.as_str());
-        self.taints.iter().filter(hard).all(|taint| tolerations.iter().any(|t| tolerates(t, taint)))
+        keeps_away(&self.taints, tolerations).is_none()
     }
-}
-
-/// Taints that Kubernetes sets while something is wrong with a node; pods of DaemonSets bear them.
-const PASSING: [&str; 7] = [
-    "node.kubernetes.io/not-ready",
-    "node.kubernetes.io/unreachable",
-    "node.kubernetes.io/disk-pressure",
-    "node.kubernetes.io/memory-pressure",
-    "node.kubernetes.io/pid-pressure",
-    "node.kubernetes.io/unschedulable",
-    "node.kubernetes.io/network-unavailable",
-];
-
-fn tolerates(t: &Toleration, taint: &Taint) -> bool {
-    let effect = t.effect.as_deref().unwrap_or_default();
-    if !effect.is_empty() && effect != taint.effect {
-        return false;
-    }
-    let key = t.key.as_deref().unwrap_or_default();
-    if key.is_empty() {
-        return t.operator.as_deref() == Some("Exists");
-    }
-    let value = taint.value.as_deref().unwrap_or_default();
-    key == taint.key
-        && (t.operator.as_deref() == Some("Exists") || t.value.as_deref().unwrap_or_default() == value)
 }
 
 /// A pod of the cluster.

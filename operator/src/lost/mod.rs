@@ -22,8 +22,9 @@ use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, 
 use k8s_openapi::api::storage::v1::VolumeAttachment;
 use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, Preconditions};
-use plan::{Claims, LOST, Verdict};
+use plan::{Claims, Verdict};
 use serde_json::json;
+use sheepdog_crds::LOST;
 use sheepdog_crds::{DRIVER, SheepdogCluster};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;

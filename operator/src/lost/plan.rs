@@ -4,13 +4,11 @@ use crate::cluster::seen::{Engine, NodeSeen};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use sheepdog_client::pb::node::State;
+use sheepdog_crds::LOST;
 use std::collections::HashMap;
 
 /// Set by a human, or by a program that has switched the node off: Kubernetes' own sign that nothing of it runs.
 pub const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
-
-/// Ours: the node is lost although Kubernetes still takes it for ready. Nothing new is put there until it is heard again.
-pub const LOST: &str = "sheepdog.io/lost";
 
 /// What to think of a node.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -33,23 +33,26 @@ fn values() -> Vec<String> {
         .collect()
 }
 
+/// An object with these fields instead of its own of the same names.
+pub fn with(mut object: Value, more: &Value) -> Value {
+    for (key, value) in more.as_object().into_iter().flatten() {
+        object[key] = value.clone();
+    }
+    object
+}
+
 /// The object, with all nodes in one group and more in its spec.
 pub fn cluster(more: &Value) -> Value {
-    let mut spec = json!({"nodeGroups": [{}]});
-    for (key, value) in more.as_object().into_iter().flatten() {
-        spec[key] = value.clone();
-    }
+    let spec = with(json!({"nodeGroups": [{}]}), more);
     json!({"apiVersion": "sheepdog.io/v1alpha1", "kind": "SheepdogCluster",
            "metadata": {"name": CLUSTER, "namespace": NAMESPACE}, "spec": spec})
 }
 
 /// A claim of the cluster's class.
 pub fn claim(name: &str, more: &Value) -> Value {
-    let mut spec = json!({"storageClassName": CLUSTER, "accessModes": ["ReadWriteOnce"],
-                          "resources": {"requests": {"storage": "1Gi"}}});
-    for (key, value) in more.as_object().into_iter().flatten() {
-        spec[key] = value.clone();
-    }
+    let spec = json!({"storageClassName": CLUSTER, "accessModes": ["ReadWriteOnce"],
+                      "resources": {"requests": {"storage": "1Gi"}}});
+    let spec = with(spec, more);
     json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name}, "spec": spec})
 }
 
