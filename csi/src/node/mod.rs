@@ -9,6 +9,7 @@
 //! the kernel) is none of this process's.
 
 mod publish;
+mod renew;
 mod stage;
 mod state;
 mod stats;

@@ -1,7 +1,7 @@
 //! Publishing: a staged volume appears where a pod looks for it.
 
 use super::stage::{device_of, remove_place};
-use super::{Plugin, path, volume};
+use super::{Plugin, path, renew, volume};
 use crate::capability::{Access, Fs, Shape, Use};
 use crate::csi::*;
 use crate::fault::{Fault, Outcome, given, io};
@@ -21,18 +21,18 @@ pub(super) async fn publish(p: &Plugin, r: NodePublishVolumeRequest) -> Outcome<
     let volume = volume(&r.volume_id)?;
     let read_only = r.readonly || usage.access == Access::ReadOnly;
     p.operate("publishing", volume, |p| async move {
-        let mut s = p.store.get(volume)?.filter(|s| s.staging == staging).ok_or_else(|| {
+        let s = p.store.get(volume)?.filter(|s| s.staging == staging).ok_or_else(|| {
             Fault::precondition(format!("volume {volume} is not staged at {}", staging.display()))
         })?;
-        if usage.single_writer || s.single_writer {
-            let other = s.targets.iter().find(|t| **t != target && matches!(mount::at(t), Ok(Some(_))));
-            if let Some(other) = other {
-                return Err(Fault::precondition(format!(
-                    "volume {volume} is for one pod only and published at {} already",
-                    other.display()
-                )));
-            }
+        if (usage.single_writer || s.single_writer)
+            && let Some(other) = s.mounted_target(Some(&target))
+        {
+            return Err(Fault::precondition(format!(
+                "volume {volume} is for one pod only and published at {} already",
+                other.display()
+            )));
         }
+        let mut s = renew::current(&p, s, &r).await?;
         let device = device_of(&p, &s).await?;
         match (&usage.shape, s.fs) {
             (Shape::Block, None) => publish_device(&device, &target, read_only).await?,

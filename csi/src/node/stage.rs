@@ -17,7 +17,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use uuid::Uuid;
 
 /// A request as it is meant.
-struct Wanted {
+pub(super) struct Wanted {
     volume: Uuid,
     staging: PathBuf,
     usage: Use,
@@ -28,7 +28,7 @@ struct Wanted {
 }
 
 impl Wanted {
-    fn new(r: &NodeStageVolumeRequest) -> Outcome<Self> {
+    pub(super) fn new(r: &NodeStageVolumeRequest) -> Outcome<Self> {
         // In this order, so that what is missing is said before what is not there.
         given("volume id", &r.volume_id)?;
         let staging = path("staging target path", &r.staging_target_path)?;
@@ -36,12 +36,7 @@ impl Wanted {
         let default = Fs::parse(r.volume_context.get(made::FS).map_or("", String::as_str))?;
         let usage = Use::new(r.volume_capability.as_ref(), default)?;
         let volume = volume(&r.volume_id)?;
-        let attachment = r.publish_context.get(attached::ATTACHMENT).and_then(|n| n.parse().ok());
-        let attachment = attachment.ok_or_else(|| {
-            Fault::precondition(format!(
-                "volume {volume} was not attached to this node by ControllerPublishVolume"
-            ))
-        })?;
+        let attachment = attachment(volume, &r.publish_context)?;
         let read_only = usage.access == Access::ReadOnly
             || r.publish_context.get(attached::READ_ONLY).is_some_and(|v| v == "true");
         let encrypted = is(made::ENCRYPTED, "true");
@@ -65,6 +60,16 @@ impl Wanted {
     }
 }
 
+/// Number of the attachment that a request is for.
+pub(super) fn attachment(volume: Uuid, context: &HashMap<String, String>) -> Outcome<u64> {
+    let number = context.get(attached::ATTACHMENT).and_then(|n| n.parse().ok());
+    number.ok_or_else(|| {
+        Fault::precondition(format!(
+            "volume {volume} was not attached to this node by ControllerPublishVolume"
+        ))
+    })
+}
+
 pub(super) async fn stage(p: &Plugin, r: NodeStageVolumeRequest) -> Outcome<NodeStageVolumeResponse> {
     let wanted = Wanted::new(&r)?;
     p.operate("staging", wanted.volume, |p| async move {
@@ -74,7 +79,8 @@ pub(super) async fn stage(p: &Plugin, r: NodeStageVolumeRequest) -> Outcome<Node
     .await
 }
 
-async fn staged(p: &Plugin, w: &Wanted) -> Outcome<()> {
+/// Done when it returns, as often as it is asked.
+pub(super) async fn staged(p: &Plugin, w: &Wanted) -> Outcome<()> {
     let vdi = p.sheep.the_volume(&w.volume.to_string()).await?;
     stands(p, &vdi, w.attachment)?;
     let request = Request {
@@ -132,7 +138,7 @@ fn plain_device(w: &Wanted, device: &Path) -> PathBuf {
 }
 
 /// The cluster must know of the attachment, or the volume is somebody else's by now.
-fn stands(p: &Plugin, v: &Vdi, attachment: u64) -> Outcome<()> {
+pub(super) fn stands(p: &Plugin, v: &Vdi, attachment: u64) -> Outcome<()> {
     match v.attachments.iter().find(|a| a.id == attachment) {
         Some(a) if a.holder == p.node_id => Ok(()),
         Some(a) => Err(Fault::precondition(format!(
@@ -272,7 +278,7 @@ pub(super) async fn unstage(p: &Plugin, r: NodeUnstageVolumeRequest) -> Outcome<
     let Some(volume) = crate::names::volume_id(&r.volume_id) else { return Ok(NodeUnstageVolumeResponse {}) };
     p.operate("unstaging", volume, |p| async move {
         if let Some(s) = p.store.get(volume)?
-            && let Some(target) = s.targets.iter().find(|t| matches!(mount::at(t), Ok(Some(_))))
+            && let Some(target) = s.mounted_target(None)
         {
             return Err(Fault::precondition(format!(
                 "volume {volume} is still published at {}",

@@ -4,6 +4,7 @@
 use crate::attach::Request;
 use crate::capability::Fs;
 use crate::fault::{Fault, Outcome, io};
+use crate::mount;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -28,6 +29,14 @@ pub struct Staged {
     /// Where pods see it.
     #[serde(default)]
     pub targets: BTreeSet<PathBuf>,
+}
+
+impl Staged {
+    /// A place, other than this one, where the kernel says that it still is.
+    pub fn mounted_target(&self, but: Option<&Path>) -> Option<&Path> {
+        let all = self.targets.iter().map(PathBuf::as_path).filter(|t| Some(*t) != but);
+        all.into_iter().find(|t| matches!(mount::at(t), Ok(Some(_))))
+    }
 }
 
 /// The directory of all of them.

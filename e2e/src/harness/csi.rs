@@ -206,6 +206,12 @@ impl Driver {
             volume_context: v.context.clone(),
             ..Default::default()
         };
+        self.ask(async |c| Ok(NodeClient::new(c).node_stage_volume(stage).await?.into_inner()))?;
+        self.publish(v)
+    }
+
+    /// Publish what is staged.
+    pub fn publish(&self, v: &Volume) -> Result<()> {
         let publish = NodePublishVolumeRequest {
             volume_id: v.id.clone(),
             publish_context: v.publish.clone(),
@@ -215,16 +221,20 @@ impl Driver {
             volume_context: v.context.clone(),
             ..Default::default()
         };
-        self.ask(async |c| Ok(NodeClient::new(c).node_stage_volume(stage).await?.into_inner()))?;
         self.ask(async |c| Ok(NodeClient::new(c).node_publish_volume(publish).await?.into_inner())).map(drop)
+    }
+
+    /// Unpublish.
+    pub fn unpublish(&self, v: &Volume) -> Result<()> {
+        let r = NodeUnpublishVolumeRequest { volume_id: v.id.clone(), target_path: text(&v.target)? };
+        self.ask(async |c| Ok(NodeClient::new(c).node_unpublish_volume(r).await?.into_inner())).map(drop)
     }
 
     /// Unpublish and unstage.
     pub fn unmount(&self, v: &Volume) -> Result<()> {
-        let unpublish = NodeUnpublishVolumeRequest { volume_id: v.id.clone(), target_path: text(&v.target)? };
+        self.unpublish(v)?;
         let unstage =
             NodeUnstageVolumeRequest { volume_id: v.id.clone(), staging_target_path: text(&v.staging)? };
-        self.ask(async |c| Ok(NodeClient::new(c).node_unpublish_volume(unpublish).await?.into_inner()))?;
         self.ask(async |c| Ok(NodeClient::new(c).node_unstage_volume(unstage).await?.into_inner())).map(drop)
     }
 

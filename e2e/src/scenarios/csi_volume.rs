@@ -26,6 +26,7 @@ pub fn run_scenario(lab: &Lab) -> Result<()> {
         let v = survives(lab, &mut c, &mut d, fs)?;
         copies_and_growth(lab, &c, &d, &v, fs)?;
     }
+    comes_back(lab, &c, &d)?;
     foreign_data(lab, &c, &d)?;
     d.stop()?;
     c.alive()?;
@@ -82,9 +83,14 @@ fn dirty_device(lab: &Lab, d: &Driver) -> Result<()> {
 }
 
 fn end(d: &Driver, v: &Volume) -> Result<()> {
-    d.unmount(v)?;
-    d.detach(v)?;
+    end_of(d, v)?;
     d.delete(v)
+}
+
+/// No more use of it on this node.
+fn end_of(d: &Driver, v: &Volume) -> Result<()> {
+    d.unmount(v)?;
+    d.detach(v)
 }
 
 /// Everything below it ends once, under load: no error above it.
@@ -194,5 +200,50 @@ fn foreign_data(lab: &Lab, c: &Cluster, d: &Driver) -> Result<()> {
     d.detach(&v)?;
     d.delete(&v)?;
     lab.proved("a volume with data that no probe finds is not formatted");
+    Ok(())
+}
+
+/// A volume leaves a node on which it is staged, changes elsewhere, and comes back before the kubelet has unstaged it: the kubelet publishes and does not stage.
+fn comes_back(lab: &Lab, c: &Cluster, d: &Driver) -> Result<()> {
+    let mut first = d.create("pvc-back", SIZE, &mounted("ext4"), None)?;
+    d.attach(&mut first)?;
+    d.mount(&first)?;
+    let sync = |v: &Volume| run("sync", &["-f", text(&v.target)?]);
+    std::fs::write(first.target.join("kept"), "kept")?;
+    sync(&first)?;
+    c.dog(&["vdi", "snapshot", "pvc-back", "-s", "before"])?;
+    std::fs::write(first.target.join("undone"), "undone")?;
+    sync(&first)?;
+    d.detach(&first)?;
+    // What another node does to it.
+    c.dog(&["vdi", "rollback", "pvc-back@before", "--yes"])?;
+    let mut second = Volume { target: first.target.with_file_name("pod-pvc-back-2"), ..first.clone() };
+    let refused = |v: &Volume, part: &str| -> Result<()> {
+        let why =
+            format!("{:#}", d.publish(v).err().context("what is left of an ended attachment was published")?);
+        ensure!(why.contains(part), "refused, but: {why}");
+        ensure!(!v.target.join("undone").exists() || v.target == first.target, "it is there nevertheless");
+        Ok(())
+    };
+    refused(&second, "is gone")?;
+    d.attach(&mut second)?;
+    ensure!(second.publish != first.publish, "attached anew, and the same attachment");
+    refused(&second, "has to go first")?;
+    d.unpublish(&first)?;
+    d.publish(&second)?;
+    ensure!(second.target.join("kept").exists(), "not its file system");
+    ensure!(!second.target.join("undone").exists(), "what the kernel had cached was published");
+    std::fs::write(second.target.join("new"), "new")?;
+    sync(&second)?;
+    end_of(d, &second)?;
+    d.attach(&mut second)?;
+    d.mount(&second)?;
+    ensure!(second.target.join("new").exists(), "what was written is not there");
+    end_of(d, &second)?;
+    c.dog(&["vdi", "delete", "pvc-back@before", "--yes"])?;
+    d.delete(&second)?;
+    lab.proved(
+        "a volume that comes back to a node where it is still staged is staged anew: nothing old is seen",
+    );
     Ok(())
 }
