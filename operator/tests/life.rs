@@ -252,6 +252,7 @@ async fn disks(client: &sheepdog_client::Client) -> Vec<String> {
             State::Full => "full",
             State::Failed => "failed",
             State::Retired => "retired",
+            State::Leaving => "leaving",
         };
         let name = disk.path.rsplit('/').next().unwrap_or_default();
         all.push((row.node.as_ref().unwrap().host.clone(), format!("/{name} {state}")));

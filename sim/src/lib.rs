@@ -2,7 +2,7 @@
 //! simulated control log, with clients, faults, and an oracle that says whether the promises were kept.
 //!
 //! ```text
-//! actors/     who acts: clients that read and write, an operator that takes snapshots, chaos that breaks things
+//! actors/     who acts: clients that read and write, an operator that takes snapshots, whoever changes disks, chaos that breaks things
 //! world/      what they act on: clock, network, control log, processes
 //! oracle/     what was seen, and whether some order of the operations explains it
 //! invariants/ the promises that are looked at once everything has healed, one named checker each
@@ -108,6 +108,7 @@ async fn scenario(options: Options, report: Rc<RefCell<Report>>) {
     let clients = actors::client::start(&world);
     let operator = actors::operator::start(&world);
     let altering = actors::operator::start_moving(&world);
+    let disks = actors::disks::start(&world);
     actors::chaos::run(&world, options.seconds).await;
     world.heal();
     // The liveness phase: nothing is broken any more, so everything must come to an end.
@@ -117,8 +118,8 @@ async fn scenario(options: Options, report: Rc<RefCell<Report>>) {
             let _ = c.await;
         }
         let _ = operator.await;
-        if let Some(altering) = altering {
-            let _ = altering.await;
+        for changing in [altering, disks].into_iter().flatten() {
+            let _ = changing.await;
         }
         actors::operator::keep_all(&world);
     };

@@ -251,13 +251,18 @@ fn exchanged(lab: &Lab, s: &Installed, old: &Device, devices: [[&Device; 2]; 3])
     settled(s, "the other disk is in use", 6)?;
     s.same("app")?;
     let (_, others) = disks(s)?;
-    ensure!(others.len() == 1 && others[0].contains("/disks/"), "out of use: {}", others.join(", "));
+    ensure!(others.is_empty(), "out of use, and not forgotten: {}", others.join(", "));
+    let events = s.json(&["cluster", "events"])?;
+    let texts = events.as_array().context("events")?.iter().filter_map(|e| e["text"].as_str());
+    let (emptied, retired): (Vec<&str>, Vec<&str>) =
+        texts.filter(|t| t.starts_with("disk ")).partition(|t| t.contains("was emptied"));
+    ensure!(emptied.len() == 1 && retired.is_empty(), "{emptied:?} {retired:?}");
     let number = old.name.trim_start_matches("/dev/");
     let mounts = s.k.nodes[0].space()?.run(Path::new("/bin/cat"), &["/proc/self/mounts"])?;
     ensure!(!mounts.lines().any(|l| l.starts_with(&format!("{} ", old.name))), "{number} is still mounted");
     lab.measured("one disk exchanged for another through the object, all copies there again", seconds(start));
     lab.proved(format!(
-        "the disk that left was taken out of use before its pod went without it, and can be pulled; the operator was killed {killed} times; the pod's data is the same"
+        "what was on the disk that left moved to the other one before its pod went without it: no copy was missing; the operator was killed {killed} times; the pod's data is the same"
     ));
     Ok(())
 }

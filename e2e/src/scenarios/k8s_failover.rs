@@ -92,7 +92,8 @@ fn dead(lab: &Lab, s: &mut Installed, pod: &Pod) -> Result<Pod> {
     moved(lab, "power of its node cut", start)?;
     s.same(&new.name)?;
     let after = count(s, &new)?;
-    ensure!(after >= before, "the counter had been {before} and is {after}");
+    // The last step may have been seen before its directory was synced.
+    ensure!(after + 1 >= before, "the counter had been {before} and is {after}");
     lab.proved("a dead node's pod runs elsewhere with everything that was synced, without anybody's help");
     s.k.power_on(i)?;
     whole(s)?;

@@ -322,6 +322,15 @@ pub enum Command {
         /// Who.
         which: AttachmentRef,
     },
+    /// A disk that is being taken away has nothing on it any more, as its sheep says: it is forgotten, and may come back as a new one.
+    DiskEmptied {
+        /// Node.
+        node: NodeId,
+        /// Process that says so. Another one may have put something on it.
+        incarnation: u64,
+        /// Disk.
+        disk: DiskId,
+    },
 }
 
 /// Answer to a command.

@@ -95,6 +95,7 @@ fn commands() -> Vec<Command> {
                 missing: false,
             },
         },
+        Command::DiskEmptied { node, incarnation: 5, disk: DiskId(78) },
         Command::DiskRetired { node, disk: DiskId(77) },
         Command::NodeDown { node, incarnation: 5 },
         Command::NodeOut { node },

@@ -418,6 +418,41 @@ fn disks_come_and_go() {
 }
 
 #[test]
+fn an_emptied_disk_is_forgotten_and_nobody_lacks_anything() {
+    let mut c = three();
+    let disk = DiskEntry { id: DiskId(77), path: "/e".into(), capacity: 1, retired: false, missing: false };
+    let add = Command::DiskAdded { node: node(0), disk };
+    c.ok(add.clone());
+    let before = of(&c, 0).clone();
+    let emptied = |incarnation| Command::DiskEmptied { node: node(0), incarnation, disk: DiskId(77) };
+    assert!(
+        matches!(c.refused(emptied(before.incarnation + 1)), CommandError::Invalid(_)),
+        "another process"
+    );
+    assert_eq!(c.run(emptied(before.incarnation)), epoch(5), "nobody has to look at anything");
+    let after = of(&c, 0);
+    assert_eq!((after.disks.len(), after.synced, after.up_since), (1, before.synced, before.up_since));
+    assert_eq!(c.run(emptied(before.incarnation)), epoch(5), "again");
+    c.ok(add);
+    assert_eq!(of(&c, 0).disks.len(), 2, "it may come back");
+}
+
+#[test]
+fn a_disk_plugged_since_the_start_is_there_when_its_sheep_was_only_silent() {
+    let mut c = three();
+    let disk = DiskEntry { id: DiskId(77), path: "/e".into(), capacity: 1, retired: false, missing: false };
+    c.ok(Command::DiskAdded { node: node(0), disk });
+    let before = of(&c, 0).clone();
+    let incarnation = before.incarnation;
+    c.ok(Command::NodeDown { node: node(0), incarnation });
+    // As it began: without that disk.
+    c.ok(Command::NodeUp(NodeHello { has_data: true, ..hello(0, incarnation) }));
+    let after = of(&c, 0);
+    assert_eq!((&after.disks, after.lost_at), (&before.disks, before.lost_at));
+    assert_eq!(after.synced, before.synced, "it lost nothing");
+}
+
+#[test]
 fn a_map_is_not_of_a_state_in_which_another_process_has_a_nodes_place() {
     let mut c = three();
     let before = c.s.node_map();

@@ -92,6 +92,7 @@ fn membership(d: &mut Dice, s: &ClusterState) -> Command {
         _ => match d.below(12) {
             0 => Command::Force { reason: "dice".into() },
             1 => Command::Shutdown,
+            3 => Command::DiskEmptied { node: id, incarnation: d.below(4), disk: DiskId(u128::from(n) * 10) },
             2 => Command::Note { level: EventLevel::Info, text: "dice".into() },
             _ => Command::DiskAdded {
                 node: id,

@@ -63,6 +63,9 @@ pub async fn act(
         }
     }
     attributes(c, names, ctx).await?;
+    if let Some(r) = d.disks.stay.clone() {
+        take(c, ctx, client, Step::Plug(r)).await?;
+    }
     match d.disks.unplug.clone().filter(|_| d.roll.restart.is_none() && d.roll.waiting.is_none()) {
         Some(r) => take(c, ctx, client, Step::Unplug(r)).await,
         None => Ok(()),
@@ -265,11 +268,14 @@ async fn take(
         }
         Step::Unplug(r) => {
             client.unplug_disk(r.clone()).await?;
-            let text = format!(
-                "disk {} of sheep {} is out of use: what it held is fetched from others",
-                r.disk, r.node
-            );
-            ctx.tell(c, true, "DiskRemoved", text).await;
+            let text =
+                format!("disk {} of sheep {} is being emptied onto the sheep's other disks", r.disk, r.node);
+            ctx.tell(c, true, "RemovingDisk", text).await;
+        }
+        Step::Plug(r) => {
+            client.plug_disk(r.clone()).await?;
+            let text = format!("the disk at {} of sheep {} stays: the object names it again", r.path, r.node);
+            ctx.tell(c, true, "DiskStays", text).await;
         }
         Step::AlterCopies(r) => {
             client.alter_copies(r).await?;

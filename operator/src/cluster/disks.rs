@@ -1,15 +1,15 @@
 //! Disks that leave their sheep because the object does not name them any more, and disks that are in trouble. Pure.
 //!
-//! New disks need nothing but the restart that brings them (`roll`). One that leaves is unplugged first, while its sheep runs: what it held is fetched from
-//! the other nodes onto the sheep's other disks. One disk at a time in the whole cluster, and only when every volume has all its copies; the pod is restarted without the
-//! disk only when it is out of use. What has been done is seen from pods and sheep, so an operator that dies goes on where it was.
+//! New disks need nothing but the restart that brings them (`roll`). One that leaves is unplugged first, while its sheep runs: what it holds moves
+//! to the sheep's other disks. One disk at a time in the whole cluster, and only when every volume has all its copies; the pod is restarted without the
+//! disk only when it is out of use. One that the object names again before that stays. What has been done is seen from pods and sheep, so an operator that dies goes on where it was.
 
 use super::build::disks::{paths, told};
 use super::seen::{Engine, Formatted, PodSeen, Seen};
 use crate::names::Names;
 use crate::quantity::human;
 use sheepdog_client::pb::node::State;
-use sheepdog_client::pb::{NodeDisk, UnplugDiskRequest, node_disk};
+use sheepdog_client::pb::{NodeDisk, PlugDiskRequest, UnplugDiskRequest, node_disk};
 use sheepdog_crds::SheepdogCluster;
 use std::collections::BTreeSet;
 
@@ -23,6 +23,8 @@ pub struct Disks {
     pub leaving: Vec<String>,
     /// Of these, the one to take out of use now.
     pub unplug: Option<UnplugDiskRequest>,
+    /// One that was being taken out of use and is wanted again.
+    pub stay: Option<PlugDiskRequest>,
     /// Pods that must not be restarted yet: they would start without a disk that is in use.
     pub held: BTreeSet<String>,
     /// What is waited for before the next one.
@@ -35,7 +37,8 @@ pub struct Disks {
 
 /// Is it in use at its sheep?
 fn in_use(d: &NodeDisk) -> bool {
-    matches!(d.state(), node_disk::State::Ok | node_disk::State::Full)
+    use node_disk::State::{Full, Leaving, Ok};
+    matches!(d.state(), Ok | Full | Leaving)
 }
 
 /// Decide. `leaving_nodes` are being emptied as a whole.
@@ -61,11 +64,15 @@ pub fn disks(c: &SheepdogCluster, names: &Names, seen: &Seen, leaving_nodes: &[S
             }
             Engine::Formatted(f) => {
                 look.troubles(f, &mut d);
+                look.stays(f, &mut d);
                 if !leaving_nodes.contains(&pod.node) {
                     gone.iter().for_each(|path| look.leaves(f, path, &mut d));
                 }
             }
         }
+    }
+    if d.waiting.is_some() {
+        d.unplug = None;
     }
     d
 }
@@ -109,6 +116,15 @@ impl Look<'_> {
         let staying: Vec<&NodeDisk> =
             disks.iter().filter(|x| in_use(x) && self.wanted.contains(&x.path)).collect();
         let room: u64 = staying.iter().map(|x| x.free).sum();
+        if disk.state() == node_disk::State::Leaving {
+            let why = if disk.reason.is_empty() { String::new() } else { format!(": {}", disk.reason) };
+            d.waiting = Some(format!(
+                "{} is being emptied onto the other disks there, {} are left{why}",
+                self.told(path),
+                human(disk.used)
+            ));
+            return;
+        }
         let why = if staying.is_empty() {
             Some(format!(
                 "{} is the only disk of its sheep: add another one first, and take it away when that is in use; or drain the node",
@@ -135,6 +151,15 @@ impl Look<'_> {
                     Some(UnplugDiskRequest { node: sheep.to_owned(), disk: disk.id.clone(), force: false });
             }
             None => {}
+        }
+    }
+
+    /// Taken out of the object, and back into it before it was empty.
+    fn stays(&self, f: &Formatted, d: &mut Disks) {
+        let Some((sheep, Some(disks))) = self.sheep(f) else { return };
+        let leaving = |x: &&NodeDisk| x.state() == node_disk::State::Leaving;
+        if let Some(disk) = disks.iter().filter(leaving).find(|x| self.wanted.contains(&x.path)) {
+            d.stay.get_or_insert(PlugDiskRequest { node: sheep.to_owned(), path: disk.path.clone() });
         }
     }
 
@@ -249,9 +274,19 @@ mod tests {
             Some(UnplugDiskRequest { node: "id1".into(), disk: "id-/b".into(), force: false })
         );
         assert_eq!(d.held, ["pod1".to_owned(), "pod2".to_owned()].into());
+        // While the first is being emptied the second waits.
+        let Engine::Formatted(f) = &mut s.engine else { unreachable!() };
+        f.space[0].disks[1].set_state(node_disk::State::Leaving);
+        let d = plan(&c, &s);
+        assert_eq!((d.unplug, d.held), (None, ["pod1".to_owned(), "pod2".to_owned()].into()));
+        assert!(d.waiting.unwrap().contains("n1: /b is being emptied"));
+        // Unless it is wanted again.
+        let d = plan(&cluster(&["/a", "/b"], &[]), &s);
+        assert_eq!(d.stay, Some(PlugDiskRequest { node: "id1".into(), path: "/b".into() }));
+        assert!(d.leaving.is_empty() && d.unplug.is_none(), "{d:?}");
         // It is out of use on the first node, and not everything has its copies again.
         let Engine::Formatted(f) = &mut s.engine else { unreachable!() };
-        f.space[0].disks[1].set_state(node_disk::State::Retired);
+        f.space[0].disks.remove(1);
         f.info.reasons = vec!["node id1 is being filled".into()];
         let d = plan(&c, &s);
         assert_eq!((d.unplug, d.held), (None, ["pod2".to_owned()].into()));

@@ -59,7 +59,7 @@ async fn one(c: &SheepdogCluster, ctx: &Context) -> Result<Action, Failure> {
     if c.spec.paused || d.invalid.is_some() {
         d.members.drain = None;
         d.members.cancel = None;
-        d.disks.unplug = None;
+        (d.disks.unplug, d.disks.stay) = (None, None);
     } else if let Err(e) = act::act(c, &names, ctx, &seen, client.as_ref(), &mut d).await {
         tracing::warn!(cluster = names.cluster, error = %e, "something could not be done");
         d.failed = Some(e.to_string());

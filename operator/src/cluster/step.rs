@@ -17,8 +17,10 @@ pub enum Step {
     },
     /// Empty a sheep, or stop that.
     Drain(pb::DrainNodeRequest),
-    /// Take a disk out of use.
+    /// Begin to empty a disk that is to be taken out of use.
     Unplug(pb::UnplugDiskRequest),
+    /// Let such a disk stay.
+    Plug(pb::PlugDiskRequest),
     /// Copies of volumes that are made from now on.
     AlterCopies(pb::AlterCopiesRequest),
     /// Limits of recovery.

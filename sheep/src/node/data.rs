@@ -1,6 +1,6 @@
 //! `DataPlane` over a channel of jobs to the data thread.
 
-use super::{DataNode, Job, check};
+use super::{DataNode, Job, check, disks};
 use crate::control::SendFut;
 use crate::front::admin::backend::{
     AdminVolume, CheckStep, DataError, DataPlane, DataResult, DiffRow, Image, IoCounters, LocalCopy, MapRow,
@@ -15,7 +15,6 @@ use crate::session::volume::open_image;
 use crate::store::{DiskInfo, StoreError};
 use crate::volume::{LocalFut, Volume, VolumeError, ZeroFlags};
 use bytes::Bytes;
-use sheepdog_cluster::{Command, Reply};
 use sheepdog_proto::{BLOCK_SHIFT, DiskId, Generation, LayerId, ObjectId, PlacementKey, VdiId};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -230,57 +229,10 @@ impl DataPlane for DataHandle {
         })
     }
     fn plug(&self, path: String) -> SendFut<'_, DataResult<DiskInfo>> {
-        Box::pin(async move {
-            self.run(move |n| {
-                Box::pin(async move {
-                    let Some(store) = &n.replica.store else {
-                        return Err(DataError::Invalid("this sheep is a gateway: it keeps no data".into()));
-                    };
-                    let id = store
-                        .plug(std::path::Path::new(&path))
-                        .await
-                        .map_err(|e| DataError::Invalid(e.to_string()))?;
-                    let info = store.disks().into_iter().find(|d| d.id == id);
-                    let info = info.ok_or_else(|| DataError::Failed("the disk failed at once".into()))?;
-                    let entry = super::disk_entries(std::slice::from_ref(&info)).remove(0);
-                    let added = Command::DiskAdded { node: n.control.me(), disk: entry };
-                    let refused = match n.control.propose(added).await {
-                        Ok(Reply::Error(e)) => DataError::Invalid(e.to_string()),
-                        Ok(_) => return Ok(info),
-                        Err(e) => DataError::Failed(e.to_string()),
-                    };
-                    let _ = store.unplug(id).await;
-                    Err(refused)
-                })
-            })
-            .await?
-        })
+        Box::pin(async move { self.run(move |n| Box::pin(disks::plug(n, path))).await? })
     }
     fn unplug(&self, disk: DiskId, force: bool) -> SendFut<'_, DataResult<()>> {
-        Box::pin(async move {
-            self.run(move |n| {
-                Box::pin(async move {
-                    let Some(store) = &n.replica.store else {
-                        return Err(DataError::Invalid("this sheep is a gateway: it keeps no data".into()));
-                    };
-                    if !store.disks().iter().any(|d| d.id == disk) {
-                        return Err(DataError::NotFound(format!("this sheep has no disk {disk}")));
-                    }
-                    if store.disks().len() == 1 && !force {
-                        return Err(DataError::Busy(
-                            "it is the only disk of this sheep: drain the node, or say --force".into(),
-                        ));
-                    }
-                    // First the map, so that writes go on without what was on it; then the disk.
-                    n.control
-                        .propose(Command::DiskRetired { node: n.control.me(), disk })
-                        .await
-                        .map_err(|e| DataError::Failed(e.to_string()))?;
-                    store.unplug(disk).await.map_err(store_error)
-                })
-            })
-            .await?
-        })
+        Box::pin(async move { self.run(move |n| Box::pin(disks::unplug(n, disk, force))).await? })
     }
     fn vdi_counters(&self) -> SendFut<'_, Vec<VdiCounters>> {
         Box::pin(async move {

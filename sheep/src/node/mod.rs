@@ -6,6 +6,7 @@
 pub mod backend;
 pub mod check;
 pub mod data;
+pub mod disks;
 pub mod keep;
 mod later;
 mod quiet;

@@ -87,7 +87,8 @@ async fn write_all(d: &Rc<Disk>) -> Result<(), StoreError> {
     wait(d, d.journal.barrier()).await?;
     let (mut dirs, mut gone) = (BTreeSet::new(), Vec::new());
     for oid in unlink {
-        if d.object(oid).is_none() {
+        // Made again since the mark it has no file yet: what is there is of before, and the journal will not tell any more that it was removed.
+        if d.object(oid).is_none_or(|o| o.slot.get() == 0 && o.file.borrow().is_none()) {
             let (dir, path) = d.object_path(oid);
             d.fs.unlink(&path).map_err(|e| d.fail(e.to_string()))?;
             dirs.insert(dir);

@@ -141,6 +141,8 @@ pub(super) struct Disk {
     pub(super) unlink: RefCell<BTreeSet<ObjectId>>,
     pub(super) fresh_bytes: Cell<usize>,
     pub(super) state: RefCell<DiskState>,
+    /// It is being emptied and takes no new objects; why it is not empty yet, where that is known.
+    pub(super) leaving: RefCell<Option<String>>,
     pub(super) free: Cell<u64>,
     pub(super) total: Cell<u64>,
     clock: Cell<u64>,
@@ -207,6 +209,7 @@ impl Disk {
             unlink: RefCell::default(),
             fresh_bytes: Cell::new(0),
             state: RefCell::new(DiskState::Ok),
+            leaving: RefCell::default(),
             free: Cell::new(space.free),
             total: Cell::new(space.total),
             clock: Cell::new(0),
@@ -441,6 +444,9 @@ impl Disk {
             }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
                 self.is_there()?;
+                if obj.removed.get() {
+                    return Err(StoreError::CorruptHeader { oid: obj.oid });
+                }
                 return Err(self.lost(obj));
             }
             other => other,
@@ -977,7 +983,11 @@ impl Disk {
         (want, change): (&[u32], u64),
     ) -> Result<Option<crate::buf::AlignedBuf>, StoreError> {
         let size = obj.summary.borrow().object_size;
-        let file = self.open_file(obj, false)?;
+        let file = match self.open_file(obj, false) {
+            // Its file went with it: look again where it is.
+            Err(_) if obj.removed.get() => return Ok(None),
+            file => file?,
+        };
         let (began, len) = (Instant::now(), run.len() << BLOCK_SHIFT);
         let read = file.read_at(data_offset(size, run.start), len).await;
         self.ops.read.finished(len as u64, began.elapsed(), read.is_ok());

@@ -19,6 +19,7 @@ mod journal;
 mod object;
 mod open;
 mod read;
+mod relocate;
 mod returned;
 #[cfg(test)]
 mod tests;
@@ -45,7 +46,13 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-type Began = Result<(WriteOutcome, Option<Durable>), StoreError>;
+/// A step that was taken, and on which disk it becomes durable.
+type Began = Result<(WriteOutcome, Option<(Rc<Disk>, Durable)>), StoreError>;
+
+fn begin(disk: Rc<Disk>, op: &WriteOp) -> Began {
+    let (outcome, rx) = disk.step(op)?;
+    Ok((outcome, rx.map(|rx| (disk, rx))))
+}
 
 /// Counters for metrics.
 #[derive(Debug, Clone, Copy, Default)]
@@ -104,6 +111,7 @@ pub struct Store {
     fs: Rc<dyn fs::Fs>,
     disks: RefCell<Vec<Rc<Disk>>>,
     pending: RefCell<Pending>,
+    moves: relocate::Moves,
     events_out: mpsc::Sender<StoreEvent>,
     events_in: RefCell<Option<mpsc::Receiver<StoreEvent>>>,
     /// Layout of disks that have no objects yet.
@@ -129,10 +137,12 @@ impl Store {
     }
 
     fn locate(&self, oid: ObjectId) -> Option<(Rc<Disk>, Rc<Obj>)> {
-        self.disks.borrow().iter().find_map(|d| d.object(oid).map(|o| (d.clone(), o)))
+        let disks = self.disks.borrow();
+        let mut seen = disks.iter().filter(|d| !self.moves.hides(d.id, oid));
+        seen.find_map(|d| d.object(oid).map(|o| (d.clone(), o)))
     }
 
-    /// Where a new object goes: weighted rendezvous over the usable disks (a private ring of this node).
+    /// Where a new object goes: weighted rendezvous over the usable disks that stay (a private ring of this node).
     fn choose(&self, key: PlacementKey) -> Result<Rc<Disk>, StoreError> {
         let disks = self.disks.borrow();
         let usable = || disks.iter().filter(|d| !matches!(*d.state.borrow(), DiskState::Failed(_)));
@@ -149,7 +159,17 @@ impl Store {
             only.check()?;
             return Ok(only.clone());
         }
-        usable().max_by(|a, b| score(a).total_cmp(&score(b))).cloned().ok_or(StoreError::NoDisk)
+        let staying = usable().filter(|d| d.leaving.borrow().is_none());
+        let best = staying.max_by(|a, b| score(a).total_cmp(&score(b))).cloned();
+        if best.is_none()
+            && let Some(left) = usable().next()
+        {
+            // All others have failed: this one has to stay.
+            tracing::error!(path = %left.path.display(), "the disk was to be emptied and is the only one left: it stays in use");
+            *left.leaving.borrow_mut() = None;
+            return Ok(left.clone());
+        }
+        best.ok_or(StoreError::NoDisk)
     }
 
     /// See the module: order of calls is the order of effects. The write happens even if the future is dropped.
@@ -168,6 +188,7 @@ impl Store {
             }
             Ok((disk, obj)) => {
                 let waits = self.pending.borrow().contains_key(&op.oid)
+                    || self.moves.is(op.oid)
                     || obj.as_ref().is_some_and(|o| o.meta.borrow().is_none())
                     || !disk.admits(op.bytes());
                 if waits {
@@ -177,60 +198,53 @@ impl Store {
                     let first = !pending.contains_key(&oid);
                     pending.entry(oid).or_default().push_back((op, tx));
                     if first && let Some(me) = self.me.upgrade() {
-                        tokio::task::spawn_local(me.drain(oid, disk.clone()));
+                        tokio::task::spawn_local(me.drain(oid));
                     }
                     later = Some(rx);
                 } else {
-                    now = Some(disk.step(&op));
+                    now = Some(begin(disk.clone(), &op));
                 }
                 Some(disk)
             }
         };
         async move {
-            let counted = disk.clone();
             let end = async move {
                 let began = match (now, later) {
                     (Some(b), _) => b,
                     (None, Some(rx)) => rx.await.unwrap_or(Err(StoreError::Closed)),
                     (None, None) => Err(StoreError::Closed),
                 };
-                let (outcome, rx) = began?;
-                if let (Some(rx), Some(d)) = (rx, disk) {
+                let (outcome, written) = began?;
+                if let Some((d, rx)) = written {
                     durable(&d, rx).await?;
                 }
                 Ok(outcome)
             };
             let result = end.await;
-            if let Some(d) = counted {
+            if let Some(d) = disk {
                 d.ops.write.finished(bytes, called.elapsed(), result.is_ok());
             }
             result
         }
     }
 
-    /// Take the steps that wait for an object's header or for room, in order. While the entry is there, new ones queue behind.
-    async fn drain(self: Rc<Self>, oid: ObjectId, disk: Rc<Disk>) {
+    /// Take the steps that wait for an object's header, for room, or for the end of a move, in order. While the entry is there, new ones queue behind.
+    async fn drain(self: Rc<Self>, oid: ObjectId) {
         loop {
-            let bytes = self.pending.borrow().get(&oid).and_then(|q| q.front()).map(|(op, _)| op.bytes());
-            let Some(bytes) = bytes else {
+            let first =
+                self.pending.borrow().get(&oid).and_then(|q| q.front()).map(|(op, _)| (op.key, op.bytes()));
+            let Some((key, bytes)) = first else {
                 self.pending.borrow_mut().remove(&oid);
                 return;
             };
-            let ready = async {
-                disk.room(bytes).await?;
-                match disk.object(oid) {
-                    Some(obj) => disk.load(&obj).await,
-                    None => Ok(()),
-                }
-            };
-            let ready = ready.await;
+            let ready = self.place_for(oid, key, bytes).await;
             let next = self.pending.borrow_mut().get_mut(&oid).and_then(|q| match q.front() {
                 // Another one has moved up meanwhile: it may need more room.
                 Some((op, _)) if op.bytes() > bytes && ready.is_ok() => None,
                 _ => q.pop_front(),
             });
             if let Some((op, tx)) = next {
-                let _ = tx.send(ready.and_then(|()| disk.step(&op)));
+                let _ = tx.send(ready.and_then(|disk| begin(disk, &op)));
             }
         }
     }
@@ -243,7 +257,7 @@ impl Store {
         blocks: Vec<Range<u32>>,
         floor: Epoch,
     ) -> Result<(), StoreError> {
-        let Some((disk, _)) = self.loaded(oid).await? else { return Ok(()) };
+        let Some((disk, _)) = self.at_rest(oid).await? else { return Ok(()) };
         let rx = disk.stamp(oid, epoch, blocks, Some(floor));
         durable(&disk, rx).await
     }
@@ -263,9 +277,14 @@ impl Store {
     }
 
     async fn loaded(&self, oid: ObjectId) -> Result<Option<(Rc<Disk>, Rc<Obj>)>, StoreError> {
-        let Some((d, o)) = self.locate(oid) else { return Ok(None) };
-        d.load(&o).await?;
-        Ok(Some((d, o)))
+        loop {
+            let Some((d, o)) = self.locate(oid) else { return Ok(None) };
+            let loaded = d.load(&o).await;
+            // Removed meanwhile, or moved: then it is elsewhere.
+            if !o.removed.get() {
+                return loaded.map(|()| Some((d, o)));
+            }
+        }
     }
 
     /// Header of an object; `None`: there is none.
@@ -285,6 +304,8 @@ impl Store {
             let range = (key, LayerId(0))..=(key, LayerId(u32::MAX));
             out.extend(d.by_key.borrow().range(range).map(|(_, l)| *l));
         }
+        out.sort_unstable();
+        out.dedup();
         out
     }
 
@@ -298,6 +319,8 @@ impl Store {
             } else if !here.is_empty() {
                 let mut both = [&*all, &*here].concat();
                 both.sort_unstable_by(|a, b| b.cmp(a));
+                // One that moves is on two.
+                both.dedup();
                 all = both.into();
             }
         }
@@ -347,13 +370,8 @@ impl Store {
         object_size: u32,
         ops: Vec<FillOp>,
     ) -> Result<(), StoreError> {
-        let disk = match self.loaded(oid).await? {
-            Some((d, _)) => d,
-            None => self.choose(key)?,
-        };
         let bytes = ops.iter().map(|op| op.blocks.len() << BLOCK_SHIFT).sum();
-        disk.room(bytes).await?;
-        self.loaded(oid).await?;
+        let disk = self.place_for(oid, key, bytes).await?;
         let began = Instant::now();
         let rx = disk.fill(oid, key, vdi, object_size, true, ops)?;
         let result = durable(&disk, rx).await;
@@ -371,7 +389,7 @@ impl Store {
         dirty_since: Option<Epoch>,
         tail: Option<(Version, Range<u32>)>,
     ) -> Result<(), StoreError> {
-        let Some((disk, _)) = self.loaded(oid).await? else {
+        let Some((disk, _)) = self.at_rest(oid).await? else {
             return Err(StoreError::Invalid("no such object to finish".into()));
         };
         let rx = disk.log(Record::FinishFill { oid, version, epoch, dirty, dirty_since, tail });
@@ -385,6 +403,7 @@ impl Store {
 
     /// Remove an object for good.
     pub async fn remove(&self, oid: ObjectId) -> Result<(), StoreError> {
+        self.moves.still(oid).await;
         let Some((disk, _)) = self.locate(oid) else { return Ok(()) };
         disk.check()?;
         let rx = disk.log(Record::Remove { oid });
@@ -393,20 +412,25 @@ impl Store {
 
     /// Remove every object of a layer; how many there were.
     pub async fn remove_layer(&self, layer: LayerId) -> Result<u64, StoreError> {
+        let range = ObjectId::data(layer, 0)..=ObjectId::data(layer, u32::MAX);
+        let mut all: Vec<ObjectId> = Vec::new();
+        for d in self.disks.borrow().iter() {
+            all.extend(d.objects.borrow().range(range.clone()).map(|(o, _)| *o));
+        }
+        all.sort_unstable();
+        all.dedup();
         let mut count = 0;
-        let disks: Vec<Rc<Disk>> = self.disks.borrow().clone();
-        for d in disks {
-            let range = ObjectId::data(layer, 0)..=ObjectId::data(layer, u32::MAX);
-            let all: Vec<ObjectId> = d.objects.borrow().range(range).map(|(o, _)| *o).collect();
-            let mut last = None;
-            for oid in all {
-                d.check()?;
-                last = Some(d.log(Record::Remove { oid }));
-                count += 1;
-            }
-            if let Some(rx) = last {
-                durable(&d, rx).await?;
-            }
+        let mut last: HashMap<DiskId, (Rc<Disk>, Durable)> = HashMap::new();
+        for oid in all {
+            self.moves.still(oid).await;
+            let Some((d, _)) = self.locate(oid) else { continue };
+            d.check()?;
+            let rx = d.log(Record::Remove { oid });
+            last.insert(d.id, (d, rx));
+            count += 1;
+        }
+        for (d, rx) in last.into_values() {
+            durable(&d, rx).await?;
         }
         Ok(count)
     }
@@ -427,12 +451,7 @@ impl Store {
                     continue;
                 }
                 let data = self.read(&[from.layer()], info.key, chunk.clone()).await?.data;
-                let target = match self.loaded(into).await? {
-                    Some((d, _)) => d,
-                    None => self.choose(info.key)?,
-                };
-                target.room(data.len()).await?;
-                self.loaded(into).await?;
+                let target = self.place_for(into, info.key, data.len()).await?;
                 // From here without awaiting: only blocks that `into` still lacks.
                 let has =
                     target.object(into).and_then(|o| o.meta.borrow().as_ref().map(|m| m.present.clone()));
@@ -475,7 +494,9 @@ impl Store {
         let from = after.map_or(Unbounded, Excluded);
         let mut out = Vec::new();
         for d in self.disks.borrow().iter() {
-            out.extend(d.objects.borrow().range((from, Unbounded)).take(limit).map(|(_, o)| d.summary(o)));
+            let objects = d.objects.borrow();
+            let seen = objects.range((from, Unbounded)).filter(|(oid, _)| !self.moves.hides(d.id, **oid));
+            out.extend(seen.take(limit).map(|(_, o)| d.summary(o)));
         }
         out.sort_unstable_by_key(|r| r.oid);
         out.truncate(limit);
@@ -517,15 +538,16 @@ impl Store {
                     used: d.data_blocks.get() << BLOCK_SHIFT,
                     objects: objects.len() as u64,
                     state: d.state.borrow().clone(),
+                    leaving: d.leaving.borrow().clone(),
                 }
             })
             .collect()
     }
 
-    /// Start using another disk.
+    /// Open another disk. It takes no new objects before `set_leaving` says that it stays: the cluster has to know of it first.
     pub async fn plug(&self, path: &Path) -> Result<DiskId, OpenError> {
         let me = self.me.upgrade().ok_or_else(|| OpenError("the store is closed".into()))?;
-        me.add_disk(path).await
+        me.add_disk(path, Some(String::new())).await
     }
 
     /// Of the files that this process may have open, objects at rest get half at most.

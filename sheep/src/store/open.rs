@@ -119,13 +119,14 @@ impl Store {
             fs,
             disks: RefCell::default(),
             pending: RefCell::default(),
+            moves: Default::default(),
             events_out,
             events_in: RefCell::new(Some(events_in)),
             plain: Cell::new(config.plain),
             me: me.clone(),
         });
         for path in &config.disks {
-            store.add_disk(path).await?;
+            store.add_disk(path, None).await?;
         }
         Ok(store)
     }
@@ -135,6 +136,14 @@ impl Store {
         let data = read_small(fs, path, IDENTITY).await.ok()??;
         let id: Identity = postcard::from_bytes(&data).ok()?;
         Some((id.node, id.cluster))
+    }
+
+    /// Identity of the disk at a directory that is not open, if it has one.
+    pub async fn identity_at(&self, path: &Path) -> Result<Option<DiskId>, OpenError> {
+        let read = read_small(&*self.fs, path, IDENTITY).await;
+        let data = read.map_err(|e| OpenError(format!("{}: {e}", path.display())))?;
+        let id = data.map(|data| postcard::from_bytes::<Identity>(&data));
+        Ok(id.and_then(Result::ok).map(|id| id.disk))
     }
 
     /// A named value on a directory that is not open, for rebuilding a cluster.
@@ -220,7 +229,11 @@ impl Store {
         Ok(id)
     }
 
-    pub(super) async fn add_disk(self: &Rc<Self>, path: &Path) -> Result<DiskId, OpenError> {
+    pub(super) async fn add_disk(
+        self: &Rc<Self>,
+        path: &Path,
+        leaving: Option<String>,
+    ) -> Result<DiskId, OpenError> {
         let fail = |e: io::Error| OpenError(format!("{}: {e}", path.display()));
         if self.disks.borrow().iter().any(|d| d.path == path) {
             return Err(OpenError(format!("{}: is in use already", path.display())));
@@ -312,6 +325,8 @@ impl Store {
         tokio::task::spawn_local(apply::run(Rc::downgrade(&disk)));
         tokio::task::spawn_local(apply::look_after(Rc::downgrade(&disk)));
         disk.work.notify_one();
+        *disk.leaving.borrow_mut() = leaving;
+        self.moves.rest().await;
         self.disks.borrow_mut().push(disk.clone());
         self.settle_twins(&disk);
         self.share_files();

@@ -60,13 +60,18 @@ async fn read_part(
 
 impl Store {
     async fn chain(&self, layers: &[LayerId], index: u32) -> Result<Vec<(Rc<Disk>, Rc<Obj>)>, StoreError> {
-        let mut objects = Vec::with_capacity(layers.len());
-        for layer in layers {
-            if let Some(found) = self.loaded(ObjectId::data(*layer, index)).await? {
-                objects.push(found);
+        loop {
+            let mut objects = Vec::with_capacity(layers.len());
+            for layer in layers {
+                if let Some(found) = self.loaded(ObjectId::data(*layer, index)).await? {
+                    objects.push(found);
+                }
+            }
+            // While the others were loaded one may have moved to another disk.
+            if objects.iter().all(|(_, o)| !o.removed.get()) {
+                return Ok(objects);
             }
         }
-        Ok(objects)
     }
 
     /// Runs of blocks by where they come from.
@@ -162,7 +167,10 @@ impl Store {
         let Some((disk, _)) = self.locate(ObjectId::data(*first, key.index)) else { return Ok(false) };
         for _ in 0..VIEW_ATTEMPTS {
             let newer = disk.views.nearest(key, under).map_or(under.len(), |(newer, _)| newer);
-            let find = |l: &LayerId| disk.object(ObjectId::data(*l, key.index)).filter(|o| o.key == key);
+            let find = |l: &LayerId| {
+                let oid = ObjectId::data(*l, key.index);
+                disk.object(oid).filter(|o| o.key == key && !self.moves.hides(disk.id, oid))
+            };
             // Held to the end, so that their headers stay.
             let Some(objects) = under[..newer].iter().map(find).collect::<Option<Vec<_>>>() else {
                 return Ok(false);

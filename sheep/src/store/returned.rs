@@ -40,6 +40,7 @@ impl Store {
         let all: Vec<ObjectSummary> = d.objects.borrow().values().map(|o| d.summary(o)).collect();
         let mut last = None;
         for row in all.iter().filter(|row| !keep(row)) {
+            self.moves.still(row.oid).await;
             d.check()?;
             last = Some(d.log(Record::Remove { oid: row.oid }));
         }

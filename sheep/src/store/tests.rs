@@ -3,6 +3,7 @@
 #![allow(clippy::single_range_in_vec_init)]
 
 mod deep;
+mod relocate;
 
 use super::fs::memory::MemoryFs;
 use super::fs::{Fs, threads::ThreadsFs, uring::UringFs};
@@ -447,6 +448,39 @@ fn an_object_that_is_made_again_has_nothing_of_before() {
         let store = Store::open(config(std::slice::from_ref(&dir)), fs.clone()).await.expect("opens");
         let r = store.read(&store.layers_at(key(0)), key(0), 0..2).await.expect("reads");
         assert_eq!((r.data[0], r.data[4096], r.absent), (0, 77, vec![0..1]));
+    });
+}
+
+#[test]
+fn an_object_that_is_made_again_while_a_checkpoint_begins_has_nothing_of_before() {
+    local(|| async {
+        let fs = MemoryFs::default();
+        let dir = PathBuf::from("/a");
+        let made_again = async {
+            let store = at_rest(&(Rc::new(fs.clone()) as Rc<dyn Fs>), &dir).await;
+            let oid = ObjectId::data(LayerId(1), 0);
+            let disk = store.disks.borrow()[0].clone();
+            fs.set_latency(std::time::Duration::from_millis(5));
+            // In this order: the removal is on its way into the journal, the checkpoint begins behind it, the object is there again before any file is unlinked.
+            let after = |ms| tokio::time::sleep(std::time::Duration::from_millis(ms));
+            let checkpoint = async {
+                after(1).await;
+                apply::checkpoint(&disk).await
+            };
+            let again = async {
+                after(2).await;
+                store.write(op(0, 0, 9, 1..2, Some(77))).await
+            };
+            let (gone, written, again) = tokio::join!(store.remove(oid), checkpoint, again);
+            assert_eq!((gone, written, again), (Ok(()), Ok(()), Ok(WriteOutcome::Done)));
+        };
+        let set = tokio::task::LocalSet::new();
+        set.run_until(made_again).await;
+        drop(set);
+        fs.crash(1);
+        let store = Store::open(config(std::slice::from_ref(&dir)), Rc::new(fs)).await.expect("opens");
+        let r = store.read(&[LayerId(1)], key(0), 0..4).await.expect("reads");
+        assert_eq!((r.data[4096], r.absent), (77, vec![0..1, 2..4]));
     });
 }
 

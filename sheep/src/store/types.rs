@@ -186,6 +186,8 @@ pub struct DiskInfo {
     pub objects: u64,
     /// State.
     pub state: DiskState,
+    /// It is being emptied; why it is not empty yet, where that is known.
+    pub leaving: Option<String>,
 }
 
 /// What the store tells the node without being asked.

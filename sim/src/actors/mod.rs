@@ -3,4 +3,5 @@
 pub mod attaching;
 pub mod chaos;
 pub mod client;
+pub mod disks;
 pub mod operator;

@@ -8,6 +8,7 @@ pub mod node;
 use crate::oracle::history::{History, REGISTER};
 use authority::Authority;
 use net::Net;
+pub use node::DISKS;
 use node::{Ctx, Node};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -93,7 +94,7 @@ impl World {
                 Node::new(
                     NodeId((i as u128 + 1) << 124),
                     rng.random(),
-                    latency.clone(),
+                    (if crate::actors::disks::two(seed) { 2 } else { 1 }, latency.clone()),
                     net.clone(),
                     authority.clone(),
                 )

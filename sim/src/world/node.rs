@@ -17,6 +17,7 @@ use sheepdog_cluster::{ClusterState, Command, NodeAddr, NodeHello, NodeState};
 use sheepdog_proto::NodeId;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -64,6 +65,9 @@ struct Running {
     pause: Rc<Pause>,
 }
 
+/// Directories of disks.
+pub const DISKS: [&str; 2] = ["/disk", "/disk2"];
+
 /// A node.
 pub struct Node {
     /// Identity.
@@ -75,6 +79,8 @@ pub struct Node {
     rng: RefCell<SmallRng>,
     /// How long its disk takes, in microseconds.
     latency: std::ops::Range<u64>,
+    /// How many of `DISKS` it is started with.
+    disks: usize,
     running: RefCell<Option<Running>>,
 }
 
@@ -83,13 +89,14 @@ impl Node {
     pub fn new(
         id: NodeId,
         seed: u64,
-        latency: std::ops::Range<u64>,
+        (disks, latency): (usize, std::ops::Range<u64>),
         net: Rc<Net>,
         authority: Arc<Authority>,
     ) -> Rc<Self> {
         let fs = MemoryFs::new(1 << 34);
         let rng = SmallRng::seed_from_u64(seed);
-        Rc::new(Self { id, fs, net, authority, rng: RefCell::new(rng), latency, running: RefCell::new(None) })
+        let (rng, running) = (RefCell::new(rng), RefCell::new(None));
+        Rc::new(Self { id, fs, net, authority, rng, latency, disks, running })
     }
     /// Is there a process?
     pub fn is_running(&self) -> bool {
@@ -168,7 +175,7 @@ async fn process(node: Rc<Node>, incarnation: u64, mut jobs: mpsc::UnboundedRece
     let config = StoreConfig {
         node: me,
         cluster: Some(CLUSTER),
-        disks: vec!["/disk".into()],
+        disks: DISKS[..node.disks].iter().map(PathBuf::from).collect(),
         journal_dir: None,
         journal_size: Some(8 << 20),
         plain: false,

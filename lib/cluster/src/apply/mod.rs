@@ -62,6 +62,7 @@ impl ClusterState {
             C::NodeWeight { node, weight, vnodes } => self.node_weight(now, *node, *weight, *vnodes),
             C::DiskRetired { node, disk } => self.disk_retired(now, *node, *disk),
             C::DiskAdded { node, disk } => self.disk_added(now, *node, disk),
+            C::DiskEmptied { node, incarnation, disk } => self.disk_emptied(now, *node, *incarnation, *disk),
             C::VdiCreate { name, uuid, size, redundancy, object_size } => {
                 self.vdi_create(now, name, *uuid, *size, *redundancy, *object_size)
             }

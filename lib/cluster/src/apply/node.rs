@@ -196,7 +196,8 @@ impl ClusterState {
         // A retired disk has missed what was written since, so nothing on it may be taken for data; what this very process lost does not come back by itself.
         let retired = |id: DiskId| old.disks.iter().any(|d| d.id == id && d.retired);
         if old.incarnation == hello.incarnation {
-            node.disks.iter_mut().for_each(|d| d.retired |= retired(d.id));
+            // It tells what it began with; what was plugged, emptied or retired since is known here.
+            node.disks = old.disks.iter().filter(|d| !d.missing).cloned().collect();
         } else if let Some(d) = hello.disks.iter().find(|d| retired(d.id)) {
             return Err(CommandError::Invalid(format!(
                 "the disk at {} was retired, and the cluster went on without it: empty that directory, or start the sheep without it",
@@ -219,7 +220,8 @@ impl ClusterState {
         }
         node.vnodes = node.vnodes.or(old.vnodes);
         node.disks.iter_mut().for_each(|d| d.missing = false);
-        let told = |d: &DiskEntry| hello.disks.iter().any(|h| h.id == d.id);
+        let there: BTreeSet<DiskId> = node.disks.iter().map(|d| d.id).collect();
+        let told = |d: &DiskEntry| there.contains(&d.id);
         let not_told = old.disks.iter().filter(|d| !told(d));
         node.disks.extend(not_told.clone().map(|d| DiskEntry { missing: !d.retired, ..d.clone() }));
         // It was not mounted, say. Whatever else is on it may be old, and what is nowhere else is needed.
@@ -432,6 +434,27 @@ impl ClusterState {
         let text = format!("disk {} of node {} was retired", disk.short(), id.short());
         self.event(now, EventLevel::Error, text.clone());
         self.membership_changed(now, text, Some(id));
+        Ok(Reply::Epoch(self.epoch))
+    }
+
+    /// Nothing was on it when its sheep, in this process, stopped using it: nobody lacks anything.
+    pub(super) fn disk_emptied(
+        &mut self,
+        now: Millis,
+        id: NodeId,
+        incarnation: u64,
+        disk: DiskId,
+    ) -> Outcome {
+        let n = self.node_mut(id)?;
+        if n.incarnation != incarnation {
+            return Err(CommandError::Invalid("the sheep was started again since".into()));
+        }
+        let before = n.disks.len();
+        n.disks.retain(|d| d.id != disk || !d.is_there());
+        if n.disks.len() < before {
+            let text = format!("disk {} of node {} was emptied and is out of use", disk.short(), id.short());
+            self.event(now, EventLevel::Info, text);
+        }
         Ok(Reply::Epoch(self.epoch))
     }
 

@@ -290,9 +290,9 @@ pub trait DataPlane: Send + Sync {
     fn usage(&self) -> SendFut<'_, DataResult<BTreeMap<LayerId, u64>>>;
     /// This node's disks.
     fn disks(&self) -> SendFut<'_, Vec<DiskInfo>>;
-    /// Take a directory into use. Proposes `DiskAdded` itself.
+    /// Take a directory into use, or let a disk stay that is being emptied. Proposes `DiskAdded` itself.
     fn plug(&self, path: String) -> SendFut<'_, DataResult<DiskInfo>>;
-    /// Take a disk out of use. Proposes `DiskRetired` itself.
+    /// Begin to empty a disk that is to be taken out of use, or (`force`) give up at once what is on it. Tells the cluster itself.
     fn unplug(&self, disk: sheepdog_proto::DiskId, force: bool) -> SendFut<'_, DataResult<()>>;
     /// Counters of VDIs whose session this node owns.
     fn vdi_counters(&self) -> SendFut<'_, Vec<VdiCounters>>;
@@ -340,11 +340,12 @@ pub trait AdminBackend: Send + Sync {
 }
 
 /// A listing's words for a disk.
-pub(super) fn disk_state(state: &DiskState) -> (sheepdog_client::pb::node_disk::State, String) {
+pub(super) fn disk_state(d: &DiskInfo) -> (sheepdog_client::pb::node_disk::State, String) {
     use sheepdog_client::pb::node_disk::State;
-    match state {
-        DiskState::Ok => (State::Ok, String::new()),
-        DiskState::Full => (State::Full, String::new()),
-        DiskState::Failed(why) => (State::Failed, why.clone()),
+    match (&d.state, &d.leaving) {
+        (DiskState::Failed(why), _) => (State::Failed, why.clone()),
+        (_, Some(why)) => (State::Leaving, why.clone()),
+        (DiskState::Ok, None) => (State::Ok, String::new()),
+        (DiskState::Full, None) => (State::Full, String::new()),
     }
 }

@@ -180,7 +180,7 @@ pub(super) fn node(n: &Node, standing: &Standing) -> pb::Node {
 }
 
 pub(super) fn disk(d: &DiskInfo) -> pb::NodeDisk {
-    let (state, reason) = super::backend::disk_state(&d.state);
+    let (state, reason) = super::backend::disk_state(d);
     pb::NodeDisk {
         id: d.id.to_string(),
         path: d.path.clone(),

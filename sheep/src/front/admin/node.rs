@@ -239,20 +239,6 @@ impl Admin {
                 return Err(usage(format!("{wanted} could be several disks: give more digits")));
             }
         };
-        if disks.len() == 1 && !r.force {
-            return Err(Error::new(
-                ErrorKind::Busy,
-                "it is the node's only disk: use `dog node drain`, or --force",
-            ));
-        }
-        if !r.force
-            && let Some(risk) = self.kill_risk(self.me())
-        {
-            let text = format!(
-                "{risk}: what is on the disk may be nowhere else. Wait, give the volume more copies, or say --force to accept loss"
-            );
-            return Err(Error::new(ErrorKind::Busy, text));
-        }
         Ok(self.data().unplug(disk, r.force).await?)
     }
 

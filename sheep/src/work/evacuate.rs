@@ -1,0 +1,120 @@
+//! Emptying a disk that is to be taken away, onto the other disks of this node: no object has one copy less meanwhile, and nothing is asked of other nodes.
+//!
+//! One object at a time, within the recovery budget. What cannot be moved yet (damaged, and not healed yet; no room) is tried again. When nothing is left the disk is taken
+//! out of the committed map and out of use; the other nodes need not look at anything. A sheep that ends before that uses the disk again when it is back.
+
+use crate::peer::Replica;
+use crate::store::Store;
+use sheepdog_cluster::{Command, Reply};
+use sheepdog_proto::DiskId;
+use std::rc::Rc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// Objects looked at at a time.
+const PAGE: usize = 256;
+/// Before what could not be moved is tried again, or the control plane asked again.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// One disk.
+pub struct Evacuation {
+    /// Holder side.
+    pub replica: Rc<Replica>,
+    /// Which.
+    pub disk: DiskId,
+    /// Stop.
+    pub stop: CancellationToken,
+}
+
+impl Evacuation {
+    /// Run until the disk is out of use, or stays after all.
+    pub async fn run(self) {
+        let Some(store) = self.replica.store.clone() else { return };
+        tracing::info!(disk = %self.disk.short(), "the disk is being emptied");
+        while self.goes_on(&store) {
+            match self.round(&store).await {
+                Ok(true) => return self.retire(&store).await,
+                Ok(false) => {}
+                Err(why) => {
+                    tracing::warn!(disk = %self.disk.short(), why, "the disk cannot be emptied yet");
+                    if self.goes_on(&store) {
+                        store.set_leaving(self.disk, Some(why));
+                    }
+                    self.pause().await;
+                }
+            }
+        }
+    }
+
+    /// A move is never broken off in the middle, so this is asked between two.
+    fn goes_on(&self, store: &Store) -> bool {
+        !self.stop.is_cancelled() && store.is_leaving(self.disk)
+    }
+
+    async fn pause(&self) {
+        tokio::select! { biased; () = self.stop.cancelled() => {} () = tokio::time::sleep(PAUSE) => {} }
+    }
+
+    /// Move everything once. `true`: nothing is left.
+    async fn round(&self, store: &Store) -> Result<bool, String> {
+        let (mut after, mut failed, mut first) = (None, 0, None);
+        loop {
+            let page = store.objects_on(self.disk, after, PAGE);
+            let Some((last, _)) = page.last() else { break };
+            after = Some(*last);
+            for (oid, bytes) in page {
+                self.replica.sync.throttle(bytes).await;
+                if !self.goes_on(store) {
+                    return Ok(false);
+                }
+                if let Err(e) = store.relocate(oid, self.disk).await {
+                    failed += 1;
+                    first.get_or_insert_with(|| e.to_string());
+                }
+            }
+        }
+        match first {
+            Some(why) => Err(format!("{failed} objects cannot be moved: {why}")),
+            None => Ok(store.objects_on(self.disk, None, 1).is_empty()),
+        }
+    }
+
+    /// Nothing is on it: out of the map, then out of use.
+    async fn retire(&self, store: &Store) {
+        if let Err(e) = store.swept(self.disk).await {
+            tracing::warn!(disk = %self.disk.short(), error = %e, "the disk failed while it was being emptied");
+            return;
+        }
+        let control = &self.replica.control;
+        let gone =
+            Command::DiskEmptied { node: control.me(), incarnation: control.incarnation(), disk: self.disk };
+        loop {
+            if !self.goes_on(store) {
+                return;
+            }
+            match control.propose(gone.clone()).await {
+                Ok(Reply::Error(e)) => tracing::debug!(error = %e, "the map does not know the disk"),
+                Ok(_) => {}
+                Err(e) => {
+                    store.set_leaving(self.disk, Some(format!("the control plane does not answer: {e}")));
+                    self.pause().await;
+                    continue;
+                }
+            }
+            break;
+        }
+        if store.is_leaving(self.disk) && store.objects_on(self.disk, None, 1).is_empty() {
+            let _ = store.unplug(self.disk).await;
+            tracing::info!(disk = %self.disk.short(), "the disk is empty and out of use");
+            return;
+        }
+        // It became the last one meanwhile.
+        let all = store.disks();
+        let Some(info) = all.iter().find(|d| d.id == self.disk) else { return };
+        let disk = crate::node::disk_entries(std::slice::from_ref(info)).remove(0);
+        let back = Command::DiskAdded { node: control.me(), disk };
+        while control.propose(back.clone()).await.is_err() && !self.stop.is_cancelled() {
+            self.pause().await;
+        }
+    }
+}
