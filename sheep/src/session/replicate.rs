@@ -8,7 +8,7 @@ use crate::peer::LinkError;
 use crate::volume::LocalFut;
 use futures::stream::{FuturesUnordered, StreamExt};
 use sheepdog_cluster::{Acting, NodeMap};
-use sheepdog_proto::peer::{Kind, Status, WriteAction, WriteReply, WriteRequest};
+use sheepdog_proto::peer::{Kind, ObjectStat, Status, WriteAction, WriteReply, WriteRequest};
 use sheepdog_proto::{Epoch, NodeId};
 use std::time::Duration;
 
@@ -255,12 +255,13 @@ impl Session {
     }
 
     /// A complete node lacks an earlier step of this object. That happens when a step had to be sent again and the order was lost (then sending
-    /// again in turn is enough), or when its copy really is behind (then it adopts one that has this step).
+    /// again in turn is enough), or when its copy really is behind, or half filled, whatever its version (then it adopts one that has this step).
     async fn repair(&self, step: &Step, node: NodeId, round: &mut Round<'_>) {
         let acting: Vec<NodeId> = round.copies.iter().map(|(n, _)| *n).collect();
         let has_it = acting.iter().any(|n| matches!(round.get(*n), Some(Copy::Acked(..))));
         let stat = crate::work::sync::stat(&self.replica, node, step.oid, self.family).await;
-        if stat.is_ok_and(|s| s.version == step.prev || s.version >= step.version) || !has_it {
+        let in_order = |s: &ObjectStat| s.version == step.prev || s.version >= step.version;
+        if stat.is_ok_and(|s| s.status != Status::Behind && in_order(&s)) || !has_it {
             round.set(node, Copy::Again);
             round.pause = Some(RETRY);
             return;
