@@ -158,7 +158,7 @@ impl Session {
                 round.set(node, Copy::Sent);
             }
             round.first = false;
-            if resolved && acked >= min && self.stamp_again(&mut round, &map, &acting) {
+            if resolved && acked >= min && self.stamp_again(step, &mut round, &map, &acting) {
                 continue;
             }
             if resolved && acked >= min {
@@ -178,10 +178,16 @@ impl Session {
     }
 
     /// A copy that has the step as a change of an epoch before the one until which a holder that lacks it has everything of its own has to note a later
-    /// one: the holder will ask only for what changed since, and be believed before who has only earlier changes. `true`: some are asked again.
-    fn stamp_again(&self, round: &mut Round<'_>, map: &NodeMap, acting: &Acting) -> bool {
+    /// one: the holder will ask only for what changed since, and be believed before who has only earlier changes. The same holds for one that is out. `true`: some are asked again.
+    fn stamp_again(&self, step: &Step, round: &mut Round<'_>, map: &NodeMap, acting: &Acting) -> bool {
         let lacks = |n: &NodeId| !matches!(round.get(*n), Some(Copy::Acked(..)));
         let since = acting.all().filter(lacks).filter_map(|n| map.nodes.get(&n)).map(|v| v.kept).max();
+        let acked = |(_, copy): &(NodeId, Copy)| match copy {
+            Copy::Acked(epoch, _) => Some(*epoch),
+            _ => None,
+        };
+        let earliest = round.copies.iter().filter_map(acked).min().unwrap_or(map.epoch);
+        let since = since.max(map.out_until(step.key, self.redundancy, earliest));
         let Some(since) = since else { return false };
         let mut again = false;
         for (_, copy) in &mut round.copies {
