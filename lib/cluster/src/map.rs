@@ -17,7 +17,7 @@ pub struct NodeView {
     pub incarnation: u64,
     /// Complete up to here.
     pub synced: Epoch,
-    /// Up to here it has what was its own at `synced`.
+    /// Up to here it has what was its own at `synced`; with `synced` at 0, it has been out, and up to here it had everything.
     pub kept: Epoch,
     /// Epoch in which it last came up: later than `synced` means that it was away since it was last complete.
     pub up_since: Epoch,
@@ -156,12 +156,21 @@ impl NodeMap {
     /// last complete it has never seen. What was its own then it goes on to have while it is up.
     pub fn complete_at(&self, node: NodeId, key: PlacementKey, redundancy: Redundancy) -> Epoch {
         let Some(view) = self.nodes.get(&node) else { return Epoch(0) };
+        let complete = if view.synced == Epoch(0) { view.kept } else { view.synced };
         let held = self
             .rings
             .iter()
-            .filter(|(e, _)| *e <= view.synced)
+            .filter(|(e, _)| *e <= complete)
             .any(|r| self.targets(r, key, redundancy).contains(&node));
         if held { view.kept } else { Epoch(0) }
+    }
+
+    /// The latest epoch, after `since`, until which a holder that is out may be believed when it comes back (see `complete_at`). A change that was finished without it must not look
+    /// like an earlier one.
+    pub fn out_until(&self, key: PlacementKey, redundancy: Redundancy, since: Epoch) -> Option<Epoch> {
+        let out = self.away.iter().filter(|(n, until)| **until > since && !self.nodes.contains_key(*n));
+        let held = |n: &NodeId| self.rings.iter().any(|r| self.targets(r, key, redundancy).contains(n));
+        out.filter(|(n, _)| held(n)).map(|(_, until)| *until).max()
     }
 
     fn ring_at(&self, epoch: Epoch) -> Option<&(Epoch, Ring)> {

@@ -152,7 +152,8 @@ pub struct Node {
     pub incarnation: u64,
     /// Complete for everything up to this epoch: see `NodeMap`.
     pub synced: Epoch,
-    /// Up to here it has everything that was its own at `synced`: it moves on while the node is up, also when a ring change asks for more.
+    /// Up to here it has everything that was its own at `synced`: it moves on while the node is up, also when a ring change asks for more. With `synced` at 0 it has been out, and up to
+    /// here it had everything that was its own.
     pub kept: Epoch,
     /// Epoch in which it last came up.
     pub up_since: Epoch,

@@ -179,6 +179,69 @@ fn what_a_node_has_goes_on_being_complete_while_it_is_up() {
 }
 
 #[test]
+fn what_a_node_had_before_it_was_out_is_not_forgotten() {
+    let mut c = three();
+    let (key, copies) = (
+        PlacementKey { family: *c.s.families.keys().next().expect("a family"), index: 0 },
+        Redundancy::Copies(3),
+    );
+    let back = |n, incarnation| Command::NodeUp(NodeHello { has_data: true, ..hello(n, incarnation) });
+    // One loses its disk while all others are complete. Before it has everything again these are away for so long that they are out.
+    c.ok(down(1, 1));
+    let mut empty = hello(1, 2);
+    empty.disks[0].id = DiskId(999);
+    c.ok(Command::NodeUp(empty));
+    assert_eq!((of(&c, 1).lost_at, of(&c, 0).kept), (Epoch(6), Epoch(7)));
+    for n in [0, 2] {
+        c.ok(down(n, 1));
+        c.ok(out(n));
+    }
+    assert_eq!(c.s.node_map().out_until(key, copies, Epoch(0)), Some(of(&c, 2).down_at));
+    assert_eq!(c.s.node_map().out_until(key, copies, of(&c, 2).down_at), None);
+    for n in [0, 2] {
+        c.ok(back(n, 2));
+    }
+    let map = c.s.node_map();
+    assert_eq!(map.out_until(key, copies, Epoch(0)), None);
+    // They look at everything again, but what was lost was no later than what they have: nobody waits for it.
+    assert_eq!((of(&c, 0).synced, of(&c, 2).synced), (Epoch(0), Epoch(0)));
+    assert_eq!([0, 1, 2].map(|n| map.complete_at(node(n), key, copies).0), [7, 0, 8]);
+    assert_eq!(map.unknowable_object(key, copies, Epoch(5), None), Some(node(1)));
+    assert_eq!(map.unknowable_object(key, copies, map.complete_at(node(2), key, copies), None), None);
+    // Away once more, and out once more: the same.
+    c.ok(down(0, 2));
+    c.ok(out(0));
+    c.ok(back(0, 3));
+    assert_eq!(c.s.node_map().complete_at(node(0), key, copies), Epoch(7));
+    // Who is away when loss is accepted knows nothing.
+    c.ok(down(0, 3));
+    c.ok(out(0));
+    c.ok(Command::Force { reason: "gone".into() });
+    c.ok(back(0, 4));
+    assert_eq!(c.s.node_map().complete_at(node(0), key, copies), Epoch(0));
+}
+
+#[test]
+fn what_a_ring_gave_to_a_node_that_was_out_before_it_had_it_does_not_count() {
+    let mut c = three();
+    let key = PlacementKey { family: *c.s.families.keys().next().expect("a family"), index: 0 };
+    let complete = |c: &Cluster, n| c.s.node_map().complete_at(node(n), key, Redundancy::Copies(3)).0;
+    c.ok(up(3, 1));
+    assert_eq!((of(&c, 1).synced, of(&c, 1).kept), (Epoch(5), Epoch(6)));
+    c.ok(down(1, 1));
+    c.ok(out(1));
+    c.ok(Command::NodeUp(NodeHello { has_data: true, ..hello(1, 2) }));
+    assert_eq!((of(&c, 1).synced, of(&c, 1).kept, complete(&c, 1)), (Epoch(0), Epoch(5), 5));
+    // With another disk it has nothing.
+    c.ok(down(2, 1));
+    c.ok(out(2));
+    let mut empty = hello(2, 2);
+    empty.disks[0].id = DiskId(999);
+    c.ok(Command::NodeUp(empty));
+    assert_eq!((of(&c, 2).kept, complete(&c, 2)), (Epoch(0), 0));
+}
+
+#[test]
 fn a_node_that_lost_its_disk_starts_from_nothing() {
     let mut c = three();
     let mut empty = hello(1, 2);

@@ -172,7 +172,7 @@ impl DataPlane for DataHandle {
                             LocalCopy {
                                 version: row.version,
                                 bytes: (row.data_blocks as u64) << BLOCK_SHIFT,
-                                filling: row.filling || n.replica.sync.lacks(oid),
+                                filling: row.filling || n.replica.lacks(oid),
                                 corrupt,
                                 disk,
                             },

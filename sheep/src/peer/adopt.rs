@@ -95,10 +95,9 @@ impl Replica {
         let Adoption { oid, family, .. } = what;
         let store = self.store.clone().ok_or(StoreError::NoDisk)?;
         let adopted = self.adopt_now(&store, what, hint).await;
-        // Cut off half way, on a node that is complete otherwise: nobody else may be left who would begin again.
-        let half = async { store.info(oid).await.is_ok_and(|i| i.is_some_and(|i| i.filling)) };
-        if adopted.is_err() && self.is_synced() && half.await {
-            self.sync.corrupt(oid, family);
+        // Cut off half way: whoever asked may be gone, so it is begun again here, also on a node that is complete otherwise.
+        if adopted.is_err() && store.is_half_filled(oid) {
+            self.sync.missed(oid, family);
         }
         adopted
     }
@@ -180,7 +179,7 @@ impl Replica {
         let gone = before.filter(|l| self.control.read(|s| !s.layers.contains_key(l)));
         let now = self.merging_into(oid).filter(|_| self.is_synced());
         let lower: Vec<_> = gone.into_iter().chain(now).map(|l| ObjectId::data(l, oid.index())).collect();
-        if lower.iter().any(|o| self.sync.lacks(*o)) { Err(AdoptError::Merging) } else { Ok(lower) }
+        if lower.iter().any(|o| self.lacks(*o)) { Err(AdoptError::Merging) } else { Ok(lower) }
     }
 
     /// Becoming equal to a copy whose node has not merged yet undoes the merge here. A node that is complete may have done it, and reported it or be about to: so it does it
@@ -201,7 +200,7 @@ impl Replica {
         });
         // What is being filled takes in this object at its end.
         let upper = into.map(|l| ObjectId::data(l, oid.index()));
-        if let Some(upper) = upper.filter(|o| self.is_synced() && !self.sync.lacks(*o)) {
+        if let Some(upper) = upper.filter(|o| self.is_synced() && !self.lacks(*o)) {
             store.merge(oid, upper).await?;
         }
         Ok(())

@@ -65,7 +65,7 @@ impl Replica {
             // A copy that is left over from an earlier ring is given no steps any more.
             let missing = row.filling
                 || !self.holds(&map, key)
-                || self.sync.lacks(row.oid)
+                || self.lacks(row.oid)
                 || !(synced
                     || self.sync.inventory_done(map.epoch)
                     || self.sync.was_up_since(&map, key, redundancy));

@@ -167,12 +167,20 @@ impl Replica {
         Some(store.layers_in(key, &self.control.chain(top)?))
     }
 
+    /// Is the object known to be missing or stale here, or half filled? The latter is asked of the store: a process that was replaced knew of fills that were cut off, and this one may
+    /// not have looked yet.
+    pub(crate) fn lacks(&self, oid: ObjectId) -> bool {
+        self.sync.lacks(oid) || self.store.as_ref().is_some_and(|s| s.is_half_filled(oid))
+    }
+
     /// Can this node vouch for what it has at `key`?
     fn vouches(&self, map: &NodeMap, key: PlacementKey, layers: &[LayerId]) -> bool {
         if planted::is(Bug::StaleRead) {
             return true;
         }
-        if !self.sync.is_whole() && layers.iter().any(|l| self.sync.lacks(ObjectId::data(*l, key.index))) {
+        let half = self.store.as_ref().is_some_and(|s| s.has_half_filled());
+        if (half || !self.sync.is_whole()) && layers.iter().any(|l| self.lacks(ObjectId::data(*l, key.index)))
+        {
             return false;
         }
         if self.store.as_ref().is_some_and(|s| s.has_unplaced()) {
@@ -187,7 +195,7 @@ impl Replica {
     }
 
     /// Is this node a holder of what is at `key`? If not, its copies get no steps any more and are being removed; who asks may not have heard of that.
-    pub(super) fn holds(&self, map: &NodeMap, key: PlacementKey) -> bool {
+    pub(crate) fn holds(&self, map: &NodeMap, key: PlacementKey) -> bool {
         let me = self.control.me();
         self.redundancy(key.family).is_some_and(|r| map.acting(key, r).all().any(|n| n == me))
     }
@@ -196,7 +204,7 @@ impl Replica {
     /// out of order. And nothing that was its own all along ever is: the map takes it for right until it goes, and it may restart without anybody noticing.
     fn wants_all(&self, oid: ObjectId, key: PlacementKey) -> bool {
         let map = self.control.map();
-        self.is_synced() || self.stands(&map, key) || (!self.sync.lacks(oid) && self.knows(&map, key))
+        self.is_synced() || self.stands(&map, key) || (!self.lacks(oid) && self.knows(&map, key))
     }
 
     /// Was what there was at `key` lost with the only disk that had it?
@@ -386,7 +394,7 @@ impl Replica {
                 let epoch = info.as_ref().map_or(Epoch(0), |i| i.epoch);
                 let key = PlacementKey { family, index: oid.index() };
                 // Of this object only: what is missing at other layers does not matter here.
-                let whole = info.as_ref().is_none_or(|i| !i.filling) && !self.sync.lacks(oid);
+                let whole = !self.lacks(oid);
                 let lost = self.may_be_lost(&map, key, || !store.layers_at(key).is_empty());
                 let clean = whole && self.knows(&map, key) && !lost && self.holds(&map, key);
                 let status = match clean {

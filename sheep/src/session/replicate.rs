@@ -8,7 +8,7 @@ use crate::peer::LinkError;
 use crate::volume::LocalFut;
 use futures::stream::{FuturesUnordered, StreamExt};
 use sheepdog_cluster::{Acting, NodeMap};
-use sheepdog_proto::peer::{Kind, Status, WriteAction, WriteReply, WriteRequest};
+use sheepdog_proto::peer::{Kind, ObjectStat, Status, WriteAction, WriteReply, WriteRequest};
 use sheepdog_proto::{Epoch, NodeId};
 use std::time::Duration;
 
@@ -158,7 +158,7 @@ impl Session {
                 round.set(node, Copy::Sent);
             }
             round.first = false;
-            if resolved && acked >= min && self.stamp_again(&mut round, &map, &acting) {
+            if resolved && acked >= min && self.stamp_again(step, &mut round, &map, &acting) {
                 continue;
             }
             if resolved && acked >= min {
@@ -178,10 +178,16 @@ impl Session {
     }
 
     /// A copy that has the step as a change of an epoch before the one until which a holder that lacks it has everything of its own has to note a later
-    /// one: the holder will ask only for what changed since, and be believed before who has only earlier changes. `true`: some are asked again.
-    fn stamp_again(&self, round: &mut Round<'_>, map: &NodeMap, acting: &Acting) -> bool {
+    /// one: the holder will ask only for what changed since, and be believed before who has only earlier changes. The same holds for one that is out. `true`: some are asked again.
+    fn stamp_again(&self, step: &Step, round: &mut Round<'_>, map: &NodeMap, acting: &Acting) -> bool {
         let lacks = |n: &NodeId| !matches!(round.get(*n), Some(Copy::Acked(..)));
         let since = acting.all().filter(lacks).filter_map(|n| map.nodes.get(&n)).map(|v| v.kept).max();
+        let acked = |(_, copy): &(NodeId, Copy)| match copy {
+            Copy::Acked(epoch, _) => Some(*epoch),
+            _ => None,
+        };
+        let earliest = round.copies.iter().filter_map(acked).min().unwrap_or(map.epoch);
+        let since = since.max(map.out_until(step.key, self.redundancy, earliest));
         let Some(since) = since else { return false };
         let mut again = false;
         for (_, copy) in &mut round.copies {
@@ -255,12 +261,13 @@ impl Session {
     }
 
     /// A complete node lacks an earlier step of this object. That happens when a step had to be sent again and the order was lost (then sending
-    /// again in turn is enough), or when its copy really is behind (then it adopts one that has this step).
+    /// again in turn is enough), or when its copy really is behind, or half filled, whatever its version (then it adopts one that has this step).
     async fn repair(&self, step: &Step, node: NodeId, round: &mut Round<'_>) {
         let acting: Vec<NodeId> = round.copies.iter().map(|(n, _)| *n).collect();
         let has_it = acting.iter().any(|n| matches!(round.get(*n), Some(Copy::Acked(..))));
         let stat = crate::work::sync::stat(&self.replica, node, step.oid, self.family).await;
-        if stat.is_ok_and(|s| s.version == step.prev || s.version >= step.version) || !has_it {
+        let in_order = |s: &ObjectStat| s.version == step.prev || s.version >= step.version;
+        if stat.is_ok_and(|s| s.status != Status::Behind && in_order(&s)) || !has_it {
             round.set(node, Copy::Again);
             round.pause = Some(RETRY);
             return;

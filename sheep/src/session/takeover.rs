@@ -8,7 +8,7 @@
 use super::owner::{Session, SessionError};
 use futures::stream::{FuturesUnordered, StreamExt};
 use sheepdog_proto::peer::{Request, Response, Status, Tail};
-use sheepdog_proto::{NodeId, ObjectId, Version};
+use sheepdog_proto::{Epoch, NodeId, ObjectId, Version};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::rc::Rc;
@@ -136,9 +136,10 @@ impl Session {
         for node in older.chain(half) {
             self.adopt_from(oid, node, winner, Some(blocks.to_vec()), map.epoch).await?;
         }
-        // Holders that are away or incomplete will ask for what changed since they were complete: this did.
+        // Holders that are away or incomplete will ask for what changed since they were complete: this did. One that is out may be believed as of when it went.
         let present: Vec<NodeId> = up_to_date.iter().map(|(n, _)| *n).collect();
-        if acting.all().any(|n| !present.contains(&n)) {
+        let out = map.out_until(self.key(oid.index()), self.redundancy, Epoch(0)).is_some();
+        if out || acting.all().any(|n| !present.contains(&n)) {
             let floor = acting.all().filter_map(|n| map.nodes.get(&n)).map(|v| v.synced).min();
             let floor = floor.unwrap_or_default();
             for node in present {

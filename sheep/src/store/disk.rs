@@ -133,6 +133,8 @@ pub(super) struct Disk {
     pub(super) looking: tokio::sync::Mutex<()>,
     pub(super) objects: RefCell<BTreeMap<ObjectId, Rc<Obj>>>,
     pub(super) by_key: RefCell<BTreeSet<(PlacementKey, LayerId)>>,
+    /// Objects whose fill was begun and has not ended: see `half`.
+    pub(super) half: RefCell<BTreeSet<ObjectId>>,
     tails: RefCell<BTreeMap<VdiId, Tails>>,
     /// Entries of ended sessions stay, whatever the watermark says: see `Store::keep_old_tails`.
     pub(super) keep_old_tails: Cell<bool>,
@@ -203,6 +205,7 @@ impl Disk {
             looking: tokio::sync::Mutex::default(),
             objects: RefCell::default(),
             by_key: RefCell::default(),
+            half: RefCell::default(),
             tails: RefCell::default(),
             keep_old_tails: Cell::new(true),
             dirty: RefCell::default(),
@@ -253,6 +256,7 @@ impl Disk {
     /// The object's file is gone, or nothing in its header can be read.
     fn lost(&self, obj: &Obj) -> StoreError {
         if !std::mem::replace(&mut obj.summary.borrow_mut().broken, true) {
+            self.note_half(obj.oid, false);
             tracing::warn!(oid = %obj.oid, disk = %self.path.display(), "an object's header is damaged or its file is gone");
             let _ = self.events.try_send(StoreEvent::Corrupt { oid: obj.oid, blocks: 0..0 });
         }
@@ -364,6 +368,7 @@ impl Disk {
         *obj.meta.borrow_mut() = meta;
         self.by_key.borrow_mut().insert((key, oid.layer()));
         self.views.moved(key);
+        self.note_half(oid, summary.filling && !summary.broken);
         self.data_blocks.set(self.data_blocks.get() + u64::from(summary.data_blocks));
         self.objects.borrow_mut().insert(oid, obj.clone());
         obj
@@ -574,6 +579,7 @@ impl Disk {
             s.epoch = m.epoch;
             s.filling = m.filling;
             s.vdi = m.vdi;
+            self.note_half(obj.oid, m.filling);
         }
     }
 
@@ -768,6 +774,7 @@ impl Disk {
                     self.data_blocks.set(self.data_blocks.get().saturating_sub(gone));
                     self.by_key.borrow_mut().remove(&(obj.key, oid.layer()));
                     self.views.gone(obj.key, oid.layer());
+                    self.note_half(*oid, false);
                     let data = obj.fresh.borrow().values().filter(|f| f.data.is_some()).count();
                     self.fresh_bytes.set(self.fresh_bytes.get().saturating_sub(data << BLOCK_SHIFT));
                     if obj.meta.borrow_mut().take().is_some() {

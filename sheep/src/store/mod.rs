@@ -14,6 +14,7 @@
 mod apply;
 mod disk;
 pub mod fs;
+mod half;
 pub mod index;
 mod journal;
 mod object;

@@ -170,7 +170,7 @@ impl Reclaim {
                 let page = store.list(after, PAGE);
                 for row in page.iter().take_while(|row| row.oid.layer() == from) {
                     let target = ObjectId::data(into, row.oid.index());
-                    if r.sync.lacks(row.oid) || r.sync.lacks(target) {
+                    if r.lacks(row.oid) || r.lacks(target) {
                         left = true;
                         continue 'layers;
                     }

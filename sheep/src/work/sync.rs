@@ -175,7 +175,7 @@ impl Sync {
             self.changed.notify_one();
         }
     }
-    /// Blocks of this object are damaged on disk, or a fill of it was cut off.
+    /// Blocks of this object are damaged on disk.
     pub fn corrupt(&self, oid: ObjectId, family: LayerId) {
         if self.heal.borrow_mut().insert(oid, Missing { family, mark: 0 }).is_none() {
             self.changed.notify_one();
@@ -329,6 +329,7 @@ impl Worker {
         if !control.lease_valid() {
             return true;
         }
+        self.note_half_filled().await;
         let healing = self.heal().await;
         let map = control.map();
         let Some(node) = map.nodes.get(&control.me()) else { return healing };
@@ -369,6 +370,21 @@ impl Worker {
             return control.propose(command).await.is_err() || healing;
         }
         behind || healing
+    }
+
+    /// Fills that were cut off are begun again, whoever began them: the process of before, or the owner of a session that is over. Also on a node that is complete: nobody but itself
+    /// looks after its copies, and others wait for a copy that is half filled if it may have been the latest.
+    async fn note_half_filled(&self) {
+        let r = &self.replica;
+        let Some(store) = r.store.as_ref().filter(|s| s.has_half_filled()) else { return };
+        for oid in store.half_filled().into_iter().filter(|o| !r.sync.lacks(*o)) {
+            // The index may call an object so whose header is damaged.
+            let Ok(Some(info)) = store.info(oid).await else { continue };
+            let known = r.control.read(|s| s.layers.contains_key(&oid.layer()));
+            if known && store.is_half_filled(oid) && r.holds(&r.control.map(), info.key) {
+                r.sync.missed(oid, info.key.family);
+            }
+        }
     }
 
     async fn take_inventory(&self, map: &NodeMap, since: Epoch, was_down: bool) -> Result<(), String> {
@@ -567,9 +583,9 @@ impl Worker {
         let mut left = false;
         let damaged: Vec<_> = r.sync.heal.borrow().iter().map(|(o, m)| (*o, *m)).collect();
         for (oid, m) in damaged {
-            let half = store.info(oid).await.is_ok_and(|i| i.is_some_and(|i| i.filling));
             let runs = match store.verify(oid).await {
-                Ok(_) if half => None,
+                // It is filled as a whole.
+                Ok(_) if store.is_half_filled(oid) => Some(Vec::new()),
                 Ok(runs) => Some(runs),
                 Err(crate::store::StoreError::CorruptHeader { .. }) => None,
                 Err(_) => continue,

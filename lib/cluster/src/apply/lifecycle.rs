@@ -153,7 +153,7 @@ impl ClusterState {
         for n in self.nodes.values_mut() {
             (n.down_at, n.lost_at) = (Epoch(0), Epoch(0));
         }
-        for n in self.nodes.values_mut().filter(|n| n.state == NodeState::Down) {
+        for n in self.nodes.values_mut().filter(|n| !n.is_up()) {
             n.complete_to_nothing();
         }
         self.lost.clear();

@@ -228,8 +228,11 @@ impl ClusterState {
         let as_it_was = keeps && !old.disks.iter().any(|d| d.missing && told(d));
         // Also of a process that was not complete: it was left out of nothing that was its own.
         let as_it_stood = was_up && as_it_was;
-        if as_it_was && old.state != NodeState::Out {
-            (node.synced, node.kept) = (old.synced, old.kept);
+        if as_it_was {
+            (node.synced, node.kept) = match old.state {
+                NodeState::Out => (Epoch(0), self.kept_when_out(&old)),
+                _ => (old.synced, old.kept),
+            };
         }
         node.up_since = if as_it_stood { old.up_since } else { self.epoch.next() };
         node.down_at = old.down_at;
@@ -274,6 +277,14 @@ impl ClusterState {
             self.ring_changed(now, text);
         }
         Ok(Reply::Epoch(self.epoch))
+    }
+
+    /// As of when is right what a node has that was out? Everything has to be looked at again: layers may have been merged without it. But where all others who had something
+    /// have lost it since, nothing else tells that its copy is as good as theirs was. What a ring gave to it after it was last complete it may not have had.
+    fn kept_when_out(&self, old: &Node) -> Epoch {
+        let given = |r: &RingVersion| r.epoch > old.synced && r.epoch <= old.kept;
+        let had_all = old.synced == Epoch(0) || !self.rings.iter().any(given);
+        if had_all { old.kept } else { old.synced }
     }
 
     fn node_mut(&mut self, id: NodeId) -> Result<&mut Node, CommandError> {

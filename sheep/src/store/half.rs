@@ -1,0 +1,33 @@
+//! Objects of which a fill was begun and has not ended: neither what they were nor what they are to be, whatever their version says.
+//!
+//! The mark is in the object's header, so it outlives the process that was filling. It is kept here as well, because every read has to ask.
+
+use super::Store;
+use super::disk::Disk;
+use sheepdog_proto::ObjectId;
+
+impl Disk {
+    /// An object is half filled now, or is not.
+    pub(super) fn note_half(&self, oid: ObjectId, filling: bool) {
+        let mut half = self.half.borrow_mut();
+        match filling {
+            true => half.insert(oid),
+            false => half.remove(&oid),
+        };
+    }
+}
+
+impl Store {
+    /// Is there any?
+    pub fn has_half_filled(&self) -> bool {
+        self.disks.borrow().iter().any(|d| !d.half.borrow().is_empty())
+    }
+    /// Is this one?
+    pub fn is_half_filled(&self, oid: ObjectId) -> bool {
+        self.disks.borrow().iter().any(|d| d.half.borrow().contains(&oid))
+    }
+    /// All of them.
+    pub fn half_filled(&self) -> Vec<ObjectId> {
+        self.disks.borrow().iter().flat_map(|d| d.half.borrow().iter().copied().collect::<Vec<_>>()).collect()
+    }
+}

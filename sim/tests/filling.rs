@@ -1,0 +1,126 @@
+//! A copy whose fill was cut off is neither what it was nor what it is to be: nobody reads it, and it is filled again although its node is complete and its process knows nothing of the fill.
+
+mod common;
+#[path = "common/volume.rs"]
+mod volume;
+
+use bytes::Bytes;
+use common::simulate;
+use sheep::store::{FillOp, WriteKind};
+use sheepdog_proto::peer::{ReadRequest, Status};
+use sheepdog_proto::{ControlIndex, NodeId, ObjectId, PlacementKey};
+use sheepdog_sim::world::World;
+use std::rc::Rc;
+use std::time::Duration;
+use volume::open;
+
+/// The volume's first object, and the nodes that hold it.
+fn first_object(world: &World) -> (ObjectId, PlacementKey, Vec<usize>) {
+    let (oid, key, ids): (_, _, Vec<NodeId>) = world.authority.read(|s| {
+        let v = &s.vdis[&world.vdi];
+        let key = PlacementKey { family: v.family, index: 0 };
+        let acting = s.node_map().acting(key, s.families[&v.family].redundancy);
+        (ObjectId::data(v.top.expect("a layer"), 0), key, acting.all().collect())
+    });
+    let holders = ids.iter().filter_map(|id| world.nodes.iter().position(|n| n.id == *id)).collect();
+    (oid, key, holders)
+}
+
+async fn write(world: &Rc<World>, node: usize, byte: u8) -> bool {
+    let done = world.call(node, move |ctx| async move {
+        let volume = ctx.volumes.borrow()[&0].clone();
+        volume.write(0, Bytes::from(vec![byte; 4096])).await
+    });
+    matches!(tokio::time::timeout(Duration::from_secs(60), done).await, Ok(Ok(Ok(()))))
+}
+
+/// What this node's own copy says, as soon as the node vouches for it.
+async fn read(world: &Rc<World>, node: usize) -> u8 {
+    let (oid, key, _) = first_object(world);
+    let done = world.call(node, move |ctx| async move {
+        loop {
+            let (top, epoch) = (oid.layer(), ctx.node.control.map().epoch);
+            let request = ReadRequest { top, key, blocks: 0..1, epoch, control_index: ControlIndex(0) };
+            match ctx.node.replica.read(&request).await {
+                (reply, data) if reply.status == Status::Ok => return data,
+                _ => tokio::time::sleep(Duration::from_millis(1)).await,
+            }
+        }
+    });
+    let data = tokio::time::timeout(Duration::from_secs(60), done).await.expect("in time").expect("it runs");
+    assert!(data.iter().all(|b| *b == data[0]), "torn");
+    data[0]
+}
+
+/// Begin to make this node's copy equal to one that has other contents, and go no further.
+async fn begin_fill(world: &Rc<World>, node: usize, byte: u8) {
+    let ((oid, key, _), vdi, size) = (first_object(world), world.vdi, world.object);
+    let begun = world.call(node, move |ctx| async move {
+        let store = ctx.node.replica.store.clone().expect("a store");
+        let kind = WriteKind::Data(Bytes::from(vec![byte; 4096]));
+        store.fill(oid, key, vdi, size, vec![FillOp { blocks: 0..1, kind }]).await.expect("fills");
+    });
+    begun.await.expect("it runs");
+}
+
+async fn is_half_filled(world: &Rc<World>, node: usize) -> bool {
+    let asked = world.call(node, |ctx| async move {
+        ctx.node.replica.store.as_ref().is_some_and(|s| s.list(None, 100).iter().any(|row| row.filling))
+    });
+    asked.await.expect("it runs")
+}
+
+#[test]
+fn a_process_that_finds_a_half_filled_copy_does_not_read_it_and_fills_it_again() {
+    let mut unnoticed = 0;
+    for seed in 1..=300 {
+        unnoticed += simulate(async {
+            let world = World::new(seed).await;
+            let (_, _, holders) = first_object(&world);
+            let (owner, other) = (holders[0], holders[1]);
+            open(&world, owner).await;
+            assert!(write(&world, owner, 1).await, "seed {seed}");
+            begin_fill(&world, other, 9).await;
+            let node = world.nodes[other].clone();
+            let before = world.authority.read(|s| (s.epoch, s.nodes[&node.id].incarnation));
+            // Nothing refuses, so that the others do not notice.
+            node.kill(true).await;
+            node.start();
+            let mut commits = world.authority.commits();
+            while world.authority.read(|s| s.nodes[&node.id].incarnation == before.1) {
+                commits.changed().await.expect("there are more");
+            }
+            if world.authority.read(|s| s.epoch != before.0) {
+                return 0;
+            }
+            assert_eq!(read(&world, other).await, 1, "seed {seed}");
+            for _ in 0..100 {
+                if !is_half_filled(&world, other).await {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            assert!(!is_half_filled(&world, other).await, "seed {seed}: nobody fills it again");
+            assert_eq!(world.authority.read(|s| s.epoch), before.0, "seed {seed}");
+            world.nodes.iter().for_each(|n| n.fs.wipe());
+            1
+        });
+    }
+    assert!(unnoticed > 5, "{unnoticed}");
+}
+
+#[test]
+fn a_write_has_a_half_filled_copy_repaired_instead_of_sending_it_again_for_ever() {
+    for seed in 1..=10 {
+        simulate(async {
+            let world = World::new(seed).await;
+            let (_, _, holders) = first_object(&world);
+            open(&world, holders[0]).await;
+            assert!(write(&world, holders[0], 1).await, "seed {seed}");
+            begin_fill(&world, holders[1], 9).await;
+            assert!(write(&world, holders[0], 2).await, "seed {seed}: the write does not end");
+            assert_eq!(read(&world, holders[1]).await, 2, "seed {seed}");
+            world.nodes.iter().for_each(|n| n.fs.wipe());
+        });
+    }
+}
