@@ -5,6 +5,7 @@
 use super::Store;
 use super::disk::Disk;
 use sheepdog_proto::ObjectId;
+use std::collections::BTreeSet;
 
 impl Disk {
     /// An object is half filled now, or is not.
@@ -18,16 +19,28 @@ impl Disk {
 }
 
 impl Store {
+    /// Of one disk. What is being made there of an object that moves is nobody's copy yet.
+    fn half_on<'a>(
+        &'a self,
+        d: &'a Disk,
+        half: &'a BTreeSet<ObjectId>,
+    ) -> impl Iterator<Item = ObjectId> + 'a {
+        half.iter().copied().filter(|oid| !self.moves.hides(d.id, *oid))
+    }
     /// Is there any?
     pub fn has_half_filled(&self) -> bool {
-        self.disks.borrow().iter().any(|d| !d.half.borrow().is_empty())
+        self.disks.borrow().iter().any(|d| self.half_on(d, &d.half.borrow()).next().is_some())
     }
     /// Is this one?
     pub fn is_half_filled(&self, oid: ObjectId) -> bool {
-        self.disks.borrow().iter().any(|d| d.half.borrow().contains(&oid))
+        self.disks.borrow().iter().any(|d| d.half.borrow().contains(&oid) && !self.moves.hides(d.id, oid))
     }
     /// All of them.
     pub fn half_filled(&self) -> Vec<ObjectId> {
-        self.disks.borrow().iter().flat_map(|d| d.half.borrow().iter().copied().collect::<Vec<_>>()).collect()
+        let mut all = Vec::new();
+        for d in self.disks.borrow().iter() {
+            all.extend(self.half_on(d, &d.half.borrow()));
+        }
+        all
     }
 }

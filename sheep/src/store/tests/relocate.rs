@@ -42,6 +42,7 @@ async fn same(store: &Store, model: &Model, why: &str) {
     let listed = store.list(None, 1000);
     assert!(listed.windows(2).all(|w| w[0].oid < w[1].oid), "{why}: each object once: {listed:?}");
     assert!(listed.iter().all(|r| !r.filling), "{why}: a copy that is being made is seen: {listed:?}");
+    assert_eq!(store.half_filled(), [], "{why}: or asked to be filled");
 }
 
 /// One process, until its power fails.
