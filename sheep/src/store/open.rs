@@ -106,10 +106,6 @@ pub(super) async fn read_small(fs: &dyn Fs, dir: &Path, name: &str) -> io::Resul
     Ok(Some(Bytes::copy_from_slice(data)))
 }
 
-fn random_id() -> DiskId {
-    DiskId(uuid::Uuid::new_v4().as_u128())
-}
-
 impl Store {
     /// Open (and prepare, where virgin) every disk, and replay their journals. Must run on the data thread.
     pub async fn open(config: StoreConfig, fs: Rc<dyn Fs>) -> Result<Rc<Self>, OpenError> {
@@ -202,7 +198,7 @@ impl Store {
             }
             let id = Identity {
                 format: FORMAT,
-                disk: random_id(),
+                disk: self.fs.new_disk(),
                 node: self.config.node,
                 cluster: self.config.cluster,
                 plain: self.plain.get(),
@@ -270,7 +266,7 @@ impl Store {
         let (journal, records, lost) = Journal::open(file).await.map_err(fail)?;
         if lost {
             // As another disk: the cluster then takes this one for gone, and everything on it is compared with the other copies before it is believed.
-            id.disk = random_id();
+            id.disk = self.fs.new_disk();
             tracing::error!(
                 path = %path.display(), disk = %id.disk,
                 "acknowledged writes in the journal are damaged: this disk is filled anew from the other copies"

@@ -94,6 +94,7 @@ impl Node {
         authority: Arc<Authority>,
     ) -> Rc<Self> {
         let fs = MemoryFs::new(1 << 34);
+        fs.seed(seed);
         let rng = SmallRng::seed_from_u64(seed);
         let (rng, running) = (RefCell::new(rng), RefCell::new(None));
         Rc::new(Self { id, fs, net, authority, rng, latency, disks, running })

@@ -155,6 +155,8 @@ struct State {
     total: Cell<u64>,
     latency: Cell<Duration>,
     fail_after: Cell<Option<u64>>,
+    /// Where names of disks come from: which objects lie together hangs on them.
+    ids: RefCell<SmallRng>,
 }
 
 /// The file system. Clones share it.
@@ -177,7 +179,12 @@ impl MemoryFs {
             total: Cell::new(total),
             latency: Cell::new(Duration::ZERO),
             fail_after: Cell::new(None),
+            ids: RefCell::new(SmallRng::seed_from_u64(0)),
         }))
+    }
+    /// Disks get other names.
+    pub fn seed(&self, seed: u64) {
+        *self.0.ids.borrow_mut() = SmallRng::seed_from_u64(seed);
     }
     /// Every data operation takes this long (of the runtime's clock).
     pub fn set_latency(&self, latency: Duration) {
@@ -357,6 +364,9 @@ impl File for Handle {
 impl Fs for MemoryFs {
     fn engine(&self) -> &'static str {
         "memory"
+    }
+    fn new_disk(&self) -> DiskId {
+        DiskId(self.0.ids.borrow_mut().random())
     }
     fn open(&self, path: &Path, how: OpenHow) -> io::Result<Rc<dyn File>> {
         let mut files = self.0.files.borrow_mut();

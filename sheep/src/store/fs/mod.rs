@@ -59,6 +59,10 @@ pub trait File {
 pub trait Fs {
     /// For people: how I/O is done.
     fn engine(&self) -> &'static str;
+    /// Name of a new disk.
+    fn new_disk(&self) -> sheepdog_proto::DiskId {
+        sheepdog_proto::DiskId(uuid::Uuid::new_v4().as_u128())
+    }
     /// Open or make a file.
     fn open(&self, path: &Path, how: OpenHow) -> io::Result<Rc<dyn File>>;
     /// Remove a file; no error when there is none.

@@ -106,6 +106,7 @@ fn nothing_is_lost_whatever_moves_and_whenever_the_power_fails() {
         local(|| async move {
             let mut rng = SmallRng::seed_from_u64(seed);
             let fs = MemoryFs::default();
+            fs.seed(seed);
             fs.set_latency(Duration::from_micros(rng.random_range(20..20_000)));
             let (mut model, mut seq) = (Model::new(), 0);
             for round in 0..4 {
