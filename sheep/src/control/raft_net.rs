@@ -73,8 +73,11 @@ impl RaftNetworkFactory<TypeConfig> for NetFactory {
     }
 }
 
-/// A round trip that takes longer than this on a working network is given up.
+/// A vote that takes longer than this on a working network is given up: another election may be won.
 const MIN_TTL: Duration = Duration::from_millis(400);
+/// An append is waited for this long. One is sent after the other, so giving up means sending the same once more behind what is still on its way; on a slow network that
+/// loses packets no answer would ever come in time, and nothing would be committed.
+const APPEND_TTL: Duration = Duration::from_secs(2);
 
 fn rpc_error(e: CallError) -> RPCError<TypeConfig> {
     match e {
@@ -93,7 +96,8 @@ fn odd(r: &Response) -> RPCError<TypeConfig> {
 
 impl PeerNet {
     async fn call(&self, request: Request, option: &RPCOption) -> Result<Response, RPCError<TypeConfig>> {
-        self.peers.call(self.target, &request, option.soft_ttl().max(MIN_TTL)).await.map_err(rpc_error)
+        let least = if matches!(request, Request::Append(_)) { APPEND_TTL } else { MIN_TTL };
+        self.peers.call(self.target, &request, option.soft_ttl().max(least)).await.map_err(rpc_error)
     }
     async fn send_parts(
         &self,

@@ -14,7 +14,10 @@ use tokio_util::sync::CancellationToken;
 /// Objects looked at at a time.
 const PAGE: usize = 256;
 /// Before what could not be moved is tried again, or the control plane asked again.
-const PAUSE: Duration = Duration::from_secs(1);
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// So many that cannot be moved end a round.
+const ENOUGH: usize = 64;
 
 /// One disk.
 pub struct Evacuation {
@@ -31,12 +34,16 @@ impl Evacuation {
     pub async fn run(self) {
         let Some(store) = self.replica.store.clone() else { return };
         tracing::info!(disk = %self.disk.short(), "the disk is being emptied");
+        let mut said = String::new();
         while self.goes_on(&store) {
             match self.round(&store).await {
                 Ok(true) => return self.retire(&store).await,
                 Ok(false) => {}
                 Err(why) => {
-                    tracing::warn!(disk = %self.disk.short(), why, "the disk cannot be emptied yet");
+                    if why != said {
+                        tracing::warn!(disk = %self.disk.short(), why, "the disk cannot be emptied yet");
+                        said.clone_from(&why);
+                    }
                     if self.goes_on(&store) {
                         store.set_leaving(self.disk, Some(why));
                     }
@@ -69,7 +76,11 @@ impl Evacuation {
                 }
                 if let Err(e) = store.relocate(oid, self.disk).await {
                     failed += 1;
-                    first.get_or_insert_with(|| e.to_string());
+                    let why = first.get_or_insert_with(|| e.to_string());
+                    if failed == ENOUGH {
+                        // No room, say.
+                        return Err(format!("{failed} objects and more cannot be moved: {why}"));
+                    }
                 }
             }
         }
