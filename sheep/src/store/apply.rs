@@ -20,7 +20,7 @@ const OBJECTS: usize = 8;
 /// Data writes of one object in flight.
 const WRITES: usize = 16;
 /// Overlay bytes that start a checkpoint at once.
-const FRESH_BYTES: usize = 24 << 20;
+pub(super) const FRESH_BYTES: usize = 24 << 20;
 /// Overlay bytes at which writers wait.
 pub(super) const FRESH_LIMIT: usize = 96 << 20;
 /// Share of the journal that starts a checkpoint at once.

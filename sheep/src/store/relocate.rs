@@ -4,6 +4,7 @@
 //! * The copy on the old disk is the object until the new one is whole and on stable storage; until then the new one counts as being filled, and is not seen.
 //! * The old one is removed, on stable storage, before anything changes the new one. So two whole copies are always equal (`settle_twins`).
 
+use super::apply::FRESH_BYTES;
 use super::disk::{Disk, Obj};
 use super::journal::Record;
 use super::types::{FillOp, StoreError, WriteKind};
@@ -11,10 +12,28 @@ use super::{Durable, Store, durable};
 use sheepdog_proto::{BLOCK_SHIFT, DiskId, ObjectId, PlacementKey};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::time::Duration;
 use tokio::sync::Notify;
 
 /// Blocks copied at a time.
 const CHUNK: u32 = 256;
+
+/// For a disk to write what clients have given it.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Until the disk has written most of what it was given: room in its memory is for clients first.
+async fn calm(d: &Disk) {
+    loop {
+        let applied = d.applied.notified();
+        tokio::pin!(applied);
+        applied.as_mut().enable();
+        if d.fresh_bytes.get() < FRESH_BYTES || d.check().is_err() {
+            return;
+        }
+        d.work.notify_one();
+        applied.await;
+    }
+}
 
 /// What is moving.
 #[derive(Default)]
@@ -106,6 +125,8 @@ impl Store {
     /// # Errors
     /// The object cannot be read (it is healed from another copy, like everything that is found damaged), or no other disk takes it.
     pub async fn relocate(&self, oid: ObjectId, from: DiskId) -> Result<(), StoreError> {
+        let Some((_, obj)) = self.locate(oid).filter(|(d, _)| d.id == from) else { return Ok(()) };
+        let _ = tokio::time::timeout(PATIENCE, calm(&*self.choose(obj.key)?)).await;
         self.moves.rest().await;
         let Some((source, obj)) = self.locate(oid).filter(|(d, _)| d.id == from) else { return Ok(()) };
         self.moves.object.set(Some(oid));

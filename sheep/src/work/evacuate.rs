@@ -104,7 +104,11 @@ impl Evacuation {
                 return;
             }
             match control.propose(gone.clone()).await {
-                Ok(Reply::Error(e)) => tracing::debug!(error = %e, "the map does not know the disk"),
+                Ok(Reply::Error(e)) => {
+                    tracing::warn!(disk = %self.disk.short(), error = %e, "the disk is empty and stays in use");
+                    store.set_leaving(self.disk, None);
+                    return;
+                }
                 Ok(_) => {}
                 Err(e) => {
                     store.set_leaving(self.disk, Some(format!("the control plane does not answer: {e}")));
