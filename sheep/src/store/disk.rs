@@ -290,12 +290,16 @@ impl Disk {
     }
     /// Wait until memory and journal have room for so many bytes.
     pub(super) async fn room(&self, bytes: usize) -> Result<(), StoreError> {
+        self.until(|d| d.admits(bytes)).await
+    }
+    /// Wait for checkpoints until it is so.
+    pub(super) async fn until(&self, good: impl Fn(&Self) -> bool) -> Result<(), StoreError> {
         loop {
             self.check()?;
             let applied = self.applied.notified();
             tokio::pin!(applied);
             applied.as_mut().enable();
-            if self.admits(bytes) {
+            if good(self) {
                 return Ok(());
             }
             self.work.notify_one();

@@ -21,20 +21,6 @@ const CHUNK: u32 = 256;
 /// For a disk to write what clients have given it.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Until the disk has written most of what it was given: room in its memory is for clients first.
-async fn calm(d: &Disk) {
-    loop {
-        let applied = d.applied.notified();
-        tokio::pin!(applied);
-        applied.as_mut().enable();
-        if d.fresh_bytes.get() < FRESH_BYTES || d.check().is_err() {
-            return;
-        }
-        d.work.notify_one();
-        applied.await;
-    }
-}
-
 /// What is moving.
 #[derive(Default)]
 pub(super) struct Moves {
@@ -126,7 +112,9 @@ impl Store {
     /// The object cannot be read (it is healed from another copy, like everything that is found damaged), or no other disk takes it.
     pub async fn relocate(&self, oid: ObjectId, from: DiskId) -> Result<(), StoreError> {
         let Some((_, obj)) = self.locate(oid).filter(|(d, _)| d.id == from) else { return Ok(()) };
-        let _ = tokio::time::timeout(PATIENCE, calm(&*self.choose(obj.key)?)).await;
+        // Until the disk has written most of what it was given: room in its memory is for clients first.
+        let disk = self.choose(obj.key)?;
+        let _ = tokio::time::timeout(PATIENCE, disk.until(|d| d.fresh_bytes.get() < FRESH_BYTES)).await;
         self.moves.rest().await;
         let Some((source, obj)) = self.locate(oid).filter(|(d, _)| d.id == from) else { return Ok(()) };
         self.moves.object.set(Some(oid));
@@ -189,17 +177,7 @@ impl Store {
     pub async fn swept(&self, disk: DiskId) -> Result<(), StoreError> {
         let found = self.disks.borrow().iter().find(|d| d.id == disk).cloned();
         let Some(d) = found else { return Ok(()) };
-        loop {
-            let applied = d.applied.notified();
-            tokio::pin!(applied);
-            applied.as_mut().enable();
-            d.check()?;
-            if d.dirty.borrow().is_empty() && d.unlink.borrow().is_empty() {
-                return Ok(());
-            }
-            d.work.notify_one();
-            applied.await;
-        }
+        d.until(|d| d.dirty.borrow().is_empty() && d.unlink.borrow().is_empty()).await
     }
 
     /// The object with its header, or none, at a moment when it does not move: the caller changes it before it awaits anything.
