@@ -132,7 +132,7 @@ impl Story<'_> {
     }
 
     /// How it goes while something is wrong that no majority sees: whoever needs the missing link waits.
-    fn endure(&mut self, name: &str, trouble: impl FnOnce(&Net)) -> Result<()> {
+    fn endure(&mut self, name: &str, trouble: impl FnOnce(&Net)) -> Result<usize> {
         let mut serving = 0;
         self.under_load(name, |s| {
             trouble(&s.net);
@@ -142,12 +142,12 @@ impl Story<'_> {
         })?;
         self.lab.proved(format!("{name}: nothing stale, no error, all serve after"));
         self.lab.measured(&format!("{name}: gateways that served in it"), format!("{serving} of 3"));
-        Ok(())
+        Ok(serving)
     }
 
     fn one_way(&mut self, from: usize, to: usize) -> Result<()> {
         self.lab.step(format!("nothing from {from} to {to}; leader {}", self.c.leader()?));
-        self.endure(&format!("one-way {from} to {to}"), |net| net.set(from, to, CUT))
+        self.endure(&format!("one-way {from} to {to}"), |net| net.set(from, to, CUT)).map(drop)
     }
 
     fn slow(&mut self, leading: bool) -> Result<()> {
@@ -157,7 +157,9 @@ impl Story<'_> {
             .step(format!("all that node {node} sends is 200 ms late, 5 % of it is lost; leader {leader}"));
         let slow = Link { open: true, delay: Duration::from_millis(200), loss: 50 };
         let name = if leading { "slow leader" } else { "slow follower" };
-        self.endure(name, |net| net.set_from(node, slow))
+        let serving = self.endure(name, |net| net.set_from(node, slow))?;
+        ensure!(serving >= 2, "{name}: {serving} of 3 gateways served: those that are not slow go on");
+        Ok(())
     }
 
     fn owner_and_replica(&mut self) -> Result<()> {
@@ -169,6 +171,7 @@ impl Story<'_> {
             net.set(owner, replica, CUT);
             net.set(replica, owner, CUT);
         })
+        .map(drop)
     }
 
     /// Gateways that answer within the usual time.

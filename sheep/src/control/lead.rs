@@ -4,26 +4,28 @@
 //! Decisions are `detector`'s and `voters`'. The tasks here end with the plane's token.
 
 use super::boottime_millis;
-use super::core::{Core, RaftView, Waiting, wall_millis};
+use super::core::{Core, Waiting, wall_millis};
 use super::detector::{Decision, Detector, Probe, Watched};
 use super::link::{CallError, host_port};
+use super::plane::{ELECTION_MAX, HEARTBEAT};
 use super::raft_types::{RaftId, TypeConfig};
 use super::rpc::{Request, Response};
 use super::voters::choose_voters;
 use openraft::async_runtime::{RecvError, WatchReceiver};
 use openraft::type_config::alias::WatchReceiverOf;
 use openraft::{ChangeMembers, EmptyNode, RaftMetrics, ServerState};
-use sheepdog_cluster::{ClusterState, Command, Entry, Node, NodeState, Timing};
+use sheepdog_cluster::{ClusterState, Command, Entry, Node, NodeState};
 use sheepdog_proto::NodeId;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
 
 /// A leader looks around at least this often.
 const LOOK: Duration = Duration::from_millis(500);
+/// And looks at least this often whether a majority still answers.
+const LISTEN: Duration = Duration::from_millis(100);
 /// Between two tries to change the voters.
 const VOTERS_PAUSE: Duration = Duration::from_secs(1);
 /// Between two invitations to the same waiting sheep.
@@ -50,7 +52,6 @@ pub(super) async fn lead(core: Arc<Core>) {
     let mut metrics = core.raft.metrics();
     let mut voters_tried = None;
     let mut invited = None;
-    let mut asking = None;
     loop {
         let role = role_of(&metrics.borrow_and_update());
         let view = core.raft_view();
@@ -68,9 +69,6 @@ pub(super) async fn lead(core: Arc<Core>) {
                         }
                     }
                 });
-            }
-            if !core.local && is_stale(&view, core.timing()) {
-                ask_majority(&core, &mut asking);
             }
             if due(&mut invited, INVITE_PAUSE) {
                 invite(&core).await;
@@ -106,27 +104,36 @@ async fn another_role(metrics: &mut Metrics, role: Role) -> Result<(), RecvError
     Ok(())
 }
 
-/// Leases hang on when a majority last answered the leader. Raft's heartbeats answer that, but one that takes longer than the interval between two is given up: on a slow
-/// network none arrives in time, though everybody follows.
-fn is_stale(view: &RaftView, timing: Timing) -> bool {
-    view.voters.len() > 1
-        && view.quorum_acked.is_none_or(|t| t.elapsed() > Duration::from_millis(timing.lease / 4))
-}
-
-/// An entry is waited for as long as it takes, and a majority has to answer it. One at a time: a leader without a majority does not fill its log.
-fn ask_majority(core: &Arc<Core>, asking: &mut Option<JoinHandle<()>>) {
-    if asking.as_ref().is_some_and(|a| !a.is_finished()) {
-        return;
-    }
-    let c = core.clone();
-    let request = uuid::Uuid::new_v4().as_u128();
-    let entry = Entry { now: wall_millis(), request, command: Command::Nothing };
-    *asking = Some(core.tracker.spawn(async move {
-        tokio::select! {
-            () = c.stop.cancelled() => {}
-            answer = c.propose_here(entry) => tracing::debug!(?answer, "asked a majority"),
+/// Keeps a slow majority answering. Leases, and raft's own, hang on when a majority last answered the leader. Raft's heartbeats ask that, but one that takes longer than the
+/// interval between two is given up: on a slow network none arrives in time, though everybody follows. An entry is waited for as long as it takes, and a majority has to answer
+/// it; raft takes none when nobody answered for the length of an election, so one is proposed well before. One at a time: a leader without a majority does not fill its log.
+pub(super) async fn keep_answered(core: Arc<Core>) {
+    let mut metrics = core.raft.metrics();
+    let work = async {
+        loop {
+            let role = role_of(&metrics.borrow_and_update());
+            let view = core.raft_view();
+            if !view.established || view.voters.len() < 2 {
+                let leads = tokio::time::sleep(if view.am_leader { LISTEN } else { Duration::MAX });
+                tokio::select! {
+                    () = leads => {}
+                    r = another_role(&mut metrics, role) => if r.is_err() { return },
+                }
+                continue;
+            }
+            if view.quorum_acked.is_none_or(|t| t.elapsed() > Duration::from_millis(2 * HEARTBEAT)) {
+                let request = uuid::Uuid::new_v4().as_u128();
+                let entry = Entry { now: wall_millis(), request, command: Command::Nothing };
+                let answer = core.propose_here(entry).await;
+                tracing::debug!(?answer, "asked a majority");
+            }
+            tokio::time::sleep(LISTEN).await;
         }
-    }));
+    };
+    tokio::select! {
+        () = core.stop.cancelled() => {}
+        () = work => {}
+    }
 }
 
 fn due(last: &mut Option<Instant>, pause: Duration) -> bool {
@@ -143,7 +150,7 @@ fn begin(core: &Arc<Core>) {
         return;
     }
     // After a takeover from a dead process raft did not wait, so no silence can be counted.
-    let quiet = if core.peers.take_over() { 0 } else { super::plane::ELECTION_MAX };
+    let quiet = if core.peers.take_over() { 0 } else { ELECTION_MAX };
     d.lead(boottime_millis(), quiet, &core.timing());
     drop(d);
     // Meet everybody: a later refusal proves something only where the process was met before. It also finds those that died

@@ -1,7 +1,7 @@
 //! The control plane of one sheep: starts raft and the tasks around it, formats, stops.
 //!
 //! Directory: `node.json` (identity), `raft/log.redb` (log, vote), `raft/snapshot` (state), `raft/peers.json` (last known addresses; may be lost).
-//! Tasks: the peer port's acceptor, one per control link, `join::membership`, `join::leases`, `lead::lead`, `lead::suspicions`,
+//! Tasks: the peer port's acceptor, one per control link, `join::membership`, `join::leases`, `lead::lead`, `lead::keep_answered`, `lead::suspicions`,
 //! `watching::follow`, `keep_book`, and raft's own. All end with one token; `stop` waits for them. Killing the process at any
 //! point is safe.
 
@@ -32,12 +32,15 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// Between two raft heartbeats, milliseconds.
-const HEARTBEAT: u64 = 150;
+/// Between two raft heartbeats, milliseconds; one that is answered later counts as unanswered.
+pub(super) const HEARTBEAT: u64 = 150;
 /// Shortest election timeout, milliseconds.
 const ELECTION_MIN: u64 = 400;
 /// Longest election timeout, milliseconds; also how long voters stay with a leader they heard.
 pub(super) const ELECTION_MAX: u64 = 600;
+/// A leader that no majority answers any more sends no heartbeats for this long, so that those who still hear it, and that it does not hear in time, elect another one;
+/// then it sends for as long, and so on. Raft asks for twice the longest election at least.
+const STEP_ASIDE: u64 = 1_500;
 /// Entries between two snapshots.
 const SNAPSHOT_EVERY: u64 = 5_000;
 /// Entries kept below a snapshot for followers and watchers that are a little behind.
@@ -194,6 +197,7 @@ fn raft_config(local: bool) -> Result<Arc<Config>, StartError> {
         heartbeat_interval: HEARTBEAT * slow,
         election_timeout_min: ELECTION_MIN * slow,
         election_timeout_max: ELECTION_MAX * slow,
+        quorum_loss_probe_interval: Some(STEP_ASIDE * slow),
         install_snapshot_timeout: 120_000,
         snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_EVERY),
         max_in_snapshot_log_to_keep: KEEP,
@@ -483,6 +487,7 @@ fn spawn_tasks(core: &Arc<Core>, network: Option<Network>, suspected: mpsc::Rece
     }
     t.spawn(lead::suspicions(core.clone(), suspected));
     t.spawn(lead::lead(core.clone()));
+    t.spawn(lead::keep_answered(core.clone()));
     t.spawn(join::membership(core.clone()));
     if !core.local && !core.seeds.is_empty() {
         t.spawn(join::greet_seeds(core.clone()));
