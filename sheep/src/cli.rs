@@ -54,7 +54,7 @@ pub struct Args {
     /// Journal on its own device: DIR[,size=SIZE]
     #[arg(short = 'j', long, env = "SHEEP_JOURNAL")]
     pub journal: Option<String>,
-    /// Cache objects in memory at the owner of a session (write-through). Not there yet: accepted, and without effect
+    /// Keep blocks of attached volumes in memory at the owner of their session (write-through)
     #[arg(short = 'w', long, env = "SHEEP_CACHE")]
     pub cache: bool,
     /// Size of that cache in MB

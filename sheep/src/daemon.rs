@@ -184,9 +184,6 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if config.directio {
         config.disks.iter().try_for_each(|d| direct(d))?;
     }
-    if config.cache.is_some() {
-        tracing::warn!("--cache has no effect yet: objects are not cached in memory");
-    }
     allow_files();
     let credentials = config.secret_file.as_deref().map(Credentials::load).transpose()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()

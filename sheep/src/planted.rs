@@ -12,6 +12,8 @@ pub enum Bug {
     AckBeforeJournal,
     /// Changes are carried out whatever attachment they were sent under.
     LateDetached,
+    /// What was read while it was overwritten stays in the cache.
+    StaleCache,
 }
 
 #[cfg(feature = "planted-bugs")]

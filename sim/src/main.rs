@@ -19,7 +19,7 @@ struct Args {
     /// Simulated seconds of faults per seed
     #[arg(long, default_value_t = 60)]
     seconds: u64,
-    /// Plant a bug that must be found: skipped-fence, stale-read, ack-before-journal, late-detached
+    /// Plant a bug that must be found: skipped-fence, stale-read, ack-before-journal, late-detached, stale-cache
     #[arg(long, value_parser = bug)]
     plant: Option<Bug>,
     /// Threads
@@ -42,7 +42,11 @@ fn bug(text: &str) -> Result<Bug, String> {
         "stale-read" => Ok(Bug::StaleRead),
         "ack-before-journal" => Ok(Bug::AckBeforeJournal),
         "late-detached" => Ok(Bug::LateDetached),
-        _ => Err("known bugs: skipped-fence, stale-read, ack-before-journal, late-detached".into()),
+        "stale-cache" => Ok(Bug::StaleCache),
+        _ => {
+            Err("known bugs: skipped-fence, stale-read, ack-before-journal, late-detached, stale-cache"
+                .into())
+        }
     }
 }
 

@@ -10,21 +10,12 @@ use sheep::session::volume::open_image;
 use sheepdog_cluster::{Command, Redundancy, Reply, Session};
 use sheepdog_proto::PlacementKey;
 use sheepdog_sim::world::World;
-use std::rc::Rc;
 use std::time::Duration;
-use volume::open;
+use volume::{open, write};
 
 /// Within half a minute?
 async fn soon<T>(answer: impl Future<Output = T>) -> Option<T> {
     tokio::time::timeout(Duration::from_secs(30), answer).await.ok()
-}
-
-async fn write(world: &Rc<World>, node: usize) -> bool {
-    let done = world.call(node, move |ctx| async move {
-        let volume = ctx.volumes.borrow()[&0].clone();
-        volume.write(0, Bytes::from(vec![1; 4096])).await
-    });
-    matches!(soon(done).await, Some(Ok(Ok(()))))
 }
 
 #[test]
@@ -50,7 +41,7 @@ fn another_gateway_is_asked_once_however_long_it_takes() {
         });
         ended.await.expect("it runs");
         assert!(soon(opening).await.is_some());
-        assert!(write(&world, 1).await);
+        assert!(write(&world, 1, 1).await);
         world.nodes.iter().for_each(|n| n.fs.wipe());
     });
 }
@@ -62,7 +53,7 @@ fn a_session_that_was_held_too_long_goes_on_for_others() {
             let world = World::new(seed).await;
             for node in [0, 1] {
                 open(&world, node).await;
-                assert!(write(&world, node).await, "seed {seed}");
+                assert!(write(&world, node, 1).await, "seed {seed}");
             }
             // A snapshot that is not committed in time ends the session of its owner. Nobody uses the volume there.
             let vdi = world.vdi;
@@ -72,7 +63,7 @@ fn a_session_that_was_held_too_long_goes_on_for_others() {
             });
             held.await.expect("it runs");
             tokio::time::sleep(Duration::from_secs(1)).await;
-            assert!(write(&world, 1).await, "seed {seed}: nobody owns the volume any more");
+            assert!(write(&world, 1, 1).await, "seed {seed}: nobody owns the volume any more");
             world.nodes.iter().for_each(|n| n.fs.wipe());
         });
     }
@@ -85,7 +76,7 @@ fn a_takeover_goes_on_when_who_asked_for_it_is_gone() {
             let world = World::new(seed).await;
             for node in [0, 1, 2] {
                 open(&world, node).await;
-                assert!(write(&world, node).await, "seed {seed}");
+                assert!(write(&world, node, 1).await, "seed {seed}");
             }
             let owner = world.nodes[0].clone();
             owner.kill(false).await;
@@ -100,7 +91,7 @@ fn a_takeover_goes_on_when_who_asked_for_it_is_gone() {
                 let _ = tokio::time::timeout(patience, volume.read(0, 4096)).await;
             });
             read.await.expect("it runs");
-            assert!(write(&world, 2).await, "seed {seed}: nobody takes over");
+            assert!(write(&world, 2, 1).await, "seed {seed}: nobody takes over");
             world.nodes.iter().for_each(|n| n.fs.wipe());
         });
     }

@@ -35,6 +35,11 @@ fn a_write_of_a_detached_holder_is_found() {
 }
 
 #[test]
+fn a_stale_block_in_the_cache_is_found() {
+    first_finding(Bug::StaleCache);
+}
+
+#[test]
 fn the_same_seed_is_the_same_run() {
     let once = |seed| run(Options { seed, bug: None, seconds: 20 });
     for seed in [3, 4, 5, 7] {

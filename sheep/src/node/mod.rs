@@ -19,6 +19,7 @@ use crate::observe::gather::{Questions, Watched};
 use crate::peer::server::Server;
 use crate::peer::{Connector, LinkStream, Links, Replica};
 use crate::session::Gateway;
+use crate::session::cache::Cache;
 use crate::session::volume::Table;
 use crate::store::fs::{Fs, threads::ThreadsFs, uring::UringFs};
 use crate::store::{DiskState, Store, StoreConfig, StoreEvent};
@@ -141,19 +142,20 @@ pub struct Plane {
 }
 
 /// Put the data plane together and start its workers on the current local set: the daemon's and the simulator's are the same.
-/// `work` ends everything, calls to peers too: what clients have sent is finished before; `dead` is cancelled when the last disk has failed.
+/// `cache` is for blocks of volumes that are owned here, bytes. `work` ends everything, calls to peers too: what clients have sent is finished before; `dead` is cancelled when the last disk has failed.
 pub fn assemble(
     control: Control,
     store: Option<Rc<Store>>,
     cluster: ClusterId,
     connector: Rc<dyn Connector>,
+    cache: Option<u64>,
     work: CancellationToken,
     dead: CancellationToken,
 ) -> Plane {
     let links = Rc::new(Links::new(control.clone(), cluster, connector, work.clone()));
     let sync = Sync::new(control.clone());
     let replica = Rc::new(Replica { control, store: store.clone(), links, sync });
-    let gateway = Gateway::new(replica.clone(), work.clone());
+    let gateway = Gateway::new(replica.clone(), cache.map(Cache::new), work.clone());
     tokio::task::spawn_local(gateway.clone().resume_sessions());
     let table = Table::new(gateway.clone());
     let server = Server::new(replica.clone(), gateway.clone(), cluster, work.clone());
@@ -264,7 +266,8 @@ async fn serve(
     }
     let connector = Rc::new(TcpConnector { tls: tls.clone() });
     let work = CancellationToken::new();
-    let plane = assemble(control.clone(), store.clone(), cluster, connector, work.clone(), dead);
+    let plane =
+        assemble(control.clone(), store.clone(), cluster, connector, config.cache, work.clone(), dead);
     let Plane { replica, gateway, table, server } = plane;
     let node = Rc::new(DataNode {
         server: server.clone(),

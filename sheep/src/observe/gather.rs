@@ -8,6 +8,7 @@ use super::cells::OpCounts;
 use crate::front::nbd::stats::{ExportStats, Op, counted_as};
 use crate::node::DataNode;
 use crate::peer::LinkRow;
+use crate::session::cache::CacheStats;
 use crate::store::{DiskStats, Store};
 use crate::work::sync::Progress;
 use sheepdog_proto::VdiId;
@@ -108,6 +109,8 @@ pub struct DataReport {
     pub peer_in_flight: u64,
     /// Catching up.
     pub recovery: RecoveryReport,
+    /// The cache of blocks, if there is one.
+    pub cache: Option<CacheStats>,
 }
 
 /// Catching up.
@@ -226,6 +229,7 @@ impl Watched {
             ],
             peer_in_flight: peer.in_flight.get(),
             recovery: Self::recovery(&n),
+            cache: n.gateway.cache_stats(),
             ..DataReport::default()
         };
         if let Some(nbd) = n.nbd.borrow().as_ref() {

@@ -395,6 +395,26 @@ fn vdis(p: &mut Page<'_>, d: &DataReport) -> fmt::Result {
         None,
         "NBD requests refused before they reached a volume",
         &plain(d.nbd_refused),
+    )?;
+    let Some(c) = d.cache else { return Ok(()) };
+    p.gauge(
+        "sheepdog_cache_size",
+        Some(Unit::Bytes),
+        "Bytes that the cache of blocks may hold",
+        &number(c.size),
+    )?;
+    p.gauge(
+        "sheepdog_cache_used",
+        Some(Unit::Bytes),
+        "Bytes that the cache of blocks holds",
+        &number(c.used),
+    )?;
+    p.counter("sheepdog_cache_hits", None, "Reads answered from the cache of blocks", &plain(c.hits))?;
+    p.counter(
+        "sheepdog_cache_misses",
+        None,
+        "Reads that the cache of blocks could not answer",
+        &plain(c.misses),
     )
 }
 
@@ -404,7 +424,7 @@ fn recovery(p: &mut Page<'_>, d: &DataReport) -> fmt::Result {
     p.gauge(
         "sheepdog_recovery_blocked",
         None,
-        "1 while it waits for another node to come back",
+        "1 while it cannot: another node has to come back first, or there is no room",
         &yes(r.blocked.is_some()),
     )?;
     p.gauge("sheepdog_recovery_missing_objects", None, "Objects still to be fetched", &number(r.missing))?;

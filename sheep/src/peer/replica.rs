@@ -153,7 +153,7 @@ impl Replica {
     pub(crate) fn status_of(&self, error: &StoreError) -> Status {
         match error {
             StoreError::Corrupt { .. } | StoreError::CorruptHeader { .. } => Status::Corrupt,
-            StoreError::Full { .. } => Status::Full,
+            StoreError::Full { .. } | StoreError::NoRoomToRebuild { .. } => Status::Full,
             StoreError::DiskFailed { .. } | StoreError::NoDisk => Status::DiskFailed,
             StoreError::Invalid(_) => Status::Invalid,
             StoreError::Closed => Status::ShuttingDown,

@@ -4,6 +4,7 @@
 //! owner, so front-ends never see it. A session nobody uses here but others do is handed over; one that nobody uses is closed.
 
 use super::attachments::{CarriedOut, Carrying};
+use super::cache::{Cache, CacheStats};
 use super::opens::{Foreign, Open, Opens};
 use super::owner::{Session, SessionError};
 use super::read::{read_through, status_through};
@@ -175,11 +176,12 @@ pub struct Gateway {
     sent: RefCell<BTreeMap<NodeId, Watermark>>,
     pub(super) stop: CancellationToken,
     closing: Cell<bool>,
+    cache: Option<Rc<Cache>>,
 }
 
 impl Gateway {
-    /// Nothing attached.
-    pub fn new(replica: Rc<Replica>, stop: CancellationToken) -> Rc<Self> {
+    /// Nothing attached. Sessions keep what is read and written in `cache`.
+    pub fn new(replica: Rc<Replica>, cache: Option<Rc<Cache>>, stop: CancellationToken) -> Rc<Self> {
         Rc::new(Self {
             replica,
             attached: RefCell::default(),
@@ -187,12 +189,18 @@ impl Gateway {
             sent: RefCell::default(),
             stop,
             closing: Cell::new(false),
+            cache,
         })
     }
 
     /// The daemon is ending, or has.
     pub(crate) fn is_over(&self) -> bool {
         self.closing.get() || self.stop.is_cancelled()
+    }
+
+    /// What the cache does, if there is one.
+    pub fn cache_stats(&self) -> Option<CacheStats> {
+        self.cache.as_ref().map(|c| c.stats())
     }
 
     /// The entry of a VDI that was open here.
@@ -519,7 +527,9 @@ impl Gateway {
                 return Ok(());
             }
         };
-        let Some(session) = Session::new(self.replica.clone(), entry.vdi, generation, &self.stop) else {
+        let cache = self.cache.clone();
+        let Some(session) = Session::new(self.replica.clone(), entry.vdi, generation, cache, &self.stop)
+        else {
             return Err(VolumeError::Gone("the VDI was deleted".into()));
         };
         if reconcile && session.take_over().await.is_err() {

@@ -1,8 +1,9 @@
 //! Sessions: one owner per attached VDI orders its writes (`owner`), other gateways forward to it (`attach`), front-ends see
-//! volumes (`volume`).
+//! volumes (`volume`). `cache` keeps blocks in memory where that is asked for.
 
 pub mod attach;
 mod attachments;
+pub mod cache;
 pub(crate) mod opens;
 pub mod owner;
 pub mod read;

@@ -336,9 +336,19 @@ impl Disk {
         }
         Ok(())
     }
+    /// May a whole copy of so many bytes be made anew here, one that is rebuilt or that a drained node gives away? Those fill a disk less far than clients may: else it is the
+    /// rebuild after the loss of a node that stops the clients of the others.
+    pub(super) fn may_rebuild(&self, bytes: u64) -> Result<(), StoreError> {
+        let kept = super::kept_for_clients(self.total.get());
+        let free = self.free.get().saturating_sub(self.fresh_bytes.get() as u64);
+        if free >= kept.saturating_add(bytes) {
+            return Ok(());
+        }
+        Err(StoreError::NoRoomToRebuild { path: self.path.display().to_string(), free, kept })
+    }
     /// Free space that may still be promised.
     fn has_room(&self, bytes: u64) -> bool {
-        let reserve = (self.total.get() / 50).min(1 << 30);
+        let reserve = super::kept_at_least(self.total.get());
         let full = self.free.get() < reserve + self.fresh_bytes.get() as u64 + bytes;
         let mut state = self.state.borrow_mut();
         let was = *state == DiskState::Full;

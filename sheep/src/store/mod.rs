@@ -103,6 +103,16 @@ pub struct DiskStats {
     pub ops: [(&'static str, OpCounts); 5],
 }
 
+/// What stays free on a disk of so many bytes whatever happens: below it writes wait.
+pub(crate) fn kept_at_least(total: u64) -> u64 {
+    (total / 50).min(1 << 30)
+}
+
+/// What stays free for clients when copies are rebuilt.
+pub fn kept_for_clients(total: u64) -> u64 {
+    4 * kept_at_least(total)
+}
+
 /// Writes that wait for an object's header, in order.
 type Pending = HashMap<ObjectId, VecDeque<(WriteOp, oneshot::Sender<Began>)>>;
 
@@ -378,6 +388,14 @@ impl Store {
         let result = durable(&disk, rx).await;
         disk.ops.fill.finished(bytes as u64, began.elapsed(), result.is_ok());
         result
+    }
+
+    /// May a copy of this object, of so many bytes, be made here? Always, when there is one already.
+    pub async fn may_rebuild(&self, oid: ObjectId, key: PlacementKey, bytes: u64) -> Result<(), StoreError> {
+        match self.at_rest(oid).await? {
+            Some(_) => Ok(()),
+            None => self.choose(key)?.may_rebuild(bytes),
+        }
     }
 
     /// End a fill: the object is a valid copy at this version. `tail`: what the copy it is equal to says with `tail_bounds`.

@@ -242,6 +242,20 @@ pub enum StoreError {
         /// Disk.
         disk: DiskId,
     },
+    /// Another whole copy would leave less than is kept for clients.
+    #[error(
+        "the disk at {path} has {} MiB free, and nothing is rebuilt onto it that would leave less than {} MiB for clients: add disks or nodes, or remove data",
+        free >> 20,
+        kept >> 20
+    )]
+    NoRoomToRebuild {
+        /// Directory of the disk.
+        path: String,
+        /// Bytes free.
+        free: u64,
+        /// Bytes that stay free.
+        kept: u64,
+    },
     /// The disk that holds (or would hold) the object has failed.
     #[error("disk {disk} has failed: {reason}")]
     DiskFailed {

@@ -14,9 +14,9 @@
 use crate::control::Control;
 use crate::peer::Replica;
 use crate::peer::adopt::{AdoptError, Adoption};
-use crate::store::ObjectSummary;
+use crate::store::{ObjectSummary, StoreError};
 use futures::stream::{FuturesUnordered, StreamExt};
-use sheepdog_cluster::{Command, LayerState, LostDisk, NodeMap, Redundancy, Session};
+use sheepdog_cluster::{Command, LostDisk, NodeMap, Redundancy, Session};
 use sheepdog_proto::peer::{Request, Response, Status, Terms};
 use sheepdog_proto::{DiskId, Epoch, LayerId, NodeId, ObjectId, PlacementKey, VdiId, Version};
 use std::cell::{Cell, RefCell};
@@ -28,6 +28,10 @@ use tokio_util::sync::CancellationToken;
 
 /// Pause before something that failed is tried again.
 const RETRY: Duration = Duration::from_millis(200);
+/// Pause before objects that found no room are tried again.
+const RETRY_FULL: Duration = Duration::from_secs(1);
+/// After so many that found no room, one after the other, no more are tried for now.
+const FULL: u32 = 64;
 /// Most objects remembered as missing one by one; beyond it the inventory is taken again when these are done.
 const MAX_MISSING: usize = 1 << 20;
 
@@ -67,6 +71,8 @@ pub struct Sync {
     /// (synced, epoch) an inventory was completed for.
     inventory: Cell<Option<(Epoch, Epoch)>>,
     blocked: RefCell<Option<String>>,
+    /// Objects wait for room on a disk here.
+    full: RefCell<Option<String>>,
     progress: Cell<Progress>,
     tokens: Cell<(f64, Option<tokio::time::Instant>)>,
     changed: Notify,
@@ -115,6 +121,7 @@ impl Sync {
             complete_as: Cell::new(None),
             inventory: Cell::new(None),
             blocked: RefCell::default(),
+            full: RefCell::default(),
             progress: Cell::default(),
             tokens: Cell::new((0.0, None)),
             changed: Notify::new(),
@@ -268,7 +275,22 @@ impl Sync {
     }
     /// Objects still missing, and why nothing happens if nothing does.
     pub fn state(&self) -> (usize, Option<String>) {
-        (self.missing.borrow().len(), self.blocked.borrow().clone())
+        let why = self.blocked.borrow().clone().or_else(|| self.full.borrow().clone());
+        (self.missing.borrow().len(), why)
+    }
+}
+
+/// Why an object is still missing.
+enum NotFilled {
+    /// The disk has to stay free for clients.
+    NoRoom(String),
+    /// It may work next time.
+    Other(String),
+}
+
+impl From<String> for NotFilled {
+    fn from(why: String) -> Self {
+        Self::Other(why)
     }
 }
 
@@ -311,7 +333,8 @@ impl Worker {
             p.active = again || !sync.missing.borrow().is_empty();
             sync.progress.set(p);
             if again {
-                tokio::time::sleep(RETRY).await;
+                let full = sync.full.borrow().is_some();
+                tokio::time::sleep(if full { RETRY_FULL } else { RETRY }).await;
                 continue;
             }
             tokio::select! {
@@ -475,11 +498,12 @@ impl Worker {
     async fn fill_missing(&self) -> bool {
         let sync = &self.replica.sync;
         let mut failed = BTreeSet::new();
+        let (mut full, mut refused) = (None, 0);
         let mut running = FuturesUnordered::new();
         let mut busy = BTreeSet::new();
         loop {
             let limit = self.replica.control.read(|s| s.recovery.concurrency).clamp(1, 64) as usize;
-            if self.replica.control.read(|s| s.recovery.enabled) {
+            if refused < FULL && self.replica.control.read(|s| s.recovery.enabled) {
                 let next: Vec<_> = sync
                     .missing
                     .borrow()
@@ -494,34 +518,46 @@ impl Worker {
                 }
             }
             match running.next().await {
-                None => return !sync.missing.borrow().is_empty(),
+                None => {
+                    *sync.full.borrow_mut() = full;
+                    return !sync.missing.borrow().is_empty();
+                }
                 Some((oid, family, result)) => {
                     busy.remove(&oid);
                     if let Err(why) = result {
+                        let why = match why {
+                            NotFilled::NoRoom(why) => {
+                                refused += 1;
+                                full.insert(why).clone()
+                            }
+                            NotFilled::Other(why) => why,
+                        };
                         tracing::debug!(%oid, %why, "fill");
                         // The contents may be there already, but not all that goes with them.
                         sync.missed(oid, family);
                         failed.insert(oid);
+                    } else {
+                        refused = 0;
                     }
                 }
             }
         }
     }
 
-    async fn fill(&self, oid: ObjectId, m: Missing) -> Result<(), String> {
+    async fn fill(&self, oid: ObjectId, m: Missing) -> Result<(), NotFilled> {
         let r = &self.replica;
         let me = r.control.me();
         let key = PlacementKey { family: m.family, index: oid.index() };
         let known = r.control.read(|s| {
             let layer = s.layers.get(&oid.layer())?;
-            let redundancy = s.families.get(&m.family)?.redundancy;
+            let f = s.families.get(&m.family)?;
             let owner = s.vdis.get(&layer.vdi).and_then(|v| match &v.session {
                 Session::Open { owner, ready: true, .. } if v.top == Some(layer.id) => Some(*owner),
                 _ => None,
             });
-            Some((redundancy, owner, layer.vdi, matches!(layer.state, LayerState::Live)))
+            Some((f.redundancy, owner, layer.vdi, f.object_size))
         });
-        let Some((redundancy, owner, vdi, _)) = known else {
+        let Some((redundancy, owner, vdi, object_size)) = known else {
             // The layer was deleted meanwhile: `reclaim` removes what is left of it.
             r.sync.resolved(oid);
             return Ok(());
@@ -533,8 +569,14 @@ impl Worker {
             r.sync.resolved(oid);
             return Ok(());
         }
+        if let Some(store) = &r.store
+            && let Err(e @ StoreError::NoRoomToRebuild { .. }) =
+                store.may_rebuild(oid, key, u64::from(object_size)).await
+        {
+            return Err(NotFilled::NoRoom(e.to_string()));
+        }
         if let Some(owner) = owner {
-            return self.join(owner, vdi, oid, m.family).await;
+            return Ok(self.join(owner, vdi, oid, m.family).await?);
         }
         let acting: Vec<NodeId> = acting.all().collect();
         let mark = r.sync.mark();
@@ -587,7 +629,7 @@ impl Worker {
                 // It is filled as a whole.
                 Ok(_) if store.is_half_filled(oid) => Some(Vec::new()),
                 Ok(runs) => Some(runs),
-                Err(crate::store::StoreError::CorruptHeader { .. }) => None,
+                Err(StoreError::CorruptHeader { .. }) => None,
                 Err(_) => continue,
             };
             if runs.as_ref().is_some_and(Vec::is_empty) {

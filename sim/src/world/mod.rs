@@ -9,7 +9,7 @@ use crate::oracle::history::{History, REGISTER};
 use authority::Authority;
 use net::Net;
 pub use node::DISKS;
-use node::{Ctx, Node};
+use node::{Ctx, Host, Node};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use sheepdog_cluster::{Command, Format, Redundancy, Reply, Timing};
@@ -89,12 +89,16 @@ impl World {
         tokio::task::spawn_local(authority.clone().lead());
         // Where the power is cut often (see `chaos`) disks are slower than the network.
         let latency = if seed % 4 == 1 { 2_000..20_000 } else { 50..1_500 };
+        let disks = if crate::actors::disks::two(seed) { 2 } else { 1 };
+        // Less than the volume, so that blocks come and go.
+        let cache = (seed % 3 == 1).then_some(OBJECTS * u64::from(object) / 4);
+        let host = Host { disks, latency, cache };
         let nodes: Vec<Rc<Node>> = (0..n)
             .map(|i| {
                 Node::new(
                     NodeId((i as u128 + 1) << 124),
                     rng.random(),
-                    (if crate::actors::disks::two(seed) { 2 } else { 1 }, latency.clone()),
+                    host.clone(),
                     net.clone(),
                     authority.clone(),
                 )

@@ -68,6 +68,17 @@ struct Running {
 /// Directories of disks.
 pub const DISKS: [&str; 2] = ["/disk", "/disk2"];
 
+/// What a node's host is like.
+#[derive(Debug, Clone)]
+pub struct Host {
+    /// How many of `DISKS` it is started with.
+    pub disks: usize,
+    /// How long a disk takes, in microseconds.
+    pub latency: std::ops::Range<u64>,
+    /// Memory for blocks of volumes that are owned there, bytes.
+    pub cache: Option<u64>,
+}
+
 /// A node.
 pub struct Node {
     /// Identity.
@@ -77,27 +88,18 @@ pub struct Node {
     net: Rc<Net>,
     authority: Arc<Authority>,
     rng: RefCell<SmallRng>,
-    /// How long its disk takes, in microseconds.
-    latency: std::ops::Range<u64>,
-    /// How many of `DISKS` it is started with.
-    disks: usize,
+    host: Host,
     running: RefCell<Option<Running>>,
 }
 
 impl Node {
     /// A node with empty disks and no process.
-    pub fn new(
-        id: NodeId,
-        seed: u64,
-        (disks, latency): (usize, std::ops::Range<u64>),
-        net: Rc<Net>,
-        authority: Arc<Authority>,
-    ) -> Rc<Self> {
+    pub fn new(id: NodeId, seed: u64, host: Host, net: Rc<Net>, authority: Arc<Authority>) -> Rc<Self> {
         let fs = MemoryFs::new(1 << 34);
         fs.seed(seed);
         let rng = SmallRng::seed_from_u64(seed);
         let (rng, running) = (RefCell::new(rng), RefCell::new(None));
-        Rc::new(Self { id, fs, net, authority, rng, latency, disks, running })
+        Rc::new(Self { id, fs, net, authority, rng, host, running })
     }
     /// Is there a process?
     pub fn is_running(&self) -> bool {
@@ -113,7 +115,9 @@ impl Node {
             return;
         }
         let incarnation = self.rng.borrow_mut().random_range(1..u64::MAX);
-        self.fs.set_latency(Duration::from_micros(self.rng.borrow_mut().random_range(self.latency.clone())));
+        self.fs.set_latency(Duration::from_micros(
+            self.rng.borrow_mut().random_range(self.host.latency.clone()),
+        ));
         let (jobs, rx) = mpsc::unbounded_channel();
         let set = LocalSet::new();
         set.spawn_local(process(self.clone(), incarnation, rx));
@@ -176,7 +180,7 @@ async fn process(node: Rc<Node>, incarnation: u64, mut jobs: mpsc::UnboundedRece
     let config = StoreConfig {
         node: me,
         cluster: Some(CLUSTER),
-        disks: DISKS[..node.disks].iter().map(PathBuf::from).collect(),
+        disks: DISKS[..node.host.disks].iter().map(PathBuf::from).collect(),
         journal_dir: None,
         journal_size: Some(8 << 20),
         plain: false,
@@ -231,7 +235,8 @@ async fn process(node: Rc<Node>, incarnation: u64, mut jobs: mpsc::UnboundedRece
     }
     let work = CancellationToken::new();
     let connector = Rc::new(Dialer { net: node.net.clone(), me });
-    let plane = assemble(control.clone(), Some(store), CLUSTER, connector, work.clone(), work.clone());
+    let cache = node.host.cache;
+    let plane = assemble(control.clone(), Some(store), CLUSTER, connector, cache, work.clone(), work.clone());
     let Plane { replica, gateway, table, server } = plane;
     let mut links = node.net.listen(me);
     let data = DataNode {

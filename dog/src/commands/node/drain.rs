@@ -15,6 +15,9 @@ pub struct Args {
     /// Stop draining: the node takes data again
     #[arg(long)]
     cancel: bool,
+    /// Begin although what it holds does not fit on the disks of the others
+    #[arg(long, conflicts_with = "cancel")]
+    force: bool,
     /// Wait until it is empty, with a progress bar on a terminal
     #[arg(long, conflicts_with = "cancel")]
     wait: bool,
@@ -27,7 +30,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Output, Failure> {
     if !args.cancel {
         args.confirm.ask(&format!("moves all data away from node {}.", args.node))?;
     }
-    let request = DrainNodeRequest { node: args.node.clone(), cancel: args.cancel };
+    let request = DrainNodeRequest { node: args.node.clone(), cancel: args.cancel, force: args.force };
     ctx.client().await?.drain_node(request).await?;
     if args.wait {
         return super::recovery::watch(ctx, Some(&args.node)).await;

@@ -2,6 +2,7 @@
 
 use super::convert;
 use super::service::{Admin, Answers, is_forwarded, usage};
+use crate::store::kept_for_clients;
 use futures::future::BoxFuture;
 use sheepdog_client::pb::node_service_server::NodeService;
 use sheepdog_client::pb::*;
@@ -16,6 +17,11 @@ type Reply1<T> = Result<Response<T>, Status>;
 
 /// How long a stopped node may take until the cluster has noticed.
 const NOTICE: Duration = Duration::from_secs(15);
+
+/// A disk that takes new data.
+fn usable(d: &NodeDisk) -> bool {
+    matches!(d.state(), node_disk::State::Ok | node_disk::State::Full)
+}
 
 impl Admin {
     fn node_row(&self, n: &sheepdog_cluster::Node) -> Node {
@@ -242,6 +248,27 @@ impl Admin {
         Ok(self.data().unplug(disk, r.force).await?)
     }
 
+    /// Why the others cannot take what a node holds, as far as the sizes of their disks tell.
+    async fn does_not_fit(&self, node: NodeId) -> Result<Option<String>, Error> {
+        let spaces = self.info(&[], false).await?.nodes;
+        let id = node.to_string();
+        let (leaving, staying): (Vec<_>, Vec<_>) =
+            spaces.iter().partition(|s| s.node.as_ref().is_some_and(|n| n.id == id));
+        let moved: u64 = leaving.iter().map(|s| s.used).sum();
+        let takes = |s: &&&NodeSpace| {
+            let state = s.node.as_ref().map(|n| n.state());
+            state == Some(sheepdog_client::pb::node::State::Up)
+        };
+        let room = staying.iter().filter(takes).flat_map(|s| &s.disks).filter(|d| usable(d));
+        let room: u64 = room.map(|d| d.free.saturating_sub(kept_for_clients(d.total))).sum();
+        let text = format!(
+            "it holds {} MiB, and {} MiB fit on the disks of the other nodes that are up",
+            moved >> 20,
+            room >> 20
+        );
+        Ok((moved > room).then_some(text))
+    }
+
     /// Why taking a node out for good would risk data.
     fn kill_risk(&self, node: NodeId) -> Option<String> {
         self.control().read(|s| {
@@ -265,7 +292,10 @@ impl Admin {
         if !r.keep
             && !r.force
             && !forwarded
-            && let Some(risk) = self.kill_risk(node.id)
+            && let Some(risk) = match self.kill_risk(node.id) {
+                Some(risk) => Some(risk),
+                None => self.does_not_fit(node.id).await?,
+            }
         {
             let text = format!(
                 "{risk}: use `dog node drain` first, --keep if the node comes back, or --force to accept loss"
@@ -375,6 +405,13 @@ impl NodeService for Nodes {
     async fn drain(&self, r: Request<DrainNodeRequest>) -> Reply1<Done> {
         let r = r.into_inner();
         let node = self.0.find_node(&r.node)?.id;
+        if !r.cancel
+            && !r.force
+            && let Some(why) = self.0.does_not_fit(node).await?
+        {
+            let text = format!("{why}: add disks or nodes, or use --force to move what fits");
+            return Err(Error::new(ErrorKind::Busy, text).into());
+        }
         self.0.propose(Command::NodeDrain { node, on: !r.cancel }).await?;
         done()
     }
