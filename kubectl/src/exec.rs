@@ -3,19 +3,23 @@
 use crate::connect::Connected;
 use crate::failure::Failure;
 use crate::read::Trouble;
+use crate::terminal::{self, Terminal};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Status;
 use kube::Api;
-use kube::api::{AttachParams, TerminalSize};
-use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr};
+use kube::api::AttachParams;
 use std::future::Future;
+use std::pin::pin;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::oneshot;
 
 /// What a sheep's container is called.
 pub const CONTAINER: &str = "sheep";
 /// Bytes between us and the connection.
 const BUFFER: usize = 64 << 10;
+/// For Ctrl-C to end the program in the pod when we are ended; then we go anyway.
+const LEAVE: Duration = Duration::from_secs(3);
 
 /// Where it runs.
 pub struct Place<'a> {
@@ -42,10 +46,9 @@ impl Place<'_> {
         }
     }
 
-    /// Run it with our own standard streams; returns its exit code.
+    /// Run it with our own standard streams; returns its exit code, or that of the signal that ended us.
     pub async fn foreground(&self, command: &[String]) -> Result<u8, Failure> {
-        let terminal = Terminal::take()?;
-        let tty = terminal.is_some();
+        let tty = terminal::there();
         let params = AttachParams::default()
             .container(CONTAINER)
             .stdin(true)
@@ -56,20 +59,34 @@ impl Place<'_> {
             .max_stdout_buf_size(BUFFER)
             .max_stderr_buf_size(BUFFER);
         let mut process = self.api().exec(self.pod, command, &params).await.map_err(|e| self.failed(e))?;
+        // Not before: while a connection is made, Ctrl-C is for us.
+        let terminal = if tty { Some(Terminal::take()?) } else { None };
         let status = process.take_status();
-        if let (Some(mut size), Some(t)) = (process.terminal_size(), &terminal) {
-            // One that is changed later keeps its first size there.
-            let _ = size.try_send(TerminalSize { width: t.width, height: t.height });
-        }
-        let input = process.stdin().map(|to| tokio::spawn(pass(tokio::io::stdin(), to)));
-        let out = process.stdout().map(|from| pass(from, tokio::io::stdout()));
+        let sizes = process.terminal_size().map(|to| tokio::spawn(terminal::sizes(to)));
+        let (leave, left) = oneshot::channel::<()>();
+        let input = process.stdin().map(|to| {
+            let from = tokio::io::stdin();
+            tokio::spawn(async move { if tty { keys(from, to, left).await } else { pass(from, to).await } })
+        });
+        let out = process.stdout().map(|from| show(from, tty));
         let err = process.stderr().map(|from| pass(from, tokio::io::stderr()));
-        let (_, _, status) = tokio::join!(wait(out), wait(err), wait(status));
-        if let Some(task) = input {
+        let mut ended = pin!(async {
+            let (_, _, status) = tokio::join!(wait(out), wait(err), wait(status));
+            exit_code(status.flatten().as_ref())
+        });
+        let code = tokio::select! {
+            code = &mut ended => code,
+            signal = terminal::ending(), if tty => {
+                drop(leave);
+                let _ = tokio::time::timeout(LEAVE, ended).await;
+                signal
+            }
+        };
+        for task in [sizes, input].into_iter().flatten() {
             task.abort();
         }
         drop(terminal);
-        exit_code(status.flatten().as_ref())
+        code
     }
 
     /// Run it without input, for so long, and keep at most so many bytes of its output; an exit code other than 0 is an error.
@@ -123,6 +140,31 @@ async fn pass(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin)
     let _ = to.shutdown().await;
 }
 
+/// Standard output. What a terminal that has gone cannot show is read all the same: Ctrl-C has to get through.
+async fn show(mut from: impl AsyncRead + Unpin, tty: bool) {
+    pass(&mut from, tokio::io::stdout()).await;
+    if tty {
+        let _ = tokio::io::copy(&mut from, &mut tokio::io::sink()).await;
+    }
+}
+
+/// What is typed. When nobody types any more, because the terminal has gone or we are leaving, Ctrl-C: Kubernetes ends nothing in a pod because nobody looks at it.
+async fn keys(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    left: oneshot::Receiver<()>,
+) {
+    tokio::select! {
+        _ = tokio::io::copy(&mut from, &mut to) => {}
+        _ = left => {}
+    }
+    if to.write_all(b"\x03").await.is_ok() {
+        let _ = to.flush().await;
+        // Closing it would close the connection of an older server, before it has read this.
+        std::future::pending::<()>().await;
+    }
+}
+
 /// Read to the end, keep the beginning.
 async fn keep(mut from: impl AsyncRead + Unpin, limit: usize) -> Vec<u8> {
     let mut kept = Vec::new();
@@ -154,36 +196,6 @@ fn exit_code(status: Option<&Status>) -> Result<u8, Failure> {
     }
 }
 
-/// Our terminal, passed on key by key until this is dropped.
-struct Terminal {
-    before: Termios,
-    width: u16,
-    height: u16,
-}
-
-impl Terminal {
-    /// Only when people sit at both ends.
-    fn take() -> Result<Option<Self>, Failure> {
-        let stdin = std::io::stdin();
-        if !isatty(&stdin) || !isatty(std::io::stdout()) {
-            return Ok(None);
-        }
-        let failed = |e: rustix::io::Errno| Failure::new(format!("the terminal cannot be used: {e}"));
-        let before = tcgetattr(&stdin).map_err(failed)?;
-        let size = tcgetwinsize(std::io::stdout()).map_err(failed)?;
-        let mut raw = before.clone();
-        raw.make_raw();
-        tcsetattr(&stdin, OptionalActions::Now, &raw).map_err(failed)?;
-        Ok(Some(Self { before, width: size.ws_col, height: size.ws_row }))
-    }
-}
-
-impl Drop for Terminal {
-    fn drop(&mut self) {
-        let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, &self.before);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -212,6 +224,17 @@ mod tests {
         out.read_to_end(&mut got).await.unwrap();
         assert_eq!(got, vec![7; 1000]);
         passing.await.unwrap();
+        let (mut write, read) = tokio::io::duplex(8);
+        let (to, mut typed) = tokio::io::duplex(64);
+        let (leave, left) = oneshot::channel();
+        let typing = tokio::spawn(keys(read, to, left));
+        write.write_all(b"no").await.unwrap();
+        let mut got = [0; 3];
+        typed.read_exact(&mut got[..2]).await.unwrap();
+        drop(leave);
+        typed.read_exact(&mut got[2..]).await.unwrap();
+        assert_eq!(&got, b"no\x03");
+        typing.abort();
         assert_eq!(keep(&[1u8; 100][..], 10).await, vec![1; 10]);
     }
 }

@@ -12,6 +12,7 @@ mod exec;
 mod failure;
 mod read;
 mod status;
+mod terminal;
 mod why;
 mod words;
 

@@ -12,6 +12,7 @@ pub mod net;
 pub mod proc;
 pub mod qemu;
 pub mod registers;
+pub mod terminal;
 pub mod wait;
 
 use anyhow::{Context as _, Result, ensure};

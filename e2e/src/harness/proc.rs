@@ -35,6 +35,10 @@ impl Proc {
     pub fn start(name: &str, mut cmd: Command, log: &Path) -> Result<Self> {
         let out = File::options().create(true).append(true).open(log)?;
         cmd.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
+        Self::spawn(name, cmd)
+    }
+    /// Start, with the streams it has been given.
+    pub fn spawn(name: &str, mut cmd: Command) -> Result<Self> {
         tie(&mut cmd);
         let child =
             cmd.spawn().with_context(|| format!("{name}: {cmd:?} (scripts/setup.sh installs tools)"))?;

@@ -1,6 +1,8 @@
 //! `kubectl sheepdog` on a real cluster, found by kubectl itself: what blocks claims and pods, the cluster on one screen, dog, a support bundle, and somebody who may read
 //! little.
 
+mod terminal;
+
 use crate::harness::Lab;
 use crate::harness::k8s::seconds;
 use crate::harness::k8s::sheepdog::{CLUSTER, Installed, NAMESPACE, claim, pod};
@@ -30,10 +32,12 @@ struct Plugin<'a> {
     s: &'a Installed,
 }
 
+const PLUGIN: &str = "exec kubectl sheepdog \"$@\"";
+
 impl Plugin<'_> {
     /// `kubectl sheepdog ARGS`.
     fn run(&self, args: &[&str]) -> Result<Said> {
-        self.shell("exec kubectl sheepdog \"$@\"", args)
+        self.shell(PLUGIN, args)
     }
 
     fn shell(&self, script: &str, args: &[&str]) -> Result<Said> {
@@ -93,6 +97,7 @@ pub fn run_scenario(lab: &Lab) -> Result<()> {
     growing(&p)?;
     status(&p)?;
     dog(&p)?;
+    terminal::run(&p)?;
     bundle(&p)?;
     little(&p)?;
     held(&p)?;

@@ -184,11 +184,16 @@ impl Control {
 
     /// A shell's script as the administrator, with programs of this directory and kubectl on its path; whatever it says, however it ends.
     pub fn shell(&self, programs: &Path, script: &str, args: &[&str]) -> Result<Output> {
+        output_command(self.shell_command(programs, script, args)?, START)
+    }
+
+    /// The same, not started yet.
+    pub fn shell_command(&self, programs: &Path, script: &str, args: &[&str]) -> Result<Command> {
         let mut cmd = self.command(OsStr::new("sh"), &[&["-c", script, "sh"], args].concat());
         let path = std::env::var_os("PATH").unwrap_or_default();
         let all = [programs.to_owned(), self.tools.clone()].into_iter().chain(std::env::split_paths(&path));
         cmd.env("PATH", std::env::join_paths(all)?);
-        output_command(cmd, START)
+        Ok(cmd)
     }
 
     fn command(&self, program: &OsStr, args: &[&str]) -> Command {
