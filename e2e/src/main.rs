@@ -35,6 +35,9 @@ struct Args {
     /// Where sheep and dog are
     #[arg(long, env = "SHEEPDOG_BIN", value_name = "DIR")]
     bin: Option<PathBuf>,
+    /// Container images for Kubernetes that `scripts/images.sh --save DIR` has built, instead of ones made of the programs
+    #[arg(long, value_name = "DIR")]
+    images: Option<PathBuf>,
     /// Where each scenario gets a directory; must allow direct I/O
     #[arg(long, default_value = "target/e2e", value_name = "DIR")]
     dir: PathBuf,
@@ -88,7 +91,7 @@ fn run(args: &Args) -> Result<bool> {
 fn one(args: &Args, s: &scenarios::Scenario, root: &Path, bin: &Path) -> Result<bool> {
     println!("== {}: {}", s.name, s.about);
     let start = Instant::now();
-    let lab = Lab::new(root.join(s.name), bin.to_owned(), args.quick)?;
+    let lab = Lab::new(root.join(s.name), bin.to_owned(), args.images.clone(), args.quick)?;
     let outcome = (s.run)(&lab);
     let seconds = start.elapsed().as_secs();
     match &outcome {

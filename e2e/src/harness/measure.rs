@@ -87,7 +87,7 @@ mod tests {
 
     #[test]
     fn a_missed_bar_fails() {
-        let lab = Lab { dir: "x".into(), bin: "x".into(), quick: true };
+        let lab = Lab { dir: "x".into(), bin: "x".into(), images: None, quick: true };
         let mut bars = Bars::default();
         bars.at_most(&lab, "met", 1.0, 1.0, "");
         assert!(bars.judge().is_ok());

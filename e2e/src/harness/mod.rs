@@ -35,14 +35,16 @@ pub struct Lab {
     pub dir: PathBuf,
     /// Where sheep and dog are.
     pub bin: PathBuf,
+    /// Archives of container images, instead of images made of the programs.
+    pub images: Option<PathBuf>,
     /// Shorter and smaller.
     pub quick: bool,
 }
 
 impl Lab {
     /// An empty directory.
-    pub fn new(dir: PathBuf, bin: PathBuf, quick: bool) -> Result<Self> {
-        let lab = Self { dir, bin, quick };
+    pub fn new(dir: PathBuf, bin: PathBuf, images: Option<PathBuf>, quick: bool) -> Result<Self> {
+        let lab = Self { dir, bin, images, quick };
         lab.remove()?;
         std::fs::create_dir_all(&lab.dir).with_context(|| format!("{}", lab.dir.display()))?;
         Ok(lab)

@@ -4,7 +4,7 @@ use super::config::PAUSE;
 use super::image::{Image, find};
 use super::tools::{Tools, version};
 use crate::harness::proc::run;
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use std::path::{Path, PathBuf};
 
 /// A small system for test pods: sh, the usual commands of busybox, fio.
@@ -96,6 +96,18 @@ impl Store {
         }
         Ok(made)
     }
+}
+
+/// Our own images as their container files make them: archives of the names that the chart expects.
+pub fn built(dir: &Path) -> Result<Vec<PathBuf>> {
+    ["sheep", "operator", "csi"]
+        .map(|name| {
+            let path = dir.join(format!("{name}.tar"));
+            ensure!(path.is_file(), "no {}: scripts/images.sh --save makes it", path.display());
+            Ok(path)
+        })
+        .into_iter()
+        .collect()
 }
 
 /// And the module of upstream.

@@ -139,7 +139,10 @@ impl Kubernetes {
         let mut archives = store.base(tools)?;
         if plan.csi {
             archives.extend(store.sidecars(tools)?);
-            archives.extend(store.own(tools, &lab.bin)?);
+            archives.extend(match &lab.images {
+                Some(dir) => images::built(dir)?,
+                None => store.own(tools, &lab.bin)?,
+            });
         }
         lab.measured(&format!("{} images made or found", archives.len()), seconds(start));
         std::thread::scope(|s| {
