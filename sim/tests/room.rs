@@ -57,7 +57,10 @@ fn copies_are_not_rebuilt_into_the_room_of_clients() {
                 }
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
-            assert!(waits.as_ref().is_some_and(|w| w.contains("add disks or nodes")), "seed {seed}: {waits:?}");
+            assert!(
+                waits.as_ref().is_some_and(|w| w.contains("add disks or nodes")),
+                "seed {seed}: {waits:?}"
+            );
             assert!(write(&world, client, 2).await, "seed {seed}: clients go on");
             assert!(state(&world, heir).await.0 > 0, "seed {seed}");
             world.nodes[heir].fs.set_total(1 << 34);

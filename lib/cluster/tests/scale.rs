@@ -1,4 +1,4 @@
-//! The largest cluster: 6,144 nodes and 100,000 volumes. What it costs is counted in bytes and rings; `--example scale` prints times.
+//! The largest cluster: 6,144 nodes and 100,000 volumes. What it costs is counted in bytes and rings; `--example largest` prints times.
 
 mod common;
 

@@ -133,7 +133,8 @@ fn wire(spec: &SheepdogClusterSpec) -> pb::Redundancy {
 
 fn steady(spec: &SheepdogClusterSpec, info: &pb::ClusterInfo, m: &Members) -> Vec<Step> {
     let mut steps = Vec::new();
-    let drain = |sheep: &str, cancel| Step::Drain(pb::DrainNodeRequest { node: sheep.into(), cancel, force: false });
+    let drain =
+        |sheep: &str, cancel| Step::Drain(pb::DrainNodeRequest { node: sheep.into(), cancel, force: false });
     steps.extend(m.cancel.iter().map(|c| drain(&c.sheep, true)));
     steps.extend(m.drain.iter().map(|d| drain(&d.sheep, false)));
     let wanted = wire(spec);

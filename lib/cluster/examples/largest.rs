@@ -1,4 +1,4 @@
-//! Figures of the state machine at its largest: `cargo run --profile ci -p sheepdog-cluster --example scale`.
+//! Figures of the state machine at its largest: `cargo run --profile ci -p sheepdog-cluster --example largest`.
 #![allow(clippy::disallowed_types, reason = "an example may look at the clock")]
 
 #[path = "../tests/common/mod.rs"]
