@@ -71,9 +71,9 @@ impl Cache {
         if range.len() == 1 {
             return blocks.get(&(view, index, range.start)).cloned();
         }
-        let all: Option<Vec<&Bytes>> = range.clone().map(|b| blocks.get(&(view, index, b))).collect();
+        let all = range.clone().map(|b| blocks.get(&(view, index, b))).collect::<Option<Vec<&Bytes>>>()?;
         let mut out = AlignedBuf::zeroed(range.len() << BLOCK_SHIFT);
-        for (to, from) in out.chunks_exact_mut(BLOCK_SIZE).zip(all?) {
+        for (to, from) in out.chunks_exact_mut(BLOCK_SIZE).zip(all) {
             to.copy_from_slice(from);
         }
         Some(out.freeze())

@@ -23,6 +23,19 @@ fn usable(d: &NodeDisk) -> bool {
     matches!(d.state(), node_disk::State::Ok | node_disk::State::Full)
 }
 
+/// Why what is on one node does not fit on the others that are up: the least that can be said, without looking where each object would go.
+fn lacks_room(spaces: &[NodeSpace], leaving: &str) -> Option<String> {
+    let of = |s: &NodeSpace| s.node.clone().unwrap_or_default();
+    let moved: u64 = spaces.iter().filter(|s| of(s).id == leaving).map(|s| s.used).sum();
+    let staying = spaces.iter().filter(|s| of(s).id != leaving && of(s).state() == node::State::Up);
+    let disks = staying.flat_map(|s| &s.disks).filter(|d| usable(d));
+    let room: u64 = disks.map(|d| d.free.saturating_sub(kept_for_clients(d.total))).sum();
+    let (holds, fit) = (moved >> 20, room >> 20);
+    (moved > room).then(|| {
+        format!("it holds {holds} MiB, and {fit} MiB fit on the disks of the other nodes that are up")
+    })
+}
+
 impl Admin {
     fn node_row(&self, n: &sheepdog_cluster::Node) -> Node {
         convert::node(n, &self.backend.standing())
@@ -250,23 +263,16 @@ impl Admin {
 
     /// Why the others cannot take what a node holds, as far as the sizes of their disks tell.
     async fn does_not_fit(&self, node: NodeId) -> Result<Option<String>, Error> {
-        let spaces = self.info(&[], false).await?.nodes;
-        let id = node.to_string();
-        let (leaving, staying): (Vec<_>, Vec<_>) =
-            spaces.iter().partition(|s| s.node.as_ref().is_some_and(|n| n.id == id));
-        let moved: u64 = leaving.iter().map(|s| s.used).sum();
-        let takes = |s: &&&NodeSpace| {
-            let state = s.node.as_ref().map(|n| n.state());
-            state == Some(sheepdog_client::pb::node::State::Up)
-        };
-        let room = staying.iter().filter(takes).flat_map(|s| &s.disks).filter(|d| usable(d));
-        let room: u64 = room.map(|d| d.free.saturating_sub(kept_for_clients(d.total))).sum();
-        let text = format!(
-            "it holds {} MiB, and {} MiB fit on the disks of the other nodes that are up",
-            moved >> 20,
-            room >> 20
-        );
-        Ok((moved > room).then_some(text))
+        let stays = self.control().read(|s| {
+            let others = s.nodes.values().filter(|n| n.id != node && !n.gateway && n.is_up()).count();
+            let widths = s.vdis.values().filter_map(|v| s.redundancy(v.family)).map(|r| r.width());
+            // Fewer than there are copies: they have it all already, and nothing moves.
+            widths.min().is_none_or(|least| others < least)
+        });
+        if stays {
+            return Ok(None);
+        }
+        Ok(lacks_room(&self.info(&[], false).await?.nodes, &node.to_string()))
     }
 
     /// Why taking a node out for good would risk data.
@@ -289,18 +295,19 @@ impl Admin {
     async fn kill(&self, r: &KillNodeRequest, forwarded: bool) -> Result<(), Error> {
         let node = self.find_node(&r.node)?;
         let me = node.id == self.me();
-        if !r.keep
-            && !r.force
-            && !forwarded
-            && let Some(risk) = match self.kill_risk(node.id) {
-                Some(risk) => Some(risk),
-                None => self.does_not_fit(node.id).await?,
+        if !r.keep && !r.force && !forwarded {
+            if let Some(risk) = self.kill_risk(node.id) {
+                let text = format!(
+                    "{risk}: use `dog node drain` first, --keep if the node comes back, or --force to accept loss"
+                );
+                return Err(Error::new(ErrorKind::Busy, text));
             }
-        {
-            let text = format!(
-                "{risk}: use `dog node drain` first, --keep if the node comes back, or --force to accept loss"
-            );
-            return Err(Error::new(ErrorKind::Busy, text));
+            if let Some(why) = self.does_not_fit(node.id).await? {
+                let text = format!(
+                    "{why}: add disks or nodes, or use --keep if the node comes back, or --force to have one copy less of what finds no room"
+                );
+                return Err(Error::new(ErrorKind::Busy, text));
+            }
         }
         if me && (forwarded || r.keep) {
             self.backend.stop("an operator asked for it (dog node kill)");
@@ -442,5 +449,46 @@ impl NodeService for Nodes {
     }
     async fn health(&self, _: Request<HealthRequest>) -> Reply1<HealthReply> {
         Ok(Response::new(self.0.health().await))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn space(id: &str, state: node::State, disks: &[(u64, u64, node_disk::State)]) -> NodeSpace {
+        let disk = |(total, used, state): &(u64, u64, node_disk::State)| {
+            let (total, used) = (total << 30, used << 30);
+            NodeDisk { total, free: total - used, used, state: (*state).into(), ..Default::default() }
+        };
+        NodeSpace {
+            node: Some(Node { id: id.into(), state: state.into(), ..Default::default() }),
+            used: disks.iter().map(|d| d.1 << 30).sum(),
+            disks: disks.iter().map(disk).collect(),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn a_node_leaves_when_the_others_have_room_beside_what_clients_need() {
+        use node::State::{Down, Up};
+        use node_disk::State::{Failed, Full, Ok};
+        let leaving = space("a", Up, &[(500, 300, Ok), (500, 100, Ok)]);
+        let fits = |others: &[NodeSpace]| lacks_room(&[&[leaving.clone()], others].concat(), "a");
+        assert_eq!(fits(&[space("b", Up, &[(1000, 300, Ok)]), space("c", Up, &[])]), None);
+        // 404 GiB are free, of which 4 stay free.
+        assert_eq!(fits(&[space("b", Up, &[(1000, 596, Ok)])]), None);
+        let why = fits(&[space("b", Up, &[(1000, 597, Ok)])]).expect("one too much");
+        assert_eq!(
+            why,
+            "it holds 409600 MiB, and 408576 MiB fit on the disks of the other nodes that are up"
+        );
+        for useless in [
+            space("b", Down, &[(1000, 0, Ok)]),
+            space("b", Up, &[(1000, 0, Failed)]),
+            space("b", Up, &[(100, 99, Full)]),
+        ] {
+            assert!(fits(&[useless]).is_some());
+        }
     }
 }
