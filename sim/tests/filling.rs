@@ -12,9 +12,11 @@ use bytes::Bytes;
 use common::simulate;
 use object::first_object;
 use replace::unnoticed;
+use sheep::peer::adopt::{AdoptError, Adoption, Loses};
 use sheep::store::{FillOp, WriteKind};
+use sheepdog_cluster::Session;
 use sheepdog_proto::ControlIndex;
-use sheepdog_proto::peer::{ReadRequest, Status};
+use sheepdog_proto::peer::{ReadRequest, Status, Terms};
 use sheepdog_sim::world::World;
 use std::rc::Rc;
 use std::time::Duration;
@@ -98,4 +100,38 @@ fn a_write_has_a_half_filled_copy_repaired_instead_of_sending_it_again_for_ever(
             world.nodes.iter().for_each(|n| n.fs.wipe());
         });
     }
+}
+
+#[test]
+fn what_a_session_has_written_since_the_source_was_chosen_is_not_taken_back() {
+    simulate(async {
+        let world = World::new(1).await;
+        let (oid, key, holders) = first_object(&world);
+        open(&world, holders[0]).await;
+        assert!(write(&world, holders[0], 1).await);
+        let (Some(generation), epoch) = world.authority.read(|s| {
+            let open = match &s.vdis[&world.vdi].session {
+                Session::Open { generation, .. } => Some(*generation),
+                _ => None,
+            };
+            (open, s.epoch)
+        }) else {
+            panic!("nobody owns the volume");
+        };
+        // As if it had been looked at before the write came there.
+        let removed = world.call(holders[1], move |ctx| async move {
+            ctx.node.replica.store.as_ref().expect("a store").remove(oid).await
+        });
+        removed.await.expect("it runs").expect("is removed");
+        let source = world.nodes[holders[1]].id;
+        let adopted = world.call(holders[0], move |ctx| async move {
+            let terms = Terms { epoch, session: None };
+            let loses = Loses::Before(generation);
+            ctx.node.replica.adopt(Adoption { oid, family: key.family, source, terms, loses }, None).await
+        });
+        let adopted = adopted.await.expect("it runs");
+        assert!(matches!(adopted, Err(AdoptError::Over)), "{adopted:?}");
+        assert_eq!(read(&world, holders[0]).await, 1);
+        world.nodes.iter().for_each(|n| n.fs.wipe());
+    });
 }

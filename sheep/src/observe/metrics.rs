@@ -396,7 +396,7 @@ fn vdis(p: &mut Page<'_>, d: &DataReport) -> fmt::Result {
         "NBD requests refused before they reached a volume",
         &plain(d.nbd_refused),
     )?;
-    let Some(c) = d.cache else { return Ok(()) };
+    let c = d.cache.unwrap_or_default();
     p.gauge(
         "sheepdog_cache_size",
         Some(Unit::Bytes),

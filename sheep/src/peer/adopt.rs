@@ -6,7 +6,7 @@
 
 use super::link::LinkError;
 use super::replica::Replica;
-use crate::store::{FillOp, Store, StoreError, WriteKind};
+use crate::store::{FillOp, ObjectInfo, Store, StoreError, WriteKind};
 use bytes::Bytes;
 use sheepdog_cluster::{LayerState, Session};
 use sheepdog_proto::peer::{PullHead, Request, Response, Status, Terms};
@@ -47,6 +47,29 @@ impl From<LinkError> for AdoptError {
     }
 }
 
+/// What a copy may lose by becoming equal to another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Loses {
+    /// Whatever the other one does not have. The session's owner asks: it keeps writes away, or sends them again.
+    Anything,
+    /// Steps of generations below this one, the first that can have written since the source was chosen. What a later one has written here may be acknowledged as soon as the
+    /// source has it as well, and the source was looked at before.
+    Before(Generation),
+    /// Nothing: both copies are clean, and one of them is damaged.
+    Nothing,
+}
+
+impl Loses {
+    fn permits(self, mine: Version, theirs: Version) -> bool {
+        mine <= theirs
+            || match self {
+                Self::Anything => true,
+                Self::Before(first) => mine.generation < first.0,
+                Self::Nothing => false,
+            }
+    }
+}
+
 /// What is to become equal to what.
 #[derive(Debug, Clone, Copy)]
 pub struct Adoption {
@@ -58,6 +81,19 @@ pub struct Adoption {
     pub source: NodeId,
     /// On what the choice of the source rests.
     pub terms: Terms,
+    /// What it may cost.
+    pub loses: Loses,
+}
+
+impl Adoption {
+    /// The copy here has taken nothing that must not be lost. Steps are refused while an object is filled: whatever came, came before.
+    fn may_lose(&self, mine: Option<&ObjectInfo>, theirs: Version) -> Result<(), AdoptError> {
+        // What is half filled already is no copy.
+        match mine.filter(|i| !i.filling).is_none_or(|i| self.loses.permits(i.version, theirs)) {
+            true => Ok(()),
+            false => Err(AdoptError::Over),
+        }
+    }
 }
 
 /// What an adoption did.
@@ -108,7 +144,7 @@ impl Replica {
         what: Adoption,
         hint: Option<Vec<Range<u32>>>,
     ) -> Result<Adopted, AdoptError> {
-        let Adoption { oid, family, source, terms } = what;
+        let Adoption { oid, family, source, terms, .. } = what;
         let _guard = self.sync.begin_fill(oid, family).await;
         let mark = self.sync.mark();
         let mut bytes = 0;
@@ -119,7 +155,10 @@ impl Replica {
                 self.hold(oid, terms)?;
                 self.merges(oid, before)?;
                 let goes = match store.info(oid).await {
-                    Ok(mine) => mine.is_some_and(|i| i.filling || i.version != Version::NONE),
+                    Ok(mine) => {
+                        what.may_lose(mine.as_ref(), Version::NONE)?;
+                        mine.is_some_and(|i| i.filling || i.version != Version::NONE)
+                    }
                     Err(StoreError::CorruptHeader { .. }) => true,
                     Err(e) => return Err(e.into()),
                 };
@@ -164,6 +203,18 @@ impl Replica {
             Session::Open { generation, .. } => Some(generation),
             _ => None,
         })
+    }
+
+    /// The first generation that may write the object's volume from now on, if none does now.
+    pub(crate) fn next_session_over(&self, oid: ObjectId) -> Generation {
+        let next = self.control.read(|s| {
+            let vdi = s.vdis.get(&s.layers.get(&oid.layer())?.vdi)?;
+            Some(match vdi.session {
+                Session::Open { generation, ready: false, .. } => generation,
+                _ => Generation(vdi.generation.0 + 1),
+            })
+        });
+        next.unwrap_or(Generation(u64::MAX))
     }
 
     /// The layer that is being merged into this object's layer.
@@ -236,7 +287,7 @@ impl Replica {
         before: Option<LayerId>,
         everything: bool,
     ) -> Result<(bool, u64), AdoptError> {
-        let Adoption { oid, family, source, terms } = what;
+        let Adoption { oid, family, source, terms, .. } = what;
         let key = PlacementKey { family, index: oid.index() };
         let local = match store.info(oid).await {
             Ok(i) => i,
@@ -286,12 +337,14 @@ impl Replica {
                     return Ok((false, fetched));
                 };
                 fetched += n;
+                what.may_lose(store.info(oid).await?.as_ref(), head.version)?;
                 self.hold(oid, terms)?;
                 store.fill(oid, key, head.vdi, head.object_size, ops).await?;
                 self.sync.fetched(n);
             }
         }
         // Nothing to fetch still has to create the object and to move its version.
+        what.may_lose(store.info(oid).await?.as_ref(), head.version)?;
         self.hold(oid, terms)?;
         if local.is_none() && want.is_empty() {
             store.fill(oid, key, head.vdi, head.object_size, Vec::new()).await?;
@@ -360,5 +413,21 @@ impl Replica {
             ops.push(FillOp { blocks: run, kind: WriteKind::Data(data) });
         }
         Ok(Some((ops, expect as u64)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_session_has_written_since_is_not_taken_back() {
+        let v = |generation, seq| Version::new(Generation(generation), seq);
+        let before = Loses::Before(Generation(4));
+        assert!(before.permits(v(3, 7), Version::NONE), "a tail that nobody acknowledged");
+        assert!(before.permits(v(4, 2), v(4, 3)), "the other one has it too");
+        assert!(!before.permits(v(4, 2), v(4, 1)) && !before.permits(v(5, 1), v(3, 9)));
+        assert!(Loses::Anything.permits(v(4, 2), Version::NONE));
+        assert!(Loses::Nothing.permits(v(4, 2), v(4, 2)) && !Loses::Nothing.permits(v(3, 2), v(3, 1)));
     }
 }

@@ -4,7 +4,7 @@
 //! caught up (5); a write of another generation than the VDI's latest is refused (5); a write applies only on top of the step
 //! before it (the prefix rule); a node that is not synced answers "not here" for what it cannot vouch for (2, 3).
 
-use super::adopt::Adoption;
+use super::adopt::{Adoption, Loses};
 use super::link::{LinkError, Links};
 use crate::control::Control;
 use crate::planted::{self, Bug};
@@ -280,7 +280,8 @@ impl Replica {
             }
             Request::Stat { objects, control_index } => (self.stat(&objects, control_index).await, none),
             Request::Adopt { oid, family, source, blocks, terms, control_index } => {
-                let what = Adoption { oid, family, source, terms };
+                let loses = if terms.session.is_some() { Loses::Anything } else { Loses::Nothing };
+                let what = Adoption { oid, family, source, terms, loses };
                 (self.adopt_request(what, blocks, control_index).await, none)
             }
             Request::PullHead { oid, family, control_index } => {

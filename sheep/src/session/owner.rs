@@ -12,7 +12,7 @@
 use super::cache::{Cache, View};
 use crate::control::Control;
 use crate::peer::Replica;
-use crate::peer::adopt::Adoption;
+use crate::peer::adopt::{Adoption, Loses};
 use crate::planted::{self, Bug};
 use crate::volume::VolumeError;
 use crate::wait::until;
@@ -738,8 +738,10 @@ impl Session {
     ) -> Result<(), String> {
         let terms = Terms { epoch, session: Some(self.generation) };
         if node == self.control.me() {
-            let adopted =
-                self.replica.adopt(Adoption { oid, family: self.family, source, terms }, blocks).await;
+            let adopted = self
+                .replica
+                .adopt(Adoption { oid, family: self.family, source, terms, loses: Loses::Anything }, blocks)
+                .await;
             return adopted.map(drop).map_err(|e| e.to_string());
         }
         let control_index = self.control.applied().index;

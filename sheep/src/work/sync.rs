@@ -13,7 +13,7 @@
 
 use crate::control::Control;
 use crate::peer::Replica;
-use crate::peer::adopt::{AdoptError, Adoption};
+use crate::peer::adopt::{AdoptError, Adoption, Loses};
 use crate::store::{ObjectSummary, StoreError};
 use futures::stream::{FuturesUnordered, StreamExt};
 use sheepdog_cluster::{Command, LostDisk, NodeMap, Redundancy, Session};
@@ -557,6 +557,8 @@ impl Worker {
             });
             Some((f.redundancy, owner, layer.vdi, f.object_size))
         });
+        // As of the same moment as the owner: nothing is waited for in between.
+        let loses = Loses::Before(r.next_session_over(oid));
         let Some((redundancy, owner, vdi, object_size)) = known else {
             // The layer was deleted meanwhile: `reclaim` removes what is left of it.
             r.sync.resolved(oid);
@@ -588,9 +590,8 @@ impl Worker {
             }
             Some(source) => {
                 let terms = Terms { epoch: choice.epoch, session: None };
-                r.adopt(Adoption { oid, family: m.family, source, terms }, None)
-                    .await
-                    .map_err(|e: AdoptError| e.to_string())?;
+                let what = Adoption { oid, family: m.family, source, terms, loses };
+                r.adopt(what, None).await.map_err(|e: AdoptError| e.to_string())?;
                 choice.settle(r, oid, me).await?;
             }
         }
@@ -644,13 +645,15 @@ impl Worker {
                 continue;
             };
             let mut healed = false;
-            let terms = Terms { epoch: map.epoch, session: None };
+            let (terms, loses) = (Terms { epoch: map.epoch, session: None }, Loses::Nothing);
             for source in map.acting(key, redundancy).all().filter(|n| *n != me) {
                 if !map.nodes.get(&source).is_some_and(|n| n.is_up()) {
                     continue;
                 }
                 if stat(r, source, oid, m.family).await.is_ok_and(|s| s.status == Status::Ok)
-                    && r.adopt(Adoption { oid, family: m.family, source, terms }, runs.clone()).await.is_ok()
+                    && r.adopt(Adoption { oid, family: m.family, source, terms, loses }, runs.clone())
+                        .await
+                        .is_ok()
                 {
                     tracing::warn!(%oid, source = %source.short(), "damaged blocks were healed from another copy");
                     healed = true;
