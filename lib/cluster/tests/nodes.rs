@@ -516,6 +516,24 @@ fn a_disk_plugged_since_the_start_is_there_when_its_sheep_was_only_silent() {
 }
 
 #[test]
+fn a_sheep_that_was_only_silent_lost_nothing_when_none_of_its_disks_is_in_the_map() {
+    let mut c = three();
+    let before = of(&c, 0).clone();
+    let (incarnation, disk) = (before.incarnation, before.disks[0].clone());
+    c.ok(Command::NodeDown { node: node(0), incarnation });
+    // It was to be emptied, and stays: its sheep is about to say so.
+    c.ok(Command::DiskEmptied { node: node(0), incarnation, disk: disk.id });
+    assert!(of(&c, 0).disks.is_empty());
+    // As it began: as a new node.
+    c.ok(up(0, incarnation));
+    c.ok(Command::DiskAdded { node: node(0), disk });
+    let after = of(&c, 0);
+    assert_eq!((after.synced, after.kept, after.lost_at), (before.synced, before.kept, Epoch(0)));
+    assert_eq!(after.disks, before.disks);
+    assert!(!c.s.node_map().away.contains_key(&node(0)), "nobody waits for it");
+}
+
+#[test]
 fn a_map_is_not_of_a_state_in_which_another_process_has_a_nodes_place() {
     let mut c = three();
     let before = c.s.node_map();

@@ -204,9 +204,11 @@ impl ClusterState {
                 d.path
             )));
         }
-        // Its data is where its disks are: one that is missing took its part with it.
+        // Its data is where its disks are: one that is missing took its part with it. A process that was only silent has what it had: what it says of that is of when it began, and
+        // for a moment none of its disks may be in the map (one that was emptied, and is to stay after all).
         let mut disks = old.disks.iter().filter(|d| d.is_there()).peekable();
         let keeps = old.gateway
+            || old.incarnation == hello.incarnation
             || match disks.peek() {
                 None => hello.has_data,
                 Some(_) => disks.all(|d| node.disks.iter().any(|h| h.id == d.id && !h.retired)),

@@ -474,7 +474,10 @@ mod tests {
         use node::State::{Down, Up};
         use node_disk::State::{Failed, Full, Ok};
         let leaving = space("a", Up, &[(500, 300, Ok), (500, 100, Ok)]);
-        let fits = |others: &[NodeSpace]| lacks_room(&[&[leaving.clone()], others].concat(), "a");
+        let fits = |others: &[NodeSpace]| {
+            let all: Vec<_> = std::iter::once(&leaving).chain(others).cloned().collect();
+            lacks_room(&all, "a")
+        };
         assert_eq!(fits(&[space("b", Up, &[(1000, 300, Ok)]), space("c", Up, &[])]), None);
         // 404 GiB are free, of which 4 stay free.
         assert_eq!(fits(&[space("b", Up, &[(1000, 596, Ok)])]), None);
