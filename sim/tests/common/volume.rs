@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 /// Nothing takes longer that is not stuck.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Open on this node, under number 0.
 pub async fn open(world: &Rc<World>, node: usize) {
