@@ -14,6 +14,8 @@ pub enum Bug {
     LateDetached,
     /// What was read while it was overwritten stays in the cache.
     StaleCache,
+    /// Reads tell of changes that may be carried out once more.
+    UncertainRead,
 }
 
 #[cfg(feature = "planted-bugs")]

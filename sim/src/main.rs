@@ -43,10 +43,10 @@ fn bug(text: &str) -> Result<Bug, String> {
         "ack-before-journal" => Ok(Bug::AckBeforeJournal),
         "late-detached" => Ok(Bug::LateDetached),
         "stale-cache" => Ok(Bug::StaleCache),
-        _ => {
-            Err("known bugs: skipped-fence, stale-read, ack-before-journal, late-detached, stale-cache"
-                .into())
-        }
+        "uncertain-read" => Ok(Bug::UncertainRead),
+        _ => Err("known bugs: skipped-fence, stale-read, ack-before-journal, late-detached, stale-cache, \
+                  uncertain-read"
+            .into()),
     }
 }
 

@@ -66,7 +66,7 @@ fn a_process_that_finds_a_half_filled_copy_does_not_read_it_and_fills_it_again()
             let world = World::new(seed).await;
             let (_, _, holders) = first_object(&world);
             let (owner, other) = (holders[0], holders[1]);
-            open(&world, owner).await;
+            open(&world, world.vdi, owner).await;
             assert!(write(&world, owner, 1).await, "seed {seed}");
             begin_fill(&world, other, 9).await;
             let Some(epoch) = unnoticed(&world, other, true).await else { return 0 };
@@ -92,7 +92,7 @@ fn a_write_has_a_half_filled_copy_repaired_instead_of_sending_it_again_for_ever(
         simulate(async {
             let world = World::new(seed).await;
             let (_, _, holders) = first_object(&world);
-            open(&world, holders[0]).await;
+            open(&world, world.vdi, holders[0]).await;
             assert!(write(&world, holders[0], 1).await, "seed {seed}");
             begin_fill(&world, holders[1], 9).await;
             assert!(write(&world, holders[0], 2).await, "seed {seed}: the write does not end");
@@ -107,7 +107,7 @@ fn what_a_session_has_written_since_the_source_was_chosen_is_not_taken_back() {
     simulate(async {
         let world = World::new(1).await;
         let (oid, key, holders) = first_object(&world);
-        open(&world, holders[0]).await;
+        open(&world, world.vdi, holders[0]).await;
         assert!(write(&world, holders[0], 1).await);
         let (Some(generation), epoch) = world.authority.read(|s| {
             let open = match &s.vdis[&world.vdi].session {

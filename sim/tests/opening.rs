@@ -22,12 +22,12 @@ async fn soon<T>(answer: impl Future<Output = T>) -> Option<T> {
 fn another_gateway_is_asked_once_however_long_it_takes() {
     simulate(async {
         let world = World::new(1).await;
-        open(&world, 0).await;
+        open(&world, world.vdi, 0).await;
         // Its client is gone, and something of it goes on for a minute.
         let dying = world.call(0, |ctx| async move { ctx.volumes.borrow()[&0].abandon() });
         dying.await.expect("it runs");
         let w = world.clone();
-        let opening = tokio::task::spawn_local(async move { open(&w, 1).await });
+        let opening = tokio::task::spawn_local(async move { open(&w, w.vdi, 1).await });
         tokio::time::sleep(Duration::from_secs(60)).await;
         assert!(!opening.is_finished(), "nothing of a dead connection may come afterwards");
         let to = world.nodes[0].id;
@@ -52,7 +52,7 @@ fn a_session_that_was_held_too_long_goes_on_for_others() {
         simulate(async {
             let world = World::new(seed).await;
             for node in [0, 1] {
-                open(&world, node).await;
+                open(&world, world.vdi, node).await;
                 assert!(write(&world, node, 1).await, "seed {seed}");
             }
             // A snapshot that is not committed in time ends the session of its owner. Nobody uses the volume there.
@@ -75,7 +75,7 @@ fn a_takeover_goes_on_when_who_asked_for_it_is_gone() {
         simulate(async {
             let world = World::new(seed).await;
             for node in [0, 1, 2] {
-                open(&world, node).await;
+                open(&world, world.vdi, node).await;
                 assert!(write(&world, node, 1).await, "seed {seed}");
             }
             let owner = world.nodes[0].clone();

@@ -20,11 +20,11 @@ fn a_gateway_that_restarts_quickly_goes_on_to_change_volumes_that_others_own() {
             let owner = seed as usize % world.nodes.len();
             let gateway = (owner + 1) % world.nodes.len();
             for node in [owner, gateway] {
-                open(&world, node).await;
+                open(&world, world.vdi, node).await;
                 assert!(write(&world, node, 1).await, "seed {seed}");
             }
             let Some(epoch) = unnoticed(&world, gateway, false).await else { return 0 };
-            open(&world, gateway).await;
+            open(&world, world.vdi, gateway).await;
             assert!(
                 write(&world, gateway, 2).await,
                 "seed {seed}: a write through the new process does not end"

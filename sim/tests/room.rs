@@ -37,7 +37,7 @@ fn copies_are_not_rebuilt_into_the_room_of_clients() {
             let world = World::new(seed).await;
             let (_, _, holders) = first_object(&world);
             let (client, lost) = (holders[0], holders[1]);
-            open(&world, client).await;
+            open(&world, world.vdi, client).await;
             assert!(write(&world, client, 1).await, "seed {seed}");
             for node in (0..world.nodes.len()).filter(|n| !holders.contains(n)) {
                 // Enough for clients, and not for a whole copy more.

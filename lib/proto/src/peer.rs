@@ -843,7 +843,28 @@ pub enum Request {
         /// Position the answerer must have reached.
         control_index: ControlIndex,
     },
+    /// The receiver forwarded these changes to the sender, which has carried them out. Answered when the receiver has their answers: it will not send them again.
+    Answered {
+        /// The process that sent them: another one cannot speak for it.
+        incarnation: u64,
+        /// Their numbers, `MAX_ANSWERED` at most.
+        seqs: Vec<u64>,
+    },
+    /// The sender has opened a session. Answered when the receiver has the answers to all changes that it had sent to owners of earlier sessions of the VDI.
+    Repeated {
+        /// VDI.
+        vdi: VdiId,
+        /// The process that the map knows as the gateway's: another one cannot speak for it.
+        incarnation: u64,
+        /// Generation of the session.
+        generation: Generation,
+        /// Position the answerer must have reached: it knows of the session then.
+        control_index: ControlIndex,
+    },
 }
+
+/// Numbers in `Request::Answered` at most.
+pub const MAX_ANSWERED: usize = 1024;
 
 /// One extent of a `BlockState` answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]

@@ -20,6 +20,10 @@ impl Watermark {
     pub fn complete(&mut self, seq: u64) {
         self.open.remove(&seq);
     }
+    /// Was it given out, and is not complete?
+    pub fn is_open(&self, seq: u64) -> bool {
+        self.open.contains(&seq)
+    }
     /// Everything up to here is.
     pub fn value(&self) -> u64 {
         self.open.first().map_or(self.last, |s| s - 1)
@@ -44,7 +48,7 @@ mod tests {
         assert_eq!(w.value(), 0);
         let (a, b, c) = (w.assign(), w.assign(), w.assign());
         w.complete(b);
-        assert_eq!(w.value(), 0);
+        assert_eq!((w.value(), w.is_open(a), w.is_open(b)), (0, true, false));
         w.complete(a);
         assert_eq!(w.value(), 2);
         w.complete(c);

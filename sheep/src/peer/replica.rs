@@ -307,7 +307,9 @@ impl Replica {
             Request::Join { .. }
             | Request::Forward { .. }
             | Request::Settled { .. }
-            | Request::Enforced { .. } => {
+            | Request::Enforced { .. }
+            | Request::Answered { .. }
+            | Request::Repeated { .. } => {
                 (Response::Failed(Status::Invalid, "not a replica's request".into()), none)
             }
         }

@@ -9,10 +9,12 @@ use super::replica::Replica;
 use crate::observe::cells::OpStats;
 use crate::session::Gateway;
 use crate::session::opens::Open;
+use crate::session::repeats::Numbered;
 use crate::wait::until;
 use bytes::Bytes;
 use sheepdog_proto::peer::{
-    self, Frame, Hello, Kind, ReadRequest, Request, Response, Status, WireError, WriteReply, WriteRequest,
+    self, Frame, Hello, Kind, MAX_ANSWERED, ReadRequest, Request, Response, Status, WireError, WriteReply,
+    WriteRequest,
 };
 use sheepdog_proto::{ClusterId, NodeId, Version};
 use sheepdog_volume::{Once, Seen};
@@ -119,6 +121,15 @@ impl Connection {
         self.ready.notify_one();
         self.room.notify_one();
     }
+}
+
+/// Somebody else was meant: this process cannot speak for it.
+fn another_process() -> Answer {
+    (Response::Failed(Status::Fenced, "another process of this node is there now".into()), Vec::new())
+}
+
+fn behind() -> Answer {
+    (Response::Failed(Status::NoLease, "behind the control plane".into()), Vec::new())
 }
 
 impl Server {
@@ -338,29 +349,50 @@ impl Server {
 
     async fn request(self: &Rc<Self>, from: (NodeId, u64), request: Request, payload: Bytes) -> Answer {
         match request {
-            Request::Forward { vdi, open, since, attachment: by, seq: 0, io, .. } => {
+            Request::Forward { vdi, open, since, attachment: by, seq: 0, floor, io } => {
+                self.gateway.heard(vdi, from, floor);
                 if io == peer::Forward::Attach {
                     self.earlier_ended(from).await;
                 }
-                self.gateway.serve_forward(from.0, vdi, Open { id: open, since, by }, io, payload).await
+                let number = Numbered { from, seq: 0 };
+                self.gateway.serve_forward(number, vdi, Open { id: open, since, by }, io, payload).await
+            }
+            Request::Answered { incarnation, seqs } => {
+                if seqs.len() > MAX_ANSWERED {
+                    let why = format!("{} numbers, at most {MAX_ANSWERED} are answered", seqs.len());
+                    return (Response::Failed(Status::Invalid, why), Vec::new());
+                }
+                if incarnation != self.replica.control.incarnation() {
+                    return another_process();
+                }
+                self.gateway.answered(from.0, &seqs).await;
+                (Response::Done, Vec::new())
+            }
+            Request::Repeated { vdi, incarnation, generation, control_index } => {
+                if incarnation != self.replica.control.incarnation() {
+                    return another_process();
+                }
+                // From then on nothing is sent to an earlier owner.
+                if !self.replica.catch_up(control_index).await {
+                    return behind();
+                }
+                self.gateway.has_repeated(vdi, generation).await;
+                (Response::Done, Vec::new())
             }
             Request::Settled { vdi, incarnation } => {
                 if incarnation != self.replica.control.incarnation() {
                     // What that process has sent may still be under way at the owner.
-                    let why = "another process was registered".into();
-                    return (Response::Failed(Status::Fenced, why), Vec::new());
+                    return another_process();
                 }
                 self.gateway.settled(vdi).await;
                 (Response::Done, Vec::new())
             }
             Request::Enforced { vdi, incarnation, control_index } => {
                 if incarnation != self.replica.control.incarnation() {
-                    let why = "another process owns the session".into();
-                    return (Response::Failed(Status::Fenced, why), Vec::new());
+                    return another_process();
                 }
                 if !self.replica.catch_up(control_index).await {
-                    let why = "behind the control plane".into();
-                    return (Response::Failed(Status::NoLease, why), Vec::new());
+                    return behind();
                 }
                 self.gateway.enforced_here(vdi).await;
                 (Response::Done, Vec::new())
@@ -374,6 +406,7 @@ impl Server {
                 if map.nodes.get(&node).is_none_or(|n| n.incarnation != incarnation) {
                     return refused();
                 }
+                self.gateway.heard(vdi, from, floor);
                 let (seen, waiting, running) = self.sender(from, |s| {
                     let seen = s.once.see(seq, floor);
                     let (tx, rx) = oneshot::channel();
@@ -388,7 +421,7 @@ impl Server {
                     Seen::Running => return waiting.await.unwrap_or_else(|_| refused()),
                     Seen::New => {}
                 }
-                let answer = self.gateway.serve_forward(node, vdi, open, io, payload).await;
+                let answer = self.gateway.serve_forward(Numbered { from, seq }, vdi, open, io, payload).await;
                 let waiting = {
                     let mut senders = self.senders.borrow_mut();
                     senders.get_mut(&node).filter(|s| s.incarnation == incarnation).and_then(|s| {

@@ -8,16 +8,18 @@ use super::cache::{Cache, CacheStats};
 use super::opens::{Foreign, Open, Opens};
 use super::owner::{Session, SessionError};
 use super::read::{read_through, status_through};
+use super::repeats::{Numbered, Sending, Unanswered, Unconfirmed};
 use crate::peer::{LinkError, Replica};
 use crate::volume::{Extent, VolumeError};
 use crate::wait::until;
 use bytes::Bytes;
 use sheepdog_cluster::{Command, CommandError, Reply, Session as SessionState};
 use sheepdog_proto::peer::{BlockState, Forward, ForwardError, Request, Response};
-use sheepdog_proto::{AttachmentId, BLOCK_SHIFT, LayerId, NodeId, PlacementKey, VdiId};
+use sheepdog_proto::{AttachmentId, BLOCK_SHIFT, Generation, LayerId, NodeId, PlacementKey, VdiId};
 use sheepdog_volume::{Turns, Watermark, pieces};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -76,6 +78,16 @@ impl Io {
     fn changes(&self) -> bool {
         matches!(self, Self::Write { .. } | Self::Zero { .. })
     }
+
+    /// What of the volume it is about.
+    pub(super) fn bytes(&self) -> Range<u64> {
+        let (offset, len) = match self {
+            Self::Read { offset, len, .. } => (*offset, u64::from(*len)),
+            Self::Write { offset, data } => (*offset, data.len() as u64),
+            Self::Zero { offset, len, .. } | Self::Status { offset, len, .. } => (*offset, *len),
+        };
+        offset..offset.saturating_add(len)
+    }
 }
 
 /// Its outcome.
@@ -104,6 +116,8 @@ pub struct Attached {
     /// Changes from here that are under way.
     turns: RefCell<Turns>,
     turned: tokio::sync::Notify,
+    pub(super) unanswered: Unanswered,
+    pub(super) unconfirmed: Unconfirmed,
 }
 
 impl Attached {
@@ -128,7 +142,16 @@ impl Drop for Held {
 
 enum Owner {
     Here(Rc<Session>),
-    There(NodeId),
+    There(NodeId, Generation),
+}
+
+impl Owner {
+    fn generation(&self) -> Generation {
+        match self {
+            Self::Here(session) => session.generation,
+            Self::There(_, generation) => *generation,
+        }
+    }
 }
 
 /// Why a VDI cannot be held here.
@@ -143,14 +166,14 @@ pub enum HoldError {
 }
 
 /// A forwarded change on its way.
-struct Numbered<'a> {
+struct Forwarded<'a> {
     gateway: &'a Gateway,
     node: NodeId,
     seq: u64,
     floor: u64,
 }
 
-impl<'a> Numbered<'a> {
+impl<'a> Forwarded<'a> {
     fn new(gateway: &'a Gateway, node: NodeId) -> Self {
         let mut sent = gateway.sent.borrow_mut();
         let numbers = sent.entry(node).or_default();
@@ -159,11 +182,12 @@ impl<'a> Numbered<'a> {
     }
 }
 
-impl Drop for Numbered<'_> {
+impl Drop for Forwarded<'_> {
     fn drop(&mut self) {
         if let Some(numbers) = self.gateway.sent.borrow_mut().get_mut(&self.node) {
             numbers.complete(self.seq);
         }
+        self.gateway.got_answer.notify_waiters();
     }
 }
 
@@ -173,7 +197,8 @@ pub struct Gateway {
     attached: RefCell<BTreeMap<VdiId, Rc<Attached>>>,
     next_open: Cell<u64>,
     /// Numbers of changes forwarded to each node.
-    sent: RefCell<BTreeMap<NodeId, Watermark>>,
+    pub(super) sent: RefCell<BTreeMap<NodeId, Watermark>>,
+    pub(super) got_answer: tokio::sync::Notify,
     pub(super) stop: CancellationToken,
     closing: Cell<bool>,
     cache: Option<Rc<Cache>>,
@@ -187,6 +212,7 @@ impl Gateway {
             attached: RefCell::default(),
             next_open: Cell::new(1),
             sent: RefCell::default(),
+            got_answer: tokio::sync::Notify::new(),
             stop,
             closing: Cell::new(false),
             cache,
@@ -225,6 +251,8 @@ impl Gateway {
                     held: RefCell::default(),
                     turns: RefCell::default(),
                     turned: tokio::sync::Notify::new(),
+                    unanswered: Unanswered::default(),
+                    unconfirmed: Unconfirmed::default(),
                 })
             })
             .clone()
@@ -303,7 +331,7 @@ impl Gateway {
                     self.strangers_ended(entry).await;
                     return Ok(Open { id, since, by });
                 }
-                Owner::There(node) => {
+                Owner::There(node, _) => {
                     // The owner must know who has lost his registration until now.
                     let known = self.replica.control.applied().index;
                     let request = telling(entry.vdi, Open { id, since: known, by }, Forward::Attach);
@@ -384,7 +412,7 @@ impl Gateway {
         self: &Rc<Self>,
         vdi: VdiId,
         timeout: Duration,
-    ) -> Result<Option<sheepdog_proto::Generation>, HoldError> {
+    ) -> Result<Option<Generation>, HoldError> {
         let entry = self.entry(vdi);
         let session = match self.session(vdi) {
             Some(s) => s,
@@ -398,7 +426,7 @@ impl Gateway {
                     }
                     Some(_) => match self.owner(&entry).await? {
                         Owner::Here(s) => s,
-                        Owner::There(node) => return Err(HoldError::Elsewhere(node)),
+                        Owner::There(node, _) => return Err(HoldError::Elsewhere(node)),
                     },
                 }
             }
@@ -406,7 +434,14 @@ impl Gateway {
         if entry.held.borrow().is_some() {
             return Err(VolumeError::Busy("the VDI is being snapshot or resized already".into()).into());
         }
-        let guard = tokio::time::timeout(timeout, session.quiesce()).await.map_err(|_| {
+        // A snapshot is a read of everything.
+        let certain = async {
+            session.repeated().await;
+            let guard = session.quiesce().await;
+            self.all_confirmed(&entry).await;
+            guard
+        };
+        let guard = tokio::time::timeout(timeout, certain).await.map_err(|_| {
             VolumeError::Busy("writes of this VDI are waiting for sheep to come back: try again later".into())
         })?;
         let (late, forgotten) = (entry.clone(), session.clone());
@@ -484,10 +519,12 @@ impl Gateway {
                     sure = true;
                 }
                 None => return Err(VolumeError::Gone("the VDI was deleted".into())),
-                Some(SessionState::Open { owner, incarnation, ready, .. }) if (owner, incarnation) != me => {
+                Some(SessionState::Open { owner, incarnation, generation, ready, .. })
+                    if (owner, incarnation) != me =>
+                {
                     let up = control.map().nodes.get(&owner).is_some_and(|n| n.is_up());
                     if ready && up {
-                        return Ok(Owner::There(owner));
+                        return Ok(Owner::There(owner, generation));
                     }
                     let _ = tokio::time::timeout(Duration::from_millis(500), watch.changed()).await;
                 }
@@ -538,6 +575,7 @@ impl Gateway {
         }
         match control.propose(Command::SessionReady { vdi: entry.vdi, generation }).await {
             Ok(Reply::Done) => {
+                self.ask_for_repeats(entry, &session);
                 *entry.session.borrow_mut() = Some(session);
             }
             other => {
@@ -555,12 +593,7 @@ impl Gateway {
         open: Open,
         io: &Io,
     ) -> Result<IoDone, VolumeError> {
-        let bytes = match io {
-            Io::Write { offset, data } => *offset..offset.saturating_add(data.len() as u64),
-            Io::Zero { offset, len, .. } => *offset..offset.saturating_add(*len),
-            Io::Read { .. } | Io::Status { .. } => 0..0,
-        };
-        let turn = entry.turns.borrow_mut().enter(bytes);
+        let turn = entry.turns.borrow_mut().enter(io.bytes());
         until(&entry.turned, || entry.turns.borrow().may_go(turn).then_some(())).await;
         let result = self.submit(entry, open, io).await;
         entry.turns.borrow_mut().leave(turn);
@@ -575,9 +608,13 @@ impl Gateway {
         open: Open,
         io: &Io,
     ) -> Result<IoDone, VolumeError> {
+        let mut sending = Sending::new(entry);
         loop {
             let owner = self.owner(entry).await?;
             self.permits(entry.vdi, open.by, io.changes())?;
+            if io.changes() {
+                sending.to(owner.generation());
+            }
             let result = match owner {
                 // An owner looks for itself; see `serve_forward` for others.
                 Owner::Here(_)
@@ -587,9 +624,9 @@ impl Gateway {
                 }
                 Owner::Here(session) => {
                     let _carrying = io.changes().then(|| Carrying::begin(entry, open.by));
-                    run(&session, io).await
+                    self.carry_out(entry, &session, io).await
                 }
-                Owner::There(node) => self.forward(node, entry.vdi, open, io).await,
+                Owner::There(node, _) => self.forward(node, entry.vdi, open, io).await,
             };
             match result {
                 Ok(done) => return Ok(done),
@@ -613,8 +650,9 @@ impl Gateway {
                 Forward::BlockStatus { layer: *layer, offset: *offset, len: *len, max: *max as u32 }
             }
         };
-        let number = io.changes().then(|| Numbered::new(self, node));
-        let (seq, floor) = number.as_ref().map_or((0, 0), |n| (n.seq, n.floor));
+        let number = io.changes().then(|| Forwarded::new(self, node));
+        let heard = || self.sent.borrow().get(&node).map_or(0, |numbers| numbers.value() + 1);
+        let (seq, floor) = number.as_ref().map_or_else(|| (0, heard()), |n| (n.seq, n.floor));
         let Open { id, since, by } = open;
         let request = Request::Forward { vdi, open: id, since, attachment: by, seq, floor, io: forward };
         match self.replica.links.to(node).request(&request, payload).await {
@@ -640,10 +678,10 @@ impl Gateway {
         }
     }
 
-    /// A request that another gateway forwarded to us.
-    pub async fn serve_forward(
+    /// A request that another gateway forwarded to us, a change under this number.
+    pub(crate) async fn serve_forward(
         self: &Rc<Self>,
-        from: NodeId,
+        number: Numbered,
         vdi: VdiId,
         open: Open,
         io: Forward,
@@ -656,6 +694,7 @@ impl Gateway {
         }
         let Some(session) = self.session(vdi) else { return failed(ForwardError::NotOwner) };
         let entry = self.entry(vdi);
+        let (from, _) = number.from;
         let io = match io {
             Forward::Attach => {
                 entry.rule.dead_are_buried().await;
@@ -681,6 +720,9 @@ impl Gateway {
                 Io::Status { layer, offset, len, max: (max as usize).min(4096) }
             }
         };
+        if io.changes() {
+            self.room_for_one(&entry).await;
+        }
         let running = match self.permits(vdi, open.by, io.changes()) {
             // Given after what this node knows.
             Err(_) if self.replica.control.read(|s| open.by.0 > s.last_attachment) => {
@@ -691,7 +733,13 @@ impl Gateway {
             Ok(()) if !self.is_open_at(vdi, from, open.since) => return failed(ForwardError::Fenced),
             Ok(()) => Some((Foreign::begin(&entry, from, open.since), Carrying::begin(&entry, open.by))),
         };
-        let done = run(&session, &io).await;
+        if io.changes() {
+            entry.unconfirmed.begin(number, open, io.bytes());
+        }
+        let done = self.carry_out(&entry, &session, &io).await;
+        if io.changes() {
+            entry.unconfirmed.ended(number, done.is_ok());
+        }
         drop(running);
         match done {
             Ok(IoDone::Data(parts)) => (Response::Forwarded, parts),
@@ -774,7 +822,7 @@ fn forward_error(e: VolumeError) -> ForwardError {
     }
 }
 
-async fn run(session: &Rc<Session>, io: &Io) -> Result<IoDone, SessionError> {
+pub(super) async fn run(session: &Rc<Session>, io: &Io) -> Result<IoDone, SessionError> {
     match io {
         Io::Read { layer, offset, len } => session.read(*layer, *offset, *len).await.map(IoDone::Data),
         Io::Write { offset, data } => session.write(*offset, data.clone()).await.map(|()| IoDone::Done),

@@ -7,6 +7,7 @@ pub mod cache;
 pub(crate) mod opens;
 pub mod owner;
 pub mod read;
+pub(crate) mod repeats;
 pub mod replicate;
 mod resume;
 pub mod takeover;

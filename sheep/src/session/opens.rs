@@ -211,8 +211,19 @@ impl Gateway {
         }
     }
 
-    /// One of them; or the daemon ends.
-    async fn settled_at(&self, vdi: VdiId, node: NodeId, GatewayOpen { incarnation, since }: GatewayOpen) {
+    async fn settled_at(&self, vdi: VdiId, node: NodeId, open: GatewayOpen) {
+        let ask = Request::Settled { vdi, incarnation: open.incarnation };
+        self.ask_gateway(vdi, node, open, &ask).await;
+    }
+
+    /// Ask a gateway until it says yes, or has lost its registration: it does when it is not up as the process that has it. Or the daemon ends.
+    pub(super) async fn ask_gateway(
+        &self,
+        vdi: VdiId,
+        node: NodeId,
+        GatewayOpen { incarnation, since }: GatewayOpen,
+        ask: &Request,
+    ) {
         let control = &self.replica.control;
         let is_up = || {
             let up = control
@@ -221,8 +232,7 @@ impl Gateway {
         };
         while self.is_open_at(vdi, node, since) && !self.is_over() {
             let done = if is_up() {
-                let ask = Request::Settled { vdi, incarnation };
-                self.replica.links.to(node).request_while(&ask, is_up).await == Some(Response::Done)
+                self.replica.links.to(node).request_while(ask, is_up).await == Some(Response::Done)
             } else {
                 let close = Command::GatewayClose { vdi, node, since, fence: true };
                 matches!(control.propose(close).await, Ok(Reply::Done))

@@ -98,6 +98,9 @@ pub struct Session {
     cache: Option<Rc<Cache>>,
     /// What of the cache is this session's.
     view: Cell<Option<View>>,
+    /// What gateways had sent to earlier owners is answered: see `repeats`.
+    repeated: Cell<bool>,
+    all_repeated: Notify,
 }
 
 /// A write that is in the object's log.
@@ -146,6 +149,8 @@ impl Session {
             wrote: Notify::new(),
             view: Cell::new(cache.as_ref().map(|c| c.view())),
             cache,
+            repeated: Cell::new(false),
+            all_repeated: Notify::new(),
         });
         tokio::task::spawn_local(session.clone().background());
         Some(session)
@@ -160,7 +165,8 @@ impl Session {
             .filter(|(_, o)| !o.locks.borrow().is_unused())
             .map(|(i, o)| format!("{i}: {:?}", o.locks.borrow()))
             .collect();
-        format!("{}, hold {}, objects {busy:?}", self.generation, self.hold.try_write().is_err())
+        let (hold, repeated) = (self.hold.try_write().is_err(), self.repeated.get());
+        format!("{}, hold {hold}, repeated {repeated}, objects {busy:?}", self.generation)
     }
 
     /// Bytes.
@@ -178,6 +184,19 @@ impl Session {
     /// Stop at once (fenced, or the daemon ends). Waiting requests end with `NotOwner`.
     pub fn kill(&self) {
         self.dead.cancel();
+    }
+    /// Is everything answered that gateways had sent to earlier owners?
+    pub(super) fn is_repeated(&self) -> bool {
+        self.repeated.get()
+    }
+    /// Wait until it is.
+    pub(super) async fn repeated(&self) {
+        until(&self.all_repeated, || self.repeated.get().then_some(())).await;
+    }
+    /// It is.
+    pub(super) fn all_repeated(&self) {
+        self.repeated.set(true);
+        self.all_repeated.notify_waiters();
     }
     /// Run `f` until the session dies.
     pub(crate) async fn alive<T>(

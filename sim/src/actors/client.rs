@@ -174,8 +174,8 @@ async fn session(
 /// Blocks that are written by one client only, with their neighbours: the first of each group.
 const GROUPS: [u64; 5] = [0, 200, 254, 512, 700];
 
-/// A client changes only its own blocks, one change at a time on each, as everybody does who shares a disk without a protocol of his own; it reads
-/// everything. (Two writers of one block through two gateways: a write may be carried out twice when the owner dies. See docs/failure-model.md.)
+/// One change at a time of a client on each block. In most worlds only its own blocks, as everybody does who shares a disk without a protocol of his own; in the others those of
+/// everybody, through other gateways too. It reads everything.
 fn choose(world: &World, id: u64, busy: &[std::ops::Range<u64>], rng: &mut SmallRng) -> Ask {
     let ask = propose(world, rng);
     let (first, count) = match &ask {
@@ -184,7 +184,7 @@ fn choose(world: &World, id: u64, busy: &[std::ops::Range<u64>], rng: &mut Small
         Ask::Zero(first, count, _) => (*first, *count),
     };
     let group = GROUPS.iter().rposition(|g| g * 2 <= first).unwrap_or(0) as u64;
-    let mine = group % world.clients.get() + 1 == id;
+    let mine = world.shares() || group % world.clients.get() + 1 == id;
     let free = busy.iter().all(|b| b.end <= first || first + count <= b.start);
     if mine && free { ask } else { Ask::Read(first, count) }
 }

@@ -142,6 +142,10 @@ impl World {
     pub fn attaches(&self) -> bool {
         matches!(self.seed % 7, 1 | 4)
     }
+    /// In some worlds clients change the same blocks.
+    pub fn shares(&self) -> bool {
+        self.seed % 11 < 4
+    }
     /// Byte of the volume where a register is. They are numbered as in small objects: what is at an edge of one is at the same edge of a large one, and
     /// neighbours stay neighbours (nobody uses those between front and back).
     pub fn place(&self, register: u64) -> u64 {

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use sheep::session::volume::open_image;
+use sheepdog_proto::VdiId;
 use sheepdog_sim::world::World;
 use std::rc::Rc;
 use std::time::Duration;
@@ -10,8 +11,7 @@ use std::time::Duration;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Open on this node, under number 0.
-pub async fn open(world: &Rc<World>, node: usize) {
-    let vdi = world.vdi;
+pub async fn open(world: &Rc<World>, vdi: VdiId, node: usize) {
     let opened = world.call(node, move |ctx| async move {
         let volume = open_image(&ctx.node.gateway, vdi, None).await.expect("opens");
         ctx.volumes.borrow_mut().insert(0, volume);
