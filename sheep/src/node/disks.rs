@@ -24,6 +24,11 @@ pub async fn plug(n: Rc<DataNode>, path: String) -> DataResult<DiskInfo> {
     let store = n.replica.store.as_ref().ok_or_else(no_data)?;
     let here = store.disks().into_iter().find(|d| d.path == path);
     if let Some(stays) = here.filter(|d| d.leaving.is_some()) {
+        if store.is_retiring(stays.id) {
+            return Err(DataError::Busy(format!(
+                "the disk at {path} is empty, and the cluster is just being told to forget it: plug it again in a moment"
+            )));
+        }
         store.set_leaving(stays.id, None);
         return Ok(DiskInfo { leaving: None, ..stays });
     }

@@ -29,8 +29,8 @@ use crate::work::reclaim::Reclaim;
 use crate::work::scrub::Scrub;
 use crate::work::sync::{Sync, Worker};
 use later::Later;
-use sheepdog_cluster::{Command, EventLevel, Layout, NodeAddr};
-use sheepdog_proto::{ClusterId, NodeId};
+use sheepdog_cluster::{Command, CommandError, DiskEntry, EventLevel, Layout, NodeAddr, Reply};
+use sheepdog_proto::{ClusterId, DiskId, NodeId};
 use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
@@ -363,9 +363,9 @@ async fn watch_store(
             StoreEvent::DiskFailed { disk, reason } => {
                 let text = format!("disk {} of node {} failed: {reason}", disk.short(), me.short());
                 let _ = control.propose(Command::Note { level: EventLevel::Error, text }).await;
-                while control.propose(Command::DiskRetired { node: me, disk }).await.is_err() {
-                    tokio::time::sleep(Duration::from_secs(1)).await;
-                }
+                let entry = replica.store.as_ref().and_then(|s| s.disks().into_iter().find(|d| d.id == disk));
+                let entry = entry.map(|info| disk_entries(std::slice::from_ref(&info)).remove(0));
+                retire(&control, disk, entry).await;
                 if let Some(store) = &replica.store {
                     let _ = store.unplug(disk).await;
                     if store.disks().is_empty() {
@@ -398,11 +398,27 @@ async fn watch_store(
     }
 }
 
+/// Have the cluster go on without a disk. It may just have been told to forget it: then it hears of it again, so that what was on it counts as lost.
+async fn retire(control: &Control, disk: DiskId, entry: Option<DiskEntry>) {
+    let node = control.me();
+    loop {
+        match control.propose(Command::DiskRetired { node, disk }).await {
+            Ok(Reply::Error(CommandError::NotFound(_))) => {
+                let Some(entry) = entry.clone() else { return };
+                let disk = DiskEntry { retired: false, ..entry };
+                let _ = control.propose(Command::DiskAdded { node, disk }).await;
+            }
+            Ok(_) => return,
+            Err(_) => tokio::time::sleep(Duration::from_secs(1)).await,
+        }
+    }
+}
+
 /// Disks as the control plane wants them.
-pub fn disk_entries(disks: &[crate::store::DiskInfo]) -> Vec<sheepdog_cluster::DiskEntry> {
+pub fn disk_entries(disks: &[crate::store::DiskInfo]) -> Vec<DiskEntry> {
     disks
         .iter()
-        .map(|d| sheepdog_cluster::DiskEntry {
+        .map(|d| DiskEntry {
             id: d.id,
             path: d.path.clone(),
             capacity: d.total,

@@ -145,6 +145,8 @@ pub(super) struct Disk {
     pub(super) state: RefCell<DiskState>,
     /// It is being emptied and takes no new objects; why it is not empty yet, where that is known.
     pub(super) leaving: RefCell<Option<String>>,
+    /// The cluster may have forgotten it by now: nothing may come onto it before it is known again.
+    pub(super) retiring: Cell<bool>,
     pub(super) free: Cell<u64>,
     pub(super) total: Cell<u64>,
     clock: Cell<u64>,
@@ -213,6 +215,7 @@ impl Disk {
             fresh_bytes: Cell::new(0),
             state: RefCell::new(DiskState::Ok),
             leaving: RefCell::default(),
+            retiring: Cell::new(false),
             free: Cell::new(space.free),
             total: Cell::new(space.total),
             clock: Cell::new(0),

@@ -168,7 +168,7 @@ impl Store {
         };
         if let [only] = disks.as_slice() {
             only.check()?;
-            return Ok(only.clone());
+            return only.if_known();
         }
         let staying = usable().filter(|d| d.leaving.borrow().is_none());
         let best = staying.max_by(|a, b| score(a).total_cmp(&score(b))).cloned();
@@ -177,8 +177,9 @@ impl Store {
         {
             // All others have failed: this one has to stay.
             tracing::error!(path = %left.path.display(), "the disk was to be emptied and is the only one left: it stays in use");
-            *left.leaving.borrow_mut() = None;
-            return Ok(left.clone());
+            let stays = left.if_known()?;
+            *stays.leaving.borrow_mut() = None;
+            return Ok(stays);
         }
         best.ok_or(StoreError::NoDisk)
     }

@@ -60,6 +60,13 @@ impl Moves {
     }
 }
 
+impl Disk {
+    /// For something new: not while the cluster may have forgotten this disk. It waits, as if there were no room.
+    pub(super) fn if_known(self: &Rc<Self>) -> Result<Rc<Self>, StoreError> {
+        if self.retiring.get() { Err(StoreError::Full { disk: self.id }) } else { Ok(self.clone()) }
+    }
+}
+
 /// One move. What it has begun ends when it is dropped.
 struct Turn<'a> {
     moves: &'a Moves,
@@ -88,6 +95,24 @@ impl Store {
         let disks = self.disks.borrow();
         let found = disks.iter().find(|d| d.id == disk);
         found.inspect(|d| *d.leaving.borrow_mut() = leaving).is_some()
+    }
+
+    /// The empty disk is being taken out of the committed map: it does not stay, and takes nothing, before it is certain what became of that.
+    pub fn set_retiring(&self, disk: DiskId, retiring: bool) {
+        if let Some(d) = self.disks.borrow().iter().find(|d| d.id == disk) {
+            d.retiring.set(retiring);
+        }
+    }
+
+    /// Is it?
+    pub fn is_retiring(&self, disk: DiskId) -> bool {
+        self.disks.borrow().iter().any(|d| d.id == disk && d.retiring.get())
+    }
+
+    /// Is another one in use that stays?
+    pub fn can_do_without(&self, disk: DiskId) -> bool {
+        let stays = |d: &Rc<Disk>| d.id != disk && d.leaving.borrow().is_none() && d.check().is_ok();
+        self.disks.borrow().iter().any(stays)
     }
 
     /// Is the disk to be emptied?

@@ -37,8 +37,8 @@ impl Evacuation {
         let mut said = String::new();
         while self.goes_on(&store) {
             match self.round(&store).await {
-                Ok(true) => return self.retire(&store).await,
-                Ok(false) => {}
+                Ok(true) if self.retire(&store).await => return,
+                Ok(_) => {}
                 Err(why) => {
                     if why != said {
                         tracing::warn!(disk = %self.disk.short(), why, "the disk cannot be emptied yet");
@@ -90,46 +90,57 @@ impl Evacuation {
         }
     }
 
-    /// Nothing is on it: out of the map, then out of use.
-    async fn retire(&self, store: &Store) {
+    /// Nothing is on it: out of the map, then out of use. `false`: something is on it.
+    async fn retire(&self, store: &Store) -> bool {
         if let Err(e) = store.swept(self.disk).await {
             tracing::warn!(disk = %self.disk.short(), error = %e, "the disk failed while it was being emptied");
-            return;
+            return true;
         }
+        // It may have been told to stay, and been used, while that was waited for.
+        if !self.goes_on(store) || !store.objects_on(self.disk, None, 1).is_empty() {
+            return false;
+        }
+        store.set_retiring(self.disk, true);
         let control = &self.replica.control;
         let gone =
             Command::DiskEmptied { node: control.me(), incarnation: control.incarnation(), disk: self.disk };
-        loop {
-            if !self.goes_on(store) {
-                return;
+        match self.propose(store, gone).await {
+            None => return true,
+            Some(Reply::Error(e)) => {
+                tracing::warn!(disk = %self.disk.short(), error = %e, "the disk is empty and stays in use");
             }
-            match control.propose(gone.clone()).await {
-                Ok(Reply::Error(e)) => {
-                    tracing::warn!(disk = %self.disk.short(), error = %e, "the disk is empty and stays in use");
-                    store.set_leaving(self.disk, None);
-                    return;
+            Some(_) if store.can_do_without(self.disk) => {
+                let _ = store.unplug(self.disk).await;
+                tracing::info!(disk = %self.disk.short(), "the disk is empty and out of use");
+                return true;
+            }
+            Some(_) => {
+                // It became the last one meanwhile: it stays as soon as the map has it again.
+                let all = store.disks();
+                let Some(info) = all.iter().find(|d| d.id == self.disk) else { return true };
+                let disk = crate::node::disk_entries(std::slice::from_ref(info)).remove(0);
+                if self.propose(store, Command::DiskAdded { node: control.me(), disk }).await.is_none() {
+                    return true;
                 }
-                Ok(_) => {}
+                tracing::warn!(disk = %self.disk.short(), "the disk was emptied and is the only one left: it stays in use");
+            }
+        }
+        store.set_leaving(self.disk, None);
+        store.set_retiring(self.disk, false);
+        true
+    }
+
+    /// Until it is known what became of it. `None`: the sheep ends, or the disk has failed.
+    async fn propose(&self, store: &Store, command: Command) -> Option<Reply> {
+        while self.goes_on(store) {
+            match self.replica.control.propose(command.clone()).await {
+                Ok(reply) => return Some(reply),
                 Err(e) => {
                     store.set_leaving(self.disk, Some(format!("the control plane does not answer: {e}")));
                     self.pause().await;
-                    continue;
                 }
             }
-            break;
         }
-        if store.is_leaving(self.disk) && store.objects_on(self.disk, None, 1).is_empty() {
-            let _ = store.unplug(self.disk).await;
-            tracing::info!(disk = %self.disk.short(), "the disk is empty and out of use");
-            return;
-        }
-        // It became the last one meanwhile.
-        let all = store.disks();
-        let Some(info) = all.iter().find(|d| d.id == self.disk) else { return };
-        let disk = crate::node::disk_entries(std::slice::from_ref(info)).remove(0);
-        let back = Command::DiskAdded { node: control.me(), disk };
-        while control.propose(back.clone()).await.is_err() && !self.stop.is_cancelled() {
-            self.pause().await;
-        }
+        None
     }
 }

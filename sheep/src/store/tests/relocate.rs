@@ -182,6 +182,28 @@ fn a_damaged_object_stays_where_it_is_until_it_is_healed() {
 }
 
 #[test]
+fn nothing_comes_onto_a_disk_that_the_cluster_may_have_forgotten() {
+    local(|| async {
+        let fs = MemoryFs::default();
+        let dirs = ["/a".into(), "/b".into()];
+        let store = Store::open(config(&dirs), Rc::new(fs.clone())).await.expect("opens");
+        let all = store.disks();
+        let (goes, stays) = (all[0].id, all[1].id);
+        store.set_leaving(goes, Some(String::new()));
+        store.set_retiring(goes, true);
+        assert!(store.can_do_without(goes));
+        store.unplug(stays).await.expect("gone");
+        assert!(!store.can_do_without(goes), "it is the last one");
+        let waits = store.write(op(0, 0, 1, 0..8, Some(5))).await;
+        assert!(matches!(waits, Err(StoreError::Full { disk }) if disk == goes), "{waits:?}");
+        assert!(store.is_leaving(goes));
+        store.set_leaving(goes, None);
+        store.set_retiring(goes, false);
+        store.write(op(0, 0, 1, 0..8, Some(5))).await.expect("it is known again");
+    });
+}
+
+#[test]
 fn the_last_disk_that_works_stays() {
     local(|| async {
         let fs = MemoryFs::default();
