@@ -8,7 +8,9 @@ mod volume;
 
 use common::simulate;
 use replace::unnoticed;
+use sheepdog_sim::invariants::everyone_synced;
 use sheepdog_sim::world::World;
+use std::time::Duration;
 use volume::{open, write};
 
 #[test]
@@ -35,4 +37,29 @@ fn a_gateway_that_restarts_quickly_goes_on_to_change_volumes_that_others_own() {
         });
     }
     assert!(quick > 5, "{quick}");
+}
+
+#[test]
+fn recovery_has_not_ended_before_the_processes_that_run_are_known() {
+    for seed in 1..=20 {
+        simulate(async {
+            let world = World::new(seed).await;
+            open(&world, world.vdi, 0).await;
+            assert!(write(&world, 0, 1).await, "seed {seed}");
+            for n in &world.nodes {
+                n.kill(true).await;
+            }
+            world.nodes.iter().for_each(|n| n.start());
+            let found = everyone_synced::check(&world).await;
+            assert!(found.is_empty(), "seed {seed}: {found:?}");
+            for (i, n) in world.nodes.iter().enumerate() {
+                let runs = world.call(i, |ctx| async move { ctx.node.control.incarnation() });
+                let runs = tokio::time::timeout(Duration::from_millis(1), runs).await;
+                let runs =
+                    runs.expect("recovery has ended, and this process has not begun").expect("it runs");
+                assert_eq!(world.authority.read(|s| s.nodes[&n.id].incarnation), runs, "seed {seed}");
+            }
+            world.nodes.iter().for_each(|n| n.fs.wipe());
+        });
+    }
 }

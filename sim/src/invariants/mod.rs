@@ -1,7 +1,7 @@
 //! Promises that are looked at when everything has healed. Each returns what is wrong.
 
 mod copies_equal;
-mod everyone_synced;
+pub mod everyone_synced;
 mod snapshots_unchanged;
 mod volume_readable;
 

@@ -97,6 +97,11 @@ impl Authority {
             i.cut.remove(&node);
         }
     }
+    /// Are the processes that run those that the state speaks of?
+    pub fn knows_all(&self) -> bool {
+        let i = self.lock();
+        i.running.iter().all(|(id, now)| i.state.nodes.get(id).is_some_and(|n| n.incarnation == *now))
+    }
     /// Is nobody cut off?
     pub fn reaches_all(&self) -> bool {
         let i = self.lock();
