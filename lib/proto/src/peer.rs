@@ -843,6 +843,17 @@ pub enum Request {
         /// Position the answerer must have reached.
         control_index: ControlIndex,
     },
+    /// As `Presence`, from a node that vouches for its answer: refused when it is not complete in this epoch, or an object is half filled.
+    Contents {
+        /// Layer.
+        layer: LayerId,
+        /// Index after which to go on.
+        after: Option<u32>,
+        /// Epoch of the asker.
+        epoch: Epoch,
+        /// Position the answerer must have reached.
+        control_index: ControlIndex,
+    },
     /// The receiver forwarded these changes to the sender, which has carried them out. Answered when the receiver has their answers: it will not send them again.
     Answered {
         /// The process that sent them: another one cannot speak for it.

@@ -1,9 +1,7 @@
-//! Work over whole volumes: check, map, diff, flatten.
+//! Work over whole volumes: check, map, flatten.
 
 use super::DataNode;
-use crate::front::admin::backend::{
-    CheckFinding, CheckStep, DataError, DataResult, DiffRow, Image, MapRow, Step,
-};
+use crate::front::admin::backend::{CheckFinding, CheckStep, DataError, DataResult, Image, MapRow, Step};
 use crate::session::volume::open_image;
 use sheepdog_cluster::Command;
 use sheepdog_proto::peer::{CopyDigest, Request, Response, Status, Terms};
@@ -232,54 +230,6 @@ pub async fn map(n: Rc<DataNode>, image: Image, rows: mpsc::Sender<MapRow>) -> D
     for row in found.into_values() {
         if rows.send(row).await.is_err() {
             break;
-        }
-    }
-    Ok(())
-}
-
-/// Ranges of `to` that layers newer than `from` have.
-pub async fn diff(
-    n: Rc<DataNode>,
-    to: Image,
-    from: Option<LayerId>,
-    rows: mpsc::Sender<DiffRow>,
-) -> DataResult<()> {
-    let shape = shape(&n, to)?;
-    let newer: Vec<LayerId> = match from {
-        None => shape.layers.clone(),
-        Some(f) => {
-            let at = shape.layers.iter().position(|l| *l == f);
-            let at =
-                at.ok_or_else(|| DataError::Invalid("the older snapshot is not below the newer one".into()))?;
-            shape.layers[..at].to_vec()
-        }
-    };
-    let blocks = shape.object_size >> BLOCK_SHIFT;
-    let mut changed: BTreeMap<u32, (BlockMap, BlockMap)> = BTreeMap::new();
-    for layer in newer {
-        for (index, (present, zero)) in presence(&n, layer).await? {
-            let (all, zeros) =
-                changed.entry(index).or_insert_with(|| (BlockMap::new(blocks), BlockMap::new(blocks)));
-            // Newest first: what is known already stays.
-            let mut fresh_zero = zero.clone();
-            fresh_zero.subtract(all);
-            zeros.union(&fresh_zero);
-            all.union(&present);
-        }
-    }
-    for (index, (all, zeros)) in changed {
-        let base = index as u64 * shape.object_size as u64;
-        for run in all.set_runs() {
-            for (part, zero) in zeros.runs(run) {
-                let row = DiffRow {
-                    offset: base + ((part.start as u64) << BLOCK_SHIFT),
-                    length: (part.len() as u64) << BLOCK_SHIFT,
-                    zero,
-                };
-                if rows.send(row).await.is_err() {
-                    return Ok(());
-                }
-            }
         }
     }
     Ok(())

@@ -1,6 +1,6 @@
 //! `DataPlane` over a channel of jobs to the data thread.
 
-use super::{DataNode, Job, check, disks};
+use super::{DataNode, Job, changed, check, disks};
 use crate::control::SendFut;
 use crate::front::admin::backend::{
     AdminVolume, CheckStep, DataError, DataPlane, DataResult, DiffRow, Image, IoCounters, LocalCopy, MapRow,
@@ -193,7 +193,7 @@ impl DataPlane for DataHandle {
         from: Option<LayerId>,
         rows: mpsc::Sender<DiffRow>,
     ) -> SendFut<'_, DataResult<()>> {
-        Box::pin(async move { self.run(move |n| Box::pin(check::diff(n, to, from, rows))).await? })
+        Box::pin(async move { self.run(move |n| Box::pin(changed::diff(n, to, from, rows))).await? })
     }
     fn usage(&self) -> SendFut<'_, DataResult<BTreeMap<LayerId, u64>>> {
         Box::pin(async move {

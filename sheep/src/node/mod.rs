@@ -4,6 +4,7 @@
 //! the control runtime. Order of ending: front-ends drain, sessions close, workers stop, the store writes everything to its place.
 
 pub mod backend;
+pub mod changed;
 pub mod check;
 pub mod data;
 pub mod disks;

@@ -303,7 +303,10 @@ impl Replica {
             Request::Digests { objects, deep, control_index } => {
                 (self.digests(&objects, deep, control_index).await, none)
             }
-            Request::Presence { layer, after } => (self.presence(layer, after).await, none),
+            Request::Presence { layer, after } => (self.presence(layer, after, false).await, none),
+            Request::Contents { layer, after, epoch, control_index } => {
+                (self.contents(layer, after, epoch, control_index).await, none)
+            }
             Request::Join { .. }
             | Request::Forward { .. }
             | Request::Settled { .. }
@@ -532,7 +535,28 @@ impl Replica {
         Response::Digests(out)
     }
 
-    async fn presence(&self, layer: LayerId, after: Option<u32>) -> Response {
+    /// Presence that is relied on: see `node::changed`.
+    async fn contents(
+        &self,
+        layer: LayerId,
+        after: Option<u32>,
+        epoch: Epoch,
+        index: ControlIndex,
+    ) -> Response {
+        if !self.catch_up(index).await {
+            return Response::Failed(Status::NoLease, "behind the control plane".into());
+        }
+        let vouches = || self.control.map().epoch == epoch && self.is_synced();
+        let incomplete = || Response::Failed(Status::NotHere, "not complete in this epoch".into());
+        if !vouches() {
+            return incomplete();
+        }
+        let answer = self.presence(layer, after, true).await;
+        if vouches() { answer } else { incomplete() }
+    }
+
+    /// `whole`: half filled objects are not passed over.
+    async fn presence(&self, layer: LayerId, after: Option<u32>, whole: bool) -> Response {
         const PAGE: usize = 256;
         let Some(store) = &self.store else { return Response::Presence(Vec::new(), false) };
         let start = after
@@ -543,6 +567,9 @@ impl Replica {
         let mut out = Vec::new();
         for row in rows.iter().take_while(|r| r.oid.layer() == layer) {
             match store.info(row.oid).await {
+                Ok(Some(i)) if whole && i.filling => {
+                    return Response::Failed(Status::NotHere, format!("object {} is being filled", row.oid));
+                }
                 Ok(Some(i)) => out.push((row.oid.index(), i.present, i.zero)),
                 Ok(None) => {}
                 Err(e) => return Response::Failed(self.status_of(&e), e.to_string()),
