@@ -8,7 +8,7 @@ for option in "$@"; do
     case $option in
         # What the core scenarios of `cargo xtask e2e` need, too; --e2e adds what those with a QEMU machine do.
         --k8s | --e2e)
-            packages+=(python3-pip iptables nftables)
+            packages+=(python3-pip python3-venv iptables nftables)
             programs+=(python3 iptables nft)
             if [ "$option" = --e2e ]; then
                 packages+=(qemu-system-x86 debootstrap)
@@ -44,4 +44,16 @@ if ! command -v cargo >/dev/null; then
 fi
 # The version in rust-toolchain.toml, with its components.
 cargo --version >/dev/null
+# An S3 service for the scenario `backup`.
+case " $* " in
+    *" --e2e "*)
+        moto="${XDG_CACHE_HOME:-$HOME/.cache}/sheepdog-e2e/moto"
+        if [ ! -x "$moto/bin/moto_server" ]; then
+            echo "setup: installing moto (an S3 service for tests) into $moto"
+            rm -rf "$moto"
+            python3 -m venv "$moto"
+            "$moto/bin/pip" install --quiet 'moto[server]==5.*' boto3
+        fi
+        ;;
+esac
 echo "setup: ready ($(cargo --version))"

@@ -3,6 +3,7 @@
 //! One file per command under `commands`: an `Args` whose doc comments are the help, and `run`, which talks to a sheep through
 //! `sheepdog_client` and answers with an `Output` or a `Failure`. Answers go to standard output, everything else to standard error.
 
+mod backup;
 mod commands;
 mod context;
 mod failure;

@@ -137,6 +137,10 @@ impl Table {
     pub fn new(columns: &'static [Column]) -> Self {
         Self { columns, rows: Vec::new(), header: true }
     }
+    /// No rows.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
     /// Add a row: one cell for each column.
     pub fn row(&mut self, cells: Vec<Cell>) {
         assert_eq!(cells.len(), self.columns.len(), "a row has one cell for each column");

@@ -1,5 +1,6 @@
 //! The command tree. Each leaf is a file with `Args` and `run`.
 
+pub mod backup;
 pub mod benchmark;
 pub mod cluster;
 pub mod completion;
@@ -49,6 +50,9 @@ pub enum Command {
     /// State of a rolling upgrade
     #[command(subcommand)]
     Upgrade(upgrade::Command),
+    /// Repositories of backups (dog vdi backup makes them)
+    #[command(subcommand)]
+    Backup(backup::Command),
     /// Measure
     #[command(subcommand)]
     Benchmark(benchmark::Command),
@@ -69,6 +73,7 @@ impl Command {
             Self::Node(c) => c.run(ctx).await,
             Self::Cluster(c) => c.run(ctx).await,
             Self::Upgrade(c) => c.run(ctx).await,
+            Self::Backup(c) => c.run().await,
             Self::Benchmark(c) => c.run(ctx).await,
             Self::Secret(c) => c.run(),
             Self::Completion(a) => Ok(completion::run(&a)),

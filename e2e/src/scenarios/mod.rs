@@ -1,5 +1,6 @@
 //! One story per file.
 
+mod backup;
 mod boot;
 mod chart;
 mod csi_sanity;
@@ -59,6 +60,7 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "freeze", about: "the second half of pause", core: false, run: pause::freeze },
     Scenario { name: "partition", about: partition::ABOUT, core: true, run: partition::run },
     Scenario { name: "image", about: image::ABOUT, core: true, run: image::run_scenario },
+    Scenario { name: "backup", about: backup::ABOUT, core: true, run: backup::run_scenario },
     Scenario { name: "boot", about: boot::ABOUT, core: false, run: boot::run_scenario },
     Scenario { name: "delta", about: delta::ABOUT, core: false, run: delta::run_scenario },
     Scenario { name: "disks", about: disks::ABOUT, core: true, run: disks::run_scenario },

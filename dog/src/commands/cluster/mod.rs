@@ -10,6 +10,7 @@ mod info;
 mod rebuild;
 mod recover;
 mod shutdown;
+mod snapshot;
 
 use crate::context::Context;
 use crate::failure::Failure;
@@ -36,9 +37,9 @@ pub enum Command {
     Rebuild(rebuild::Args),
     /// What happened
     Events(events::Args),
-    /// Copies of the whole cluster in a directory
+    /// Copies of the whole cluster in a repository
     #[command(subcommand)]
-    Snapshot(absent::Snapshot),
+    Snapshot(snapshot::Command),
     /// Users and keys of S3 and Swift
     #[command(subcommand)]
     User(absent::User),
@@ -58,7 +59,7 @@ impl Command {
             Self::Recover(c) => c.run(ctx).await,
             Self::Rebuild(a) => rebuild::run(ctx, a).await,
             Self::Events(a) => events::run(ctx, a).await,
-            Self::Snapshot(c) => c.run(),
+            Self::Snapshot(c) => c.run(ctx).await,
             Self::User(c) => c.run(),
             Self::SupportBundle(a) => bundle::run(ctx, a).await,
         }

@@ -1,9 +1,9 @@
 //! `dog vdi ...`
 
-mod absent;
 mod alter_copy;
 mod attach;
 mod attr;
+pub mod backup;
 pub mod check;
 mod clone;
 mod create;
@@ -19,6 +19,7 @@ mod object;
 mod read;
 mod rename;
 mod resize;
+pub mod restore;
 mod rollback;
 mod snapshot;
 mod stat;
@@ -87,10 +88,10 @@ pub enum Command {
     Export(export::Args),
     /// Ranges that differ between two snapshots, or a snapshot and now
     Diff(diff::Args),
-    /// Differences between snapshots as a file
-    Backup(absent::Args),
-    /// Snapshots from a backup
-    Restore(absent::Args),
+    /// Back up a VDI into a repository outside of the cluster
+    Backup(backup::Args),
+    /// Make a VDI from a backup
+    Restore(restore::Args),
     /// Compare all copies of a VDI, block by block
     Check(check::Args),
     /// Change the number of copies of a VDI
@@ -128,7 +129,8 @@ impl Command {
             Self::Import(a) => import::run(ctx, a).await,
             Self::Export(a) => export::run(ctx, a).await,
             Self::Diff(a) => diff::run(ctx, a).await,
-            Self::Backup(_) | Self::Restore(_) => absent::run(),
+            Self::Backup(a) => backup::run(ctx, a).await,
+            Self::Restore(a) => restore::run(ctx, a).await,
             Self::Check(a) => check::run(ctx, a).await,
             Self::AlterCopy(a) => alter_copy::run(ctx, a).await,
             Self::Stat(a) => stat::run(ctx, a).await,

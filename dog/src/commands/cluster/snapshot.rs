@@ -1,0 +1,343 @@
+//! `dog cluster snapshot ...`: all VDIs with their snapshots, in a repository, and back.
+
+use crate::backup::save::{Save, is_of};
+use crate::backup::{At, load, stamp};
+use crate::commands::vdi::{backup, restore};
+use crate::context::Context;
+use crate::failure::{Failure, code};
+use crate::output::{Cell, Column, Output, Record, Table};
+use crate::redundancy::Copies;
+use clap::Subcommand;
+use sheepdog_backup::repository::now_ms;
+use sheepdog_backup::{Index, Manifest, Repository};
+use sheepdog_client::pb::{DeleteVdiRequest, GetVdiRequest, Snapshot as Shot, SnapshotRequest, Vdi, VdiRef};
+use std::collections::BTreeMap;
+
+/// VDIs that are snapshot at one instant.
+const GROUP: usize = 256;
+/// Beginning of the tags of snapshots that are taken here.
+const OWN: &str = "save-";
+
+/// Copies of the whole cluster in a repository
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Save all VDIs as they are now, with their snapshots
+    Save(SaveArgs),
+    /// What was saved, oldest first
+    List(ListArgs),
+    /// VDIs and snapshots of one saved state
+    Show(ShowArgs),
+    /// Make all VDIs of a saved state again, in this or another cluster
+    Load(LoadArgs),
+}
+
+/// Save all VDIs as they are now, with their snapshots
+///
+/// All at one instant (up to 256 VDIs; more in groups). What the repository has already is not stored again.
+#[derive(clap::Args, Debug)]
+pub struct SaveArgs {
+    #[command(flatten)]
+    at: At,
+}
+
+/// What was saved, oldest first
+#[derive(clap::Args, Debug)]
+pub struct ListArgs {
+    #[command(flatten)]
+    at: At,
+}
+
+/// VDIs and snapshots of one saved state
+#[derive(clap::Args, Debug)]
+pub struct ShowArgs {
+    #[command(flatten)]
+    at: At,
+    /// Which: a name that list shows; the latest if left out
+    set: Option<String>,
+}
+
+/// Make all VDIs of a saved state again, in this or another cluster
+///
+/// Refused when a VDI of one of the names is there. Clones come back as VDIs of their own.
+#[derive(clap::Args, Debug)]
+pub struct LoadArgs {
+    #[command(flatten)]
+    at: At,
+    /// Which: a name that list shows; the latest if left out
+    set: Option<String>,
+    #[command(flatten)]
+    copies: Copies,
+}
+
+impl Command {
+    /// Do it.
+    pub async fn run(self, ctx: &Context) -> Result<Output, Failure> {
+        match self {
+            Self::Save(a) => save(ctx, a).await,
+            Self::List(a) => list(a).await,
+            Self::Show(a) => show(a).await,
+            Self::Load(a) => load_all(ctx, a).await,
+        }
+    }
+}
+
+async fn save(ctx: &Context, args: SaveArgs) -> Result<Output, Failure> {
+    let repository = args.at.open_or_create(sheepdog_backup::CHUNK).await?;
+    let lock = repository.lock("backup").await?;
+    let saved = save_all(ctx, &repository).await;
+    lock.release().await?;
+    let (set, all) = saved?;
+    repository.place.finish().await?;
+    if args.at.repository == "-" {
+        return Ok(Output::Nothing);
+    }
+    let sum = |f: fn(&Manifest) -> u64| all.iter().map(f).sum();
+    Ok(Output::Done(
+        Record::default()
+            .field("set", "Saved as", Cell::text(set))
+            .field("backups", "Backups", Cell::Number(all.len() as u64))
+            .field("added", "Added", Cell::Bytes(sum(|m| m.added)))
+            .field("stored", "Stored", Cell::Bytes(sum(|m| m.stored))),
+    ))
+}
+
+async fn save_all(ctx: &Context, repository: &Repository) -> Result<(String, Vec<Manifest>), Failure> {
+    let client = ctx.client().await?;
+    let set = format!("{OWN}{}", stamp(now_ms()));
+    let (mut known, _) = repository.backups().await?;
+    let vdis = client.all_vdis("", false).await?;
+    let (working, rest): (Vec<Vdi>, Vec<Vdi>) = vdis.into_iter().partition(|v| v.working);
+    for v in rest {
+        eprintln!(
+            "dog: {} has only snapshots left and is not saved: dog vdi clone one of them to keep it",
+            v.name
+        );
+    }
+    if working.is_empty() {
+        return Err(Failure::new(code::FAILED, "there is no VDI to save"));
+    }
+    if working.len() > GROUP {
+        eprintln!("dog: there are {} VDIs: {GROUP} at a time are saved at one instant", working.len());
+    }
+    for group in working.chunks(GROUP) {
+        let vdis = group.iter().map(|v| VdiRef::id(v.id)).collect();
+        client.snapshot(SnapshotRequest { vdis, tag: set.clone() }).await?;
+    }
+    let mut made = Vec::new();
+    let mut saved = Vec::new();
+    for v in &working {
+        let vdi = client.get_vdi(GetVdiRequest { vdi: Some(VdiRef::id(v.id)), usage: false }).await?;
+        for snapshot in vdi.snapshots.iter().filter(|s| s.tag == set || !is_own(s)) {
+            let there = known.iter().rev().find(|m| is_of(m, &vdi, snapshot)).cloned();
+            let own = snapshot.tag == set;
+            let manifest = match there {
+                // Its contents are known: this set has it, too.
+                Some(m) => {
+                    let id = uuid::Uuid::new_v4().simple().to_string();
+                    let (name, created_ms) = (vdi.name.clone(), now_ms());
+                    let mut m = Manifest { id, created_ms, set: Some(set.clone()), added: 0, stored: 0, ..m };
+                    m.volume.name = name;
+                    repository.commit(&m).await?;
+                    m
+                }
+                None => {
+                    let (known, set) = (known.as_slice(), Some(set.clone()));
+                    let (vdi, full) = (&vdi, false);
+                    Save { ctx, repository, known, vdi, snapshot, own, set, full }.run().await?
+                }
+            };
+            known.push(manifest.clone());
+            made.push(manifest);
+        }
+        saved.push(vdi);
+    }
+    if !repository.place.is_file() {
+        // The next save begins at these.
+        for vdi in &saved {
+            for old in vdi.snapshots.iter().filter(|s| s.tag != set && s.tag.starts_with(OWN)) {
+                if known.iter().any(|m| m.snapshot.own && is_of(m, vdi, old)) {
+                    backup::delete(ctx, vdi, old).await;
+                }
+            }
+        }
+    }
+    Ok((set, made))
+}
+
+/// Taken by dog for a backup.
+fn is_own(s: &Shot) -> bool {
+    s.tag.starts_with(OWN) || s.tag.starts_with(backup::OWN)
+}
+
+/// Backups by set, each in the order in which they were made.
+fn sets(all: Vec<Manifest>) -> BTreeMap<String, Vec<Manifest>> {
+    let mut out: BTreeMap<String, Vec<Manifest>> = BTreeMap::new();
+    for m in all {
+        if let Some(set) = m.set.clone() {
+            out.entry(set).or_default().push(m);
+        }
+    }
+    out
+}
+
+async fn set_of(at: &At, name: Option<&String>) -> Result<(Repository, String, Vec<Manifest>), Failure> {
+    let repository = at.open().await?;
+    let (all, bad) = repository.backups().await?;
+    for e in bad {
+        eprintln!("dog: {e}");
+    }
+    let mut sets = sets(all);
+    let wanted = name.cloned().or_else(|| sets.keys().next_back().cloned());
+    let missing = || {
+        Failure::new(5, "the repository has no such saved state").hint("dog cluster snapshot list names them")
+    };
+    let wanted = wanted.ok_or_else(missing)?;
+    let set = sets.remove(&wanted).ok_or_else(missing)?;
+    Ok((repository, wanted, set))
+}
+
+const SETS: &[Column] = &[
+    Column("set", "SAVED", false),
+    Column("vdis", "VDIS", false),
+    Column("snapshots", "SNAPSHOTS", false),
+    Column("data", "CONTENTS", false),
+    Column("added", "ADDED", false),
+];
+
+async fn list(args: ListArgs) -> Result<Output, Failure> {
+    let (all, bad) = args.at.open().await?.backups().await?;
+    for e in bad {
+        eprintln!("dog: {e}");
+    }
+    let mut table = Table::new(SETS);
+    for (set, made) in sets(all) {
+        let vdis: std::collections::BTreeSet<&String> = made.iter().map(|m| &m.volume.uuid).collect();
+        let snapshots = made.iter().filter(|m| !m.snapshot.own).count();
+        table.row(vec![
+            Cell::text(set),
+            Cell::Number(vdis.len() as u64),
+            Cell::Number(snapshots as u64),
+            Cell::Bytes(made.iter().filter(|m| m.snapshot.own).map(|m| m.data).sum()),
+            Cell::Bytes(made.iter().map(|m| m.added).sum()),
+        ]);
+    }
+    Ok(Output::Table(table))
+}
+
+const SHOWN: &[Column] = &[
+    Column("volume", "VDI", false),
+    Column("tag", "SNAPSHOT", false),
+    Column("taken", "TAKEN", false),
+    Column("size", "SIZE", false),
+    Column("data", "CONTENTS", false),
+    Column("id", "BACKUP", true),
+];
+
+async fn show(args: ShowArgs) -> Result<Output, Failure> {
+    let (_, _, set) = set_of(&args.at, args.set.as_ref()).await?;
+    let mut table = Table::new(SHOWN);
+    for m in &set {
+        let tag = if m.snapshot.own { Cell::None } else { Cell::text(&m.snapshot.tag) };
+        table.row(vec![
+            Cell::text(&m.volume.name),
+            tag,
+            Cell::Time(m.snapshot.created_ms),
+            Cell::Bytes(m.volume.size),
+            Cell::Bytes(m.data),
+            Cell::text(&m.id),
+        ]);
+    }
+    Ok(Output::Table(table))
+}
+
+async fn load_all(ctx: &Context, args: LoadArgs) -> Result<Output, Failure> {
+    let (repository, set, made) = set_of(&args.at, args.set.as_ref()).await?;
+    let mut volumes: BTreeMap<String, Vec<Manifest>> = BTreeMap::new();
+    for m in made {
+        volumes.entry(m.volume.uuid.clone()).or_default().push(m);
+    }
+    let there: Vec<String> =
+        ctx.client().await?.all_vdis("", false).await?.into_iter().map(|v| v.name).collect();
+    let taken: Vec<&str> = volumes
+        .values()
+        .flatten()
+        .map(|m| m.volume.name.as_str())
+        .filter(|n| there.iter().any(|t| t == n))
+        .collect();
+    if let Some(first) = taken.first() {
+        return Err(Failure::new(3, format!("a VDI named {first} is there already")).hint(
+            "rename or delete it, load into another cluster, or take single VDIs with dog vdi restore",
+        ));
+    }
+    let mut table = Table::new(&[
+        Column("name", "NAME", false),
+        Column("snapshots", "SNAPSHOTS", false),
+        Column("size", "SIZE", false),
+    ]);
+    for history in volumes.values() {
+        let vdi = load_one(ctx, &repository, history, &args.copies).await.map_err(|f| Failure {
+            message: format!("{} of {set}: {}", history[0].volume.name, f.message),
+            ..f
+        })?;
+        let snapshots = history.iter().filter(|m| !m.snapshot.own).count();
+        table.row(vec![Cell::text(&vdi.name), Cell::Number(snapshots as u64), Cell::Bytes(vdi.size)]);
+    }
+    Ok(Output::Made(table))
+}
+
+/// Snapshot after snapshot, each by what differs from the one before.
+async fn load_one(
+    ctx: &Context,
+    repository: &Repository,
+    history: &[Manifest],
+    copies: &Copies,
+) -> Result<Vdi, Failure> {
+    let client = ctx.client().await?;
+    let first = &history[0];
+    let mut vdi = load::create(ctx, first, &first.volume.name, restore::redundancy(first, copies)).await?;
+    let target = VdiRef::id(vdi.id);
+    let mut before = Index::empty(first.volume.size, first.chunk);
+    let filled = async {
+        for m in history {
+            if m.volume.size != vdi.size {
+                let request = sheepdog_client::pb::ResizeRequest {
+                    vdi: Some(target.clone()),
+                    size: m.volume.size,
+                    shrink: m.volume.size < vdi.size,
+                };
+                vdi = client.resize(request).await?;
+            }
+            before = before.clone().resized(m.volume.size);
+            let index = repository.index(m).await?;
+            load::contents(ctx, repository, target.clone(), (&before, &index), m.volume.size, false).await?;
+            before = index;
+            if !m.snapshot.own {
+                let request = SnapshotRequest { vdis: vec![target.clone()], tag: m.snapshot.tag.clone() };
+                client.snapshot(request).await?;
+            }
+        }
+        load::attributes(ctx, history.last().unwrap_or(first), &target).await
+    };
+    let filled = filled.await;
+    if let Err(f) = filled {
+        let request = DeleteVdiRequest { vdi: Some(target), with_snapshots: true, ..Default::default() };
+        if let Err(e) = client.delete_vdi(request).await {
+            eprintln!("dog: the unfinished VDI {} was not deleted: {e}", vdi.name);
+        }
+        return Err(f);
+    }
+    Ok(vdi)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backup::save::name_of;
+
+    #[test]
+    fn what_dog_took_for_backups_is_not_saved_again() {
+        let own = |tag: &str| is_own(&Shot { tag: tag.into(), ..Default::default() });
+        assert!(own("save-20261122T133000Z") && own("backup-20261122T133000Z"));
+        assert!(!own("monday") && !own("") && name_of(&Shot { id: 7, ..Default::default() }) == "7");
+    }
+}
