@@ -157,12 +157,7 @@ impl NodeMap {
     pub fn complete_at(&self, node: NodeId, key: PlacementKey, redundancy: Redundancy) -> Epoch {
         let Some(view) = self.nodes.get(&node) else { return Epoch(0) };
         let complete = if view.synced == Epoch(0) { view.kept } else { view.synced };
-        let held = self
-            .rings
-            .iter()
-            .filter(|(e, _)| *e <= complete)
-            .any(|r| self.targets(r, key, redundancy).contains(&node));
-        if held { view.kept } else { Epoch(0) }
+        if self.was_target(node, complete, key, redundancy) { view.kept } else { Epoch(0) }
     }
 
     /// The latest epoch, after `since`, until which a holder that is out may be believed when it comes back (see `complete_at`). A change that was finished without it must not look
@@ -199,9 +194,11 @@ impl NodeMap {
         ring.targets(key, redundancy_at(&self.altered, key.family, made_with, *epoch).width())
     }
 
-    /// Was it a holder of the object at an epoch? No, when that is no longer known.
+    /// Was it a holder of the object at an epoch, by any ring that was in force then? Whoever is complete has that, and is given every step of it until all rings but the last are
+    /// forgotten. What the map believes of a copy (`complete_at`) and what its node takes for its own must be the same: else it is left out of steps and believed all the same (seed
+    /// 13802). No, when that is no longer known.
     pub fn was_target(&self, node: NodeId, epoch: Epoch, key: PlacementKey, made_with: Redundancy) -> bool {
-        self.ring_at(epoch).is_some_and(|r| self.targets(r, key, made_with).contains(&node))
+        self.rings.iter().any(|r| r.0 <= epoch && self.targets(r, key, made_with).contains(&node))
     }
 }
 

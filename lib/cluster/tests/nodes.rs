@@ -644,3 +644,26 @@ fn switches() {
     assert_eq!(c.run(Command::Shutdown), Reply::Done);
     assert_eq!(c.s.shutdowns, 1);
 }
+
+#[test]
+fn what_any_ring_in_force_gave_to_a_node_that_is_complete_is_its_own() {
+    let mut c = Cluster::new(4, 2);
+    let v = c.vdi("v");
+    let family = c.s.vdis[&v].family;
+    let (made_with, key) = (c.s.families[&family].redundancy, PlacementKey { family, index: 0 });
+    let alter = |n| Command::AlterCopies { vdi: Some(v), redundancy: Redundancy::Copies(n) };
+    // Three copies for a while. The holder of the third is complete when there are to be two again; the others are not, so every ring stays in force.
+    c.ok(alter(3));
+    let third = c.s.node_map().acting(key, made_with).targets[2];
+    c.ok(alter(2));
+    let complete = c.s.epoch;
+    c.ok(Command::NodeSynced { node: third, incarnation: 1, epoch: complete });
+    c.ok(alter(3));
+    let map = c.s.node_map();
+    assert_eq!((map.nodes[&third].synced, map.nodes[&third].kept), (complete, c.s.epoch));
+    // It is believed, so it must know that it is to be given every step.
+    assert_eq!(map.complete_at(third, key, made_with), c.s.epoch);
+    assert!(map.was_target(third, complete, key, made_with));
+    // What it was given after it was complete does not count.
+    assert!(!map.was_target(third, map.rings[0].0, key, made_with));
+}
