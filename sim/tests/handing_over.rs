@@ -5,8 +5,9 @@ mod common;
 use bytes::Bytes;
 use common::simulate;
 use sheep::session::volume::open_image;
+use sheep::store::{WriteKind, WriteOp, WriteOutcome};
 use sheepdog_cluster::{ClusterState, Command, Redundancy, Reply, Session};
-use sheepdog_proto::{NodeId, ObjectId, PlacementKey, VdiId, Version};
+use sheepdog_proto::{Generation, NodeId, ObjectId, PlacementKey, VdiId, Version};
 use sheepdog_sim::world::World;
 use std::rc::Rc;
 use std::time::Duration;
@@ -18,8 +19,15 @@ struct Case {
 }
 
 impl Case {
-    /// Open on every node; the first of them is the owner.
+    /// Open on every node; the first of them is the owner, and has written.
     async fn new(seed: u64, copies: u8, owner: usize) -> Self {
+        let case = Self::opened(seed, copies, owner).await;
+        case.write(owner % case.world.nodes.len(), 1).await;
+        case
+    }
+
+    /// Open on every node, and nothing written.
+    async fn opened(seed: u64, copies: u8, owner: usize) -> Self {
         let world = World::new(seed).await;
         let create = Command::VdiCreate {
             name: "small".into(),
@@ -37,9 +45,7 @@ impl Case {
             });
             opened.await.expect("it runs");
         }
-        let case = Self { world, vdi };
-        case.write(owner, 1).await;
-        case
+        Self { world, vdi }
     }
 
     fn targets(&self) -> Vec<usize> {
@@ -101,6 +107,32 @@ impl Case {
         while !self.world.authority.read(&so) {
             commits.changed().await.expect("there are more");
         }
+    }
+
+    /// A step of a session that is over, which came to nobody else and was never answered.
+    async fn leave(&self, node: usize) {
+        let vdi = self.vdi;
+        let (layer, family, object_size, epoch) = self.world.authority.read(|s| {
+            let v = &s.vdis[&vdi];
+            (v.top.expect("a layer"), v.family, s.families[&v.family].object_size, s.epoch)
+        });
+        let op = WriteOp {
+            oid: ObjectId::data(layer, 0),
+            key: PlacementKey { family, index: 0 },
+            vdi,
+            object_size,
+            version: Version::new(Generation(0), 1),
+            prev: Version::NONE,
+            epoch,
+            degraded: None,
+            watermark: 0,
+            blocks: 0..1,
+            kind: WriteKind::Data(Bytes::from(vec![9; 4096])),
+        };
+        let done = self.world.call(node, move |ctx| async move {
+            ctx.node.replica.store.clone().expect("a store").write(op).await
+        });
+        assert_eq!(done.await.expect("it runs").expect("writes"), WriteOutcome::Done);
     }
 
     async fn kill(&self, node: usize) {
@@ -214,4 +246,31 @@ fn what_a_former_holder_still_has_is_not_taken_for_the_latest() {
             c.world.nodes.iter().for_each(|n| n.fs.wipe());
         });
     }
+}
+
+#[test]
+fn what_a_former_holder_has_alone_does_not_come_back_with_it() {
+    let mut told = 0;
+    for seed in 1..=30 {
+        told += simulate(async {
+            let c = Case::opened(seed, 2, seed as usize).await;
+            let former = c.move_away();
+            if c.targets().contains(&former) {
+                return 0;
+            }
+            c.settled().await;
+            c.leave(former).await;
+            let node = c.world.nodes[former].id;
+            c.world.authority.commit(Command::NodeWeight { node, weight: Some(1000), vnodes: None });
+            assert!(c.targets().contains(&former), "seed {seed}");
+            c.until(|s| s.nodes.values().all(|n| n.synced == s.epoch)).await;
+            for n in c.targets() {
+                assert_eq!(c.has(n).await, None, "seed {seed}");
+            }
+            assert_eq!(c.read(former).await, 0, "seed {seed}");
+            c.world.nodes.iter().for_each(|n| n.fs.wipe());
+            1
+        });
+    }
+    assert!(told > 5, "{told}");
 }

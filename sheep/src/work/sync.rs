@@ -450,7 +450,8 @@ impl Worker {
                 }
             }
         }
-        for (oid, (family, versions)) in wanted {
+        for (oid, (family, versions)) in &wanted {
+            let (oid, family) = (*oid, *family);
             let key = PlacementKey { family, index: oid.index() };
             if r.stands(map, key) && !r.sync.lacks(oid) {
                 // It has been given every step since, or will be: to leave it out of any now would lose what only it and another have.
@@ -475,22 +476,34 @@ impl Worker {
                 }
             }
         }
-        // Fills that a crash interrupted.
+        // Left over from an earlier ring: it was given no steps since, and nobody lists what the others never had or have given up (seed 19917).
+        let left_over = |row: &ObjectSummary| {
+            let Some(redundancy) = r.redundancy(row.key.family) else { return false };
+            let own = since.0 > 0 && map.was_target(me, since, row.key, redundancy);
+            if own || wanted.contains_key(&row.oid) {
+                return false;
+            }
+            let acting = map.acting(row.key, redundancy);
+            // Where nobody else holds it, nobody can say otherwise.
+            acting.all().any(|n| n == me) && acting.all().any(|n| n != me)
+        };
+        // And fills that a crash interrupted.
         let mut after = None;
         loop {
-            let page = store.list(after, 4096);
+            let page = store.list(after, 1024);
             // Of the only copy nothing can be fetched: its damage is an error to who reads it.
             let other = |row: &&ObjectSummary| {
                 let family = row.key.family;
                 r.redundancy(family).is_none_or(|x| map.redundancy(family, x).width() > 1)
             };
-            for row in page.iter().filter(|row| row.filling).filter(other) {
+            for row in page.iter().filter(|row| (row.filling && other(row)) || left_over(row)) {
                 r.sync.missed(row.oid, row.key.family);
             }
             match page.last() {
-                Some(last) if page.len() == 4096 => after = Some(last.oid),
+                Some(last) if page.len() == 1024 => after = Some(last.oid),
                 _ => return Ok(()),
             }
+            tokio::task::yield_now().await;
         }
     }
 
