@@ -4,6 +4,7 @@ mod common;
 #[path = "common/volume.rs"]
 mod volume;
 
+use bytes::Bytes;
 use common::simulate;
 use sheep::planted::{self, Bug};
 use sheepdog_cluster::{Command, Redundancy, Reply, Session};
@@ -191,4 +192,60 @@ fn a_snapshot_has_nothing_that_may_be_repeated() {
             c.end();
         });
     }
+}
+
+#[test]
+fn of_a_change_nothing_is_seen_before_all_of_it_is_done() {
+    const BORDER: u64 = 1 << 20;
+    let mut seen = 0;
+    for seed in 1..=30 {
+        seen += simulate(async {
+            let world = World::new(seed).await;
+            let create = Command::VdiCreate {
+                name: "two".into(),
+                uuid: 2,
+                size: 2 * BORDER,
+                redundancy: Some(Redundancy::Copies(2)),
+                object_size: Some(BORDER as u32),
+            };
+            let Reply::Vdi(vdi) = world.authority.commit(create) else { panic!("not made") };
+            let holders = |index| {
+                let targets = world.authority.read(|s| {
+                    let family = s.vdis[&vdi].family;
+                    let redundancy = s.families[&family].redundancy;
+                    s.node_map().acting(PlacementKey { family, index }, redundancy).targets
+                });
+                let holds = |n: &usize| targets.contains(&world.nodes[*n].id);
+                (0..world.nodes.len()).filter(holds).collect::<Vec<_>>()
+            };
+            // The owner holds a copy of the first object; who is far away holds one of the second only.
+            let (first, second) = (holders(0), holders(1));
+            let owner = first[0];
+            let Some(far) = second.into_iter().find(|n| !first.contains(n)) else { return 0 };
+            let write = |byte: u8| {
+                world.call(owner, move |ctx| async move {
+                    let volume = ctx.volumes.borrow()[&0].clone();
+                    volume.write(BORDER - 4096, Bytes::from(vec![byte; 8192])).await
+                })
+            };
+            let read = || {
+                world.call(owner, |ctx| async move {
+                    let volume = ctx.volumes.borrow()[&0].clone();
+                    volume.read(BORDER - 4096, 4096).await.map(|d| d.concat()[0])
+                })
+            };
+            open(&world, vdi, owner).await;
+            assert_eq!(write(1).await, Ok(Ok(())), "seed {seed}");
+            world.net.slow(world.nodes[owner].id, world.nodes[far].id, LONG);
+            let writing = write(2);
+            tokio::pin!(writing);
+            assert_eq!(at_once(writing.as_mut()).await, None, "seed {seed}");
+            assert_eq!(at_once(read()).await, None, "seed {seed}: half of it would be done again");
+            assert_eq!(writing.await, Ok(Ok(())), "seed {seed}");
+            assert_eq!(read().await, Ok(Ok(2)), "seed {seed}");
+            world.nodes.iter().for_each(|n| n.fs.wipe());
+            1
+        });
+    }
+    assert!(seen > 3, "{seen}");
 }

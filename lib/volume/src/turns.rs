@@ -27,7 +27,15 @@ impl Turns {
     /// Nothing that came earlier overlaps.
     pub fn may_go(&self, turn: Turn) -> bool {
         let Some((_, mine)) = self.held.iter().find(|(t, _)| *t == turn) else { return true };
-        !self.held.iter().any(|(t, r)| *t < turn && r.start < mine.end && mine.start < r.end)
+        self.is_clear(turn, mine)
+    }
+    /// Whoever comes from now on has this turn or a later one.
+    pub fn now(&self) -> Turn {
+        Turn(self.next)
+    }
+    /// Nothing that came before this turn overlaps.
+    pub fn is_clear(&self, before: Turn, bytes: &Range<u64>) -> bool {
+        !self.held.iter().any(|(t, r)| *t < before && r.start < bytes.end && bytes.start < r.end)
     }
     /// Done.
     pub fn leave(&mut self, turn: Turn) {
@@ -40,6 +48,18 @@ impl Turns {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_looks_waits_for_what_had_begun() {
+        let mut t = Turns::default();
+        let a = t.enter(0..8);
+        let now = t.now();
+        t.enter(0..8);
+        assert!(!t.is_clear(now, &(7..9)) && t.is_clear(now, &(8..9)));
+        t.leave(a);
+        assert!(t.is_clear(now, &(7..9)), "what came later is not waited for");
+        assert!(!t.is_clear(t.now(), &(7..9)));
+    }
 
     #[test]
     fn overlapping_changes_keep_their_order() {

@@ -24,7 +24,7 @@ use sheepdog_proto::{
     BLOCK_SHIFT, BLOCK_SIZE, Epoch, Generation, LayerId, ObjectId, PlacementKey, VdiId, Version,
 };
 use sheepdog_volume::order::Ticket;
-use sheepdog_volume::{RangeLocks, Watermark, pieces};
+use sheepdog_volume::{RangeLocks, Turn, Turns, Watermark, pieces};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::ops::Range;
@@ -101,6 +101,19 @@ pub struct Session {
     /// What gateways had sent to earlier owners is answered: see `repeats`.
     repeated: Cell<bool>,
     all_repeated: Notify,
+    /// Changes of several steps, from before the first to after the last: until then all of it may be carried out once more.
+    changing: RefCell<Turns>,
+    changed: Notify,
+}
+
+/// A change of several steps, while it is carried out.
+struct Changing<'a>(&'a Session, Turn);
+
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        self.0.changing.borrow_mut().leave(self.1);
+        self.0.changed.notify_waiters();
+    }
 }
 
 /// A write that is in the object's log.
@@ -151,6 +164,8 @@ impl Session {
             cache,
             repeated: Cell::new(false),
             all_repeated: Notify::new(),
+            changing: RefCell::default(),
+            changed: Notify::new(),
         });
         tokio::task::spawn_local(session.clone().background());
         Some(session)
@@ -197,6 +212,19 @@ impl Session {
     pub(super) fn all_repeated(&self) {
         self.repeated.set(true);
         self.all_repeated.notify_waiters();
+    }
+    fn begin(&self, bytes: Range<u64>) -> Changing<'_> {
+        Changing(self, self.changing.borrow_mut().enter(bytes))
+    }
+    /// Is a part of a change of these bytes done, perhaps, and another not?
+    pub(super) fn is_changing(&self, bytes: &Range<u64>) -> bool {
+        let changing = self.changing.borrow();
+        !changing.is_clear(changing.now(), bytes)
+    }
+    /// Those that have begun by now have ended: answered, or together with the session.
+    pub(super) async fn changes_ended(&self, bytes: &Range<u64>) {
+        let before = self.changing.borrow().now();
+        until(&self.changed, || self.changing.borrow().is_clear(before, bytes).then_some(())).await;
     }
     /// Run `f` until the session dies.
     pub(crate) async fn alive<T>(
@@ -404,6 +432,8 @@ impl Session {
                 first = end;
             }
         }
+        let several = parts.len() > 1 || parts.iter().any(|(_, b, ..)| b.len() > MAX_STEP as usize);
+        let _changing = several.then(|| self.begin(offset..offset + data.len() as u64));
         if let [(index, blocks, range, bytes)] = parts.as_slice() {
             return self.write_part(*index, blocks.clone(), range.clone(), bytes.clone()).await;
         }
@@ -589,6 +619,7 @@ impl Session {
     pub async fn zero(&self, offset: u64, len: u64, _discard: bool) -> Result<(), SessionError> {
         let _shared = self.hold.read().await;
         self.check_range(offset, len)?;
+        let _changing = self.begin(offset..offset + len);
         let bare = self.is_bare();
         let mut todo = pieces(offset, len, self.object_size);
         let mut running = FuturesUnordered::new();

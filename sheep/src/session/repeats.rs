@@ -3,7 +3,8 @@
 //! A gateway repeats what an owner did not answer, if need be at the next owner, and neither of them can tell whether it has been carried out before. That does no harm as long as nobody has
 //! seen its effect: then it counts as happening when it is repeated, whatever others have written in between. So two things wait, reads and snapshots:
 //!
-//! * at the owner, for what it has carried out for other gateways until these have its answers (`Unconfirmed`);
+//! * at the owner, for what it has carried out for other gateways until these have its answers (`Unconfirmed`), and for changes of several steps, its own too, until the last step
+//!   is done (`changes_ended`): those that are done would be done again with the others;
 //! * after an opening, for what gateways had sent to earlier owners until it is answered (`Unanswered`, asked for by `repeated`).
 //!
 //! Changes wait for nothing here. A gateway that is not up does not hold anybody up: it loses its registration, and with that what it still sends is refused.
@@ -139,15 +140,16 @@ impl Gateway {
     ) -> Result<IoDone, SessionError> {
         let done = run(session, io).await?;
         let looks = matches!(io, Io::Read { layer: None, .. } | Io::Status { layer: None, .. });
+        let bytes = io.bytes();
         if !looks
-            || (session.is_repeated() && entry.unconfirmed.is_empty())
+            || (session.is_repeated() && entry.unconfirmed.is_empty() && !session.is_changing(&bytes))
             || planted::is(Bug::UncertainRead)
         {
             return Ok(done);
         }
         // What it may have seen had begun by now.
-        let bytes = io.bytes();
         let certain = async {
+            session.changes_ended(&bytes).await;
             session.repeated().await;
             self.confirmed(entry, |f| f.bytes.start < bytes.end && bytes.start < f.bytes.end).await;
             Ok(done)
