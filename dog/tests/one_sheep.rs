@@ -259,3 +259,26 @@ fn contents_travel() {
     assert_eq!(names(&sheep), ["img"], "the benchmark's VDI is gone");
     sheep.dog(&["vdi", "stat", "-o", "json"]).ok();
 }
+
+#[test]
+fn limits() {
+    let dir = tempfile::tempdir().unwrap();
+    let sheep = formatted(dir.path());
+    sheep.dog(&["vdi", "create", "disk", "64M"]).ok();
+    let shown = |words: &[&str]| sheep.dog(&[&["vdi", "limit", "disk", "-o", "json"], words].concat()).json();
+    assert_eq!(shown(&[])["iops"], serde_json::Value::Null);
+    let set = shown(&["--iops", "100", "--bandwidth", "1Mi"]);
+    assert_eq!((&set["iops"], &set["iops_burst"]), (&100.into(), &100.into()), "{set}");
+    assert_eq!(set["bandwidth"], 1 << 20);
+    let set = shown(&["--iops", "0"]);
+    assert_eq!(
+        (&set["iops"], &set["bandwidth"]),
+        (&serde_json::Value::Null, &(1 << 20).into()),
+        "the other stays"
+    );
+    sheep.dog(&["vdi", "limit", "disk", "--bandwidth", "1K"]).fails(64, "looks like a fault");
+    sheep.dog(&["vdi", "limit", "disk", "--iops-burst", "5"]).fails(64, "--iops");
+    sheep.dog(&["vdi", "limit", "disk", "--none", "--iops", "5"]).fails(64, "--none");
+    assert_eq!(shown(&["--none"])["bandwidth"], serde_json::Value::Null);
+    sheep.dog(&["vdi", "limit", "nosuch"]).fails(5, "nosuch");
+}

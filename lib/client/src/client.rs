@@ -310,6 +310,8 @@ impl Client {
         resize = vdi.resize(ResizeRequest) -> Vdi, again true;
         /// Change the number of copies of a VDI.
         alter_vdi_copies = vdi.alter_copies(AlterVdiCopiesRequest) -> Done, again true;
+        /// How fast a VDI may be used.
+        set_limits = vdi.set_limits(SetLimitsRequest) -> Done, again true;
         /// Set or delete an attribute.
         set_attr = vdi.set_attr(SetAttrRequest) -> Done, again false;
         /// Take a lock.

@@ -1,6 +1,6 @@
 //! What can be asked of the state machine, and what it answers.
 
-use crate::state::{DiskEntry, Format, Millis, NodeAddr, Timing};
+use crate::state::{DiskEntry, Format, Limits, Millis, NodeAddr, Timing};
 use crate::{Access, AttachmentRef, EventLevel, Redundancy};
 use serde::{Deserialize, Serialize};
 use sheepdog_proto::{
@@ -330,6 +330,13 @@ pub enum Command {
         incarnation: u64,
         /// Disk.
         disk: DiskId,
+    },
+    /// How fast a VDI may be used from now on.
+    SetLimits {
+        /// VDI.
+        vdi: VdiId,
+        /// New.
+        limits: Limits,
     },
 }
 

@@ -356,6 +356,21 @@ pub struct Vdi {
     pub gateways: BTreeMap<NodeId, GatewayOpen>,
     /// Who may use it, in order of their ids, bounded; empty: anybody.
     pub attachments: Vec<crate::Attachment>,
+    /// How fast it may be used.
+    pub limits: Limits,
+}
+
+/// How fast a volume may be used, at each of its gateways. 0: as fast as it can.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug, Default)]
+pub struct Limits {
+    /// Requests a second, of any kind.
+    pub iops: u64,
+    /// Requests that may go at once after a pause.
+    pub iops_burst: u64,
+    /// Bytes a second, read and written.
+    pub bandwidth: u64,
+    /// Bytes that may go at once after a pause.
+    pub bandwidth_burst: u64,
 }
 
 /// Something worth telling people.

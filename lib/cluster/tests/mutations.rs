@@ -5,8 +5,8 @@ mod mutate;
 
 use mutate::{each_of, peak, rounds, within};
 use sheepdog_cluster::{
-    Access, AttachmentRef, ClusterState, Command, DiskEntry, Entry, EventLevel, Format, NodeAddr, NodeHello,
-    Redundancy, Reply, SnapshotRef, Timing,
+    Access, AttachmentRef, ClusterState, Command, DiskEntry, Entry, EventLevel, Format, Limits, NodeAddr,
+    NodeHello, Redundancy, Reply, SnapshotRef, Timing,
 };
 use sheepdog_proto::{
     AttachmentId, ClusterId, ControlIndex, DiskId, Epoch, Generation, LayerId, NodeId, VdiId,
@@ -73,6 +73,7 @@ fn commands() -> Vec<Command> {
         Command::FlattenStart { vdi: VdiId(4) },
         Command::FlattenDone { vdi: VdiId(4), generation },
         Command::SetAttr { vdi, key: "k".into(), value: Some(vec![1, 2]), exclusive: true },
+        Command::SetLimits { vdi, limits: Limits { iops: 100, iops_burst: 9, ..Limits::default() } },
         Command::Lock { vdi, holder: "h".into(), exclusive: false },
         Command::Unlock { vdi, holder: None },
         Command::VdiRename { vdi, name: "w".into() },

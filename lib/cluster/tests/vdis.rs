@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Cluster, create, format, hello, node};
-use sheepdog_cluster::{Command, CommandError, NodeHello, Redundancy, Reply, Session, SnapshotRef};
+use sheepdog_cluster::{Command, CommandError, Limits, NodeHello, Redundancy, Reply, Session, SnapshotRef};
 use sheepdog_proto::{Generation, LayerId, PlacementKey, VdiId};
 
 const GONE: VdiId = VdiId(999);
@@ -347,4 +347,25 @@ fn a_gateway_keeps_its_registration_until_it_closes_or_is_fenced() {
         c.refused(Command::GatewayOpen { vdi: GONE, node: node(1), incarnation: 2 }),
         CommandError::NotFound(_)
     ));
+}
+
+#[test]
+fn limits_are_kept_where_they_make_sense() {
+    let mut c = Cluster::new(3, 2);
+    let v = c.vdi("v");
+    let limits = |iops, iops_burst, bandwidth, bandwidth_burst| Command::SetLimits {
+        vdi: v,
+        limits: Limits { iops, iops_burst, bandwidth, bandwidth_burst },
+    };
+    assert_eq!(c.s.vdis[&v].limits, Limits::default());
+    c.ok(limits(100, 200, 1 << 20, 0));
+    assert_eq!(c.s.vdis[&v].limits.iops_burst, 200);
+    for bad in [limits(0, 1, 0, 0), limits(0, 0, 0, 1), limits(0, 0, 1000, 0)] {
+        assert!(matches!(c.refused(bad), CommandError::Invalid(_)));
+    }
+    assert_eq!(c.s.vdis[&v].limits.iops, 100, "as it was");
+    c.ok(limits(0, 0, 0, 0));
+    assert_eq!(c.s.vdis[&v].limits, Limits::default());
+    let none = Command::SetLimits { vdi: VdiId(99), limits: Limits::default() };
+    assert!(matches!(c.refused(none), CommandError::NotFound(_)));
 }

@@ -7,6 +7,7 @@ use super::attachments::{CarriedOut, Carrying};
 use super::cache::{Cache, CacheStats};
 use super::opens::{Foreign, Open, Opens};
 use super::owner::{Session, SessionError};
+use super::pace::Pace;
 use super::read::{read_through, status_through};
 use super::repeats::{Numbered, Sending, Unanswered, Unconfirmed};
 use crate::peer::{LinkError, Replica};
@@ -118,6 +119,7 @@ pub struct Attached {
     turned: tokio::sync::Notify,
     pub(super) unanswered: Unanswered,
     pub(super) unconfirmed: Unconfirmed,
+    pub(super) pace: Pace,
 }
 
 impl Attached {
@@ -253,6 +255,7 @@ impl Gateway {
                     turned: tokio::sync::Notify::new(),
                     unanswered: Unanswered::default(),
                     unconfirmed: Unconfirmed::default(),
+                    pace: Pace::new(),
                 })
             })
             .clone()

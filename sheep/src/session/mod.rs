@@ -6,6 +6,7 @@ mod attachments;
 pub mod cache;
 pub(crate) mod opens;
 pub mod owner;
+mod pace;
 pub mod read;
 pub(crate) mod repeats;
 pub mod replicate;

@@ -252,7 +252,19 @@ impl Live {
         self.flight.count.set(self.flight.count.get() + 1);
         Ok(InFlight(self.flight.clone()))
     }
+    /// See `pace`.
+    async fn admitted(&self, io: &Io) -> Result<(), VolumeError> {
+        let bytes = match io {
+            Io::Read { len, .. } => u64::from(*len),
+            Io::Write { data, .. } => data.len() as u64,
+            Io::Zero { .. } => 0,
+            Io::Status { .. } => return Ok(()),
+        };
+        let (control, gone) = (&self.gateway.replica.control, || self.ear.gone.get() != Gone::No);
+        self.entry.pace.admit(control, self.entry.vdi, bytes, gone).await
+    }
     async fn one(&self, io: Io) -> Result<IoDone, VolumeError> {
+        self.admitted(&io).await?;
         let in_flight = self.enter()?;
         if matches!(io, Io::Read { .. } | Io::Status { .. }) {
             return self.gateway.submit(&self.entry, self.open, &io).await;

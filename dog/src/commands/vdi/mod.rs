@@ -13,6 +13,7 @@ mod diff;
 mod export;
 mod flatten;
 mod import;
+mod limit;
 mod list;
 mod lock;
 mod object;
@@ -94,6 +95,8 @@ pub enum Command {
     Restore(restore::Args),
     /// Compare all copies of a VDI, block by block
     Check(check::Args),
+    /// How fast a VDI may be used
+    Limit(limit::Args),
     /// Change the number of copies of a VDI
     AlterCopy(alter_copy::Args),
     /// Requests and bytes of open VDIs
@@ -132,6 +135,7 @@ impl Command {
             Self::Backup(a) => backup::run(ctx, a).await,
             Self::Restore(a) => restore::run(ctx, a).await,
             Self::Check(a) => check::run(ctx, a).await,
+            Self::Limit(a) => limit::run(ctx, a).await,
             Self::AlterCopy(a) => alter_copy::run(ctx, a).await,
             Self::Stat(a) => stat::run(ctx, a).await,
         }

@@ -77,6 +77,7 @@ impl ClusterState {
             C::FlattenDone { vdi, generation } => self.flatten_done(*vdi, *generation),
             C::Rollback { vdi, snapshot, generation } => self.rollback(now, *vdi, snapshot, *generation),
             C::AlterCopies { vdi, redundancy } => self.alter_copies(now, *vdi, *redundancy),
+            C::SetLimits { vdi, limits } => self.set_limits(*vdi, *limits),
             C::SetAttr { vdi, key, value, exclusive } => {
                 self.set_attr(*vdi, key, value.as_deref(), *exclusive)
             }

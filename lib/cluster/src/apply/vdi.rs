@@ -3,7 +3,8 @@
 use super::Outcome;
 use super::lifecycle::{check_object_size, check_redundancy};
 use crate::{
-    ClusterState, CommandError, EventLevel, Family, Lock, Millis, NodeState, Redundancy, Reply, Session, Vdi,
+    ClusterState, CommandError, EventLevel, Family, Limits, Lock, Millis, NodeState, Redundancy, Reply,
+    Session, Vdi,
 };
 use sheepdog_proto::{Epoch, Generation, LayerId, VdiId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,6 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Attribute limits, bytes.
 const MAX_KEY: usize = 256;
 const MAX_VALUE: usize = 64 << 10;
+/// Smallest limit of bytes a second: a request of 1 MiB takes 16 s.
+const MIN_BANDWIDTH: u64 = 64 << 10;
 /// Attributes of one VDI.
 const MAX_ATTRS: usize = 1024;
 /// Rings that are not settled yet at which the copies of no further VDI are changed: whoever asks where an object is looks at all of them.
@@ -112,6 +115,7 @@ impl ClusterState {
                 flattening: false,
                 gateways: BTreeMap::new(),
                 attachments: Vec::new(),
+                limits: Limits::default(),
             },
         );
         self.names.insert(name.to_owned(), id);
@@ -220,6 +224,20 @@ impl ClusterState {
         self.holders_changed(now, text);
         let steps = self.altered.entry(family).or_insert_with(|| vec![(Epoch(0), before)]);
         steps.push((self.epoch, redundancy));
+        Ok(Reply::Done)
+    }
+
+    pub(super) fn set_limits(&mut self, id: VdiId, limits: Limits) -> Outcome {
+        let Limits { iops, iops_burst, bandwidth, bandwidth_burst } = limits;
+        if (iops == 0 && iops_burst > 0) || (bandwidth == 0 && bandwidth_burst > 0) {
+            return Err(CommandError::Invalid("a burst belongs to a limit: give that, too".into()));
+        }
+        if bandwidth > 0 && bandwidth < MIN_BANDWIDTH {
+            return Err(CommandError::Invalid(format!(
+                "a bandwidth of less than {MIN_BANDWIDTH} bytes a second looks like a fault to whoever uses the volume"
+            )));
+        }
+        self.vdi_mut(id)?.limits = limits;
         Ok(Reply::Done)
     }
 

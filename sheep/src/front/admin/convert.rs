@@ -4,8 +4,8 @@ use super::backend::{IoCounters, Standing};
 use sheepdog_client::pb;
 use sheepdog_client::{Error, ErrorKind};
 use sheepdog_cluster::{
-    Access, Attachment, ClusterState, CommandError, EventLevel, Node, NodeState, RecoveryConfig, Redundancy,
-    Reply, Session, Snapshot, Vdi,
+    Access, Attachment, ClusterState, CommandError, EventLevel, Limits, Node, NodeState, RecoveryConfig,
+    Redundancy, Reply, Session, Snapshot, Vdi,
 };
 use sheepdog_proto::NodeId;
 use std::collections::BTreeSet;
@@ -127,6 +127,16 @@ fn parent(state: &ClusterState, v: &Vdi) -> Option<pb::Parent> {
     })
 }
 
+fn limits_out(l: Limits) -> pb::Limits {
+    let Limits { iops, iops_burst, bandwidth, bandwidth_burst } = l;
+    pb::Limits { iops, iops_burst, bandwidth, bandwidth_burst }
+}
+
+pub(super) fn limits_in(l: Option<pb::Limits>) -> Limits {
+    let pb::Limits { iops, iops_burst, bandwidth, bandwidth_burst } = l.unwrap_or_default();
+    Limits { iops, iops_burst, bandwidth, bandwidth_burst }
+}
+
 pub(super) fn vdi(state: &ClusterState, v: &Vdi) -> pb::Vdi {
     let family = state.families.get(&v.family);
     pb::Vdi {
@@ -150,6 +160,7 @@ pub(super) fn vdi(state: &ClusterState, v: &Vdi) -> pb::Vdi {
         flattening: v.flattening,
         usage: None,
         attachments: v.attachments.iter().map(attachment).collect(),
+        limits: Some(limits_out(v.limits)),
     }
 }
 

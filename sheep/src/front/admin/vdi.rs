@@ -1,7 +1,7 @@
 //! The `VdiService`: the table of volumes, and changes that lie between writes.
 
 use super::backend::Image;
-use super::convert::{redundancy_in, vdi as to_pb};
+use super::convert::{limits_in, redundancy_in, vdi as to_pb};
 use super::service::{Admin, Answers, find_snapshot, is_forwarded, missing, usage};
 use super::{vdi_data, vdi_look};
 use futures::future::BoxFuture;
@@ -457,6 +457,12 @@ impl VdiService for Vdis {
         let vdi = self.0.vdi_id(&r.vdi)?;
         let redundancy = redundancy_in(r.redundancy)?.ok_or_else(|| usage("say how many copies"))?;
         self.0.propose(Command::AlterCopies { vdi: Some(vdi), redundancy }).await?;
+        done()
+    }
+    async fn set_limits(&self, r: Request<SetLimitsRequest>) -> Reply1<Done> {
+        let SetLimitsRequest { vdi, limits } = r.into_inner();
+        let vdi = self.0.vdi_id(&vdi)?;
+        self.0.propose(Command::SetLimits { vdi, limits: limits_in(limits) }).await?;
         done()
     }
     async fn set_attr(&self, r: Request<SetAttrRequest>) -> Reply1<Done> {
