@@ -24,6 +24,8 @@ const NONCE: usize = 24;
 pub const MAX: usize = 64 << 20;
 /// Zstandard's: the fastest there is, so that a backup is about as fast as reading, and most of what there is to gain.
 const LEVEL: i32 = 1;
+/// Bytes that are tried first.
+const SAMPLE: usize = 32 << 10;
 
 /// Name of a chunk.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -121,6 +123,17 @@ pub fn name(key: Option<&Key>, contents: &[u8]) -> Id {
     Id(*hash.as_bytes())
 }
 
+/// Smaller, if that is worth it. What does not shrink in the middle, as encrypted or compressed contents do not, is not tried as a whole.
+fn compress(contents: &[u8]) -> Option<Vec<u8>> {
+    let middle = contents.len() / 2;
+    let sample = contents.get(middle..middle + SAMPLE).unwrap_or_default();
+    let shrinks = |packed: &Vec<u8>, of: &[u8]| packed.len() < of.len() - of.len() / 32;
+    if !sample.is_empty() && !zstd::bulk::compress(sample, LEVEL).is_ok_and(|p| shrinks(&p, sample)) {
+        return None;
+    }
+    zstd::bulk::compress(contents, LEVEL).ok().filter(|p| shrinks(p, contents))
+}
+
 /// As they are stored. Deterministic without a key.
 ///
 /// # Errors
@@ -132,7 +145,7 @@ pub fn seal(key: Option<&Key>, id: Id, contents: &[u8]) -> Result<Vec<u8>, Error
             contents.len()
         )));
     }
-    let packed = zstd::bulk::compress(contents, LEVEL).ok().filter(|p| p.len() < contents.len());
+    let packed = compress(contents);
     let compressed = packed.is_some();
     let body = packed.as_deref().unwrap_or(contents);
     let mut out = Vec::with_capacity(HEAD + NONCE + 16 + body.len());
@@ -223,6 +236,30 @@ mod tests {
                     assert!(open(key, id, &stored[..at]).is_err(), "cut at {at}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn what_does_not_shrink_is_stored_as_it_is() {
+        let mut x = 1u64;
+        let mut noise = |n: usize| -> Vec<u8> {
+            let mut next = || {
+                x ^= x << 13;
+                x ^= x >> 7;
+                x ^= x << 17;
+                x as u8
+            };
+            (0..n).map(|_| next()).collect()
+        };
+        let (random, zeros) = (noise(1 << 20), vec![0; 1 << 20]);
+        for (contents, small) in
+            [(random.clone(), false), ([&random[..1 << 19], &zeros].concat(), true), (zeros, true)]
+        {
+            let id = name(None, &contents);
+            let stored = seal(None, id, &contents).expect("seals");
+            assert_eq!(stored.len() < contents.len(), small, "{}", stored.len());
+            assert!(stored.len() <= contents.len() + HEAD);
+            assert_eq!(open(None, id, &stored).expect("opens"), contents);
         }
     }
 
