@@ -18,9 +18,10 @@ fn formatted(dir: &Path) -> Sheep {
 
 /// Two clusters and room for files.
 struct Case {
-    dir: tempfile::TempDir,
     here: Sheep,
     there: Sheep,
+    // Goes after those who use it.
+    dir: tempfile::TempDir,
 }
 
 impl Case {
@@ -32,7 +33,7 @@ impl Case {
             formatted(&path)
         };
         let (here, there) = (sheep("here"), sheep("there"));
-        Self { dir, here, there }
+        Self { here, there, dir }
     }
     fn path(&self, name: &str) -> String {
         self.dir.path().join(name).to_str().unwrap().to_owned()
@@ -240,4 +241,34 @@ fn a_whole_cluster_comes_back() {
     }
     let rows = there.dog(&["vdi", "list", "-o", "json"]).json();
     assert_eq!(rows.as_array().unwrap().len(), 6, "no snapshots but those of users: {rows}");
+}
+
+#[test]
+fn sizes_that_are_no_multiple_of_a_chunk() {
+    let case = Case::new();
+    let (here, there, repo) = (&case.here, &case.there, case.path("repo"));
+    let sizes = [2_500 << 10, 3_700 << 10, 3_700 << 10, 2_300 << 10, (4 << 20) + 512];
+    here.dog(&["vdi", "create", "odd", &sizes[0].to_string()]).ok();
+    write(here, "odd", 0, &noise(1, sizes[0]));
+    let mut points = Vec::new();
+    for (n, size) in sizes.iter().enumerate() {
+        here.dog(&["vdi", "resize", "odd", &size.to_string(), "--shrink", "--yes"]).ok();
+        if n == 2 {
+            write(here, "odd", size - 700, &noise(2, 700));
+        }
+        here.dog(&["vdi", "snapshot", "odd", "-s", &format!("t{n}")]).ok();
+        points.push(read(here, "odd"));
+        assert_eq!(points[n].len(), *size);
+        here.dog(&["vdi", "backup", &format!("odd@t{n}"), &repo]).ok();
+    }
+    here.dog(&["cluster", "snapshot", "save", &repo]).ok();
+    for (n, contents) in points.iter().enumerate() {
+        there.dog(&["vdi", "restore", &repo, &format!("odd@t{n}"), &format!("r{n}")]).ok();
+        assert!(read(there, &format!("r{n}")) == *contents, "point {n}");
+    }
+    there.dog(&["cluster", "snapshot", "load", &repo]).ok();
+    for (n, contents) in points.iter().enumerate() {
+        assert!(read(there, &format!("odd@t{n}")) == *contents, "point {n} of the cluster");
+    }
+    assert!(read(there, "odd") == points[4]);
 }

@@ -59,7 +59,7 @@ struct Added {
 }
 
 impl Save<'_> {
-    /// Do it; the backup is there when this returns.
+    /// Store what is new. The backup is there when the answer has been committed.
     pub async fn run(self) -> Result<Manifest, Failure> {
         let size = self.snapshot.size;
         let base = self.base();
@@ -72,7 +72,8 @@ impl Save<'_> {
         let known = old.as_ref().map(Index::ids).unwrap_or_default();
         let mut index = old.map_or_else(|| Index::empty(size, chunk), |i| i.resized(size));
         let since = base.map(|(_, s)| name_of(s)).unwrap_or_default();
-        let (read, gone) = self.changes(&index, since).await?;
+        let edges = base.map(|(m, _)| edges(m.volume.size, size, chunk)).unwrap_or_default();
+        let (read, gone) = self.changes(&index, since, edges).await?;
         for number in gone {
             index.set(number, Entry::Hole);
         }
@@ -114,8 +115,8 @@ impl Save<'_> {
             added: added.contents.get(),
             stored: added.stored.get(),
             set: self.set.clone(),
+            set_size: None,
         };
-        self.repository.commit(&manifest).await?;
         Ok(manifest)
     }
 
@@ -136,6 +137,7 @@ impl Save<'_> {
         &self,
         index: &Index,
         since: String,
+        edges: Vec<usize>,
     ) -> Result<(Vec<Range<usize>>, Vec<usize>), Failure> {
         let to = name_of(self.snapshot);
         if since == to {
@@ -143,7 +145,7 @@ impl Save<'_> {
         }
         let request = DiffRequest { vdi: Some(VdiRef::id(self.vdi.id)), from: since, to };
         let mut ranges = self.ctx.client().await?.diff(request).await?;
-        let (mut read, mut zero) = (BTreeSet::new(), BTreeMap::<usize, u64>::new());
+        let (mut read, mut zero) = (BTreeSet::from_iter(edges), BTreeMap::<usize, u64>::new());
         while let Some(r) = ranges.message().await? {
             for n in index.touched(r.offset, r.length) {
                 if !r.zero {
@@ -242,6 +244,38 @@ impl Save<'_> {
     }
 }
 
+/// Chunks that end elsewhere since the volume has another size, though nothing was written.
+fn edges(was: u64, is: u64, chunk: u32) -> Vec<usize> {
+    let chunk = u64::from(chunk);
+    let cut = |size: u64| {
+        let there = !size.is_multiple_of(chunk) && size / chunk < is.div_ceil(chunk);
+        there.then_some((size / chunk) as usize)
+    };
+    if was == is { Vec::new() } else { [cut(was), cut(is)].into_iter().flatten().collect() }
+}
+
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chunk_that_ends_elsewhere_is_read_again() {
+        const C: u64 = 1 << 20;
+        for (was, is, read) in [
+            (3 * C, 3 * C, vec![]),
+            (3 * C + 5, 3 * C + 5, vec![]),
+            (3 * C, 5 * C, vec![]),
+            (3 * C + 5, 5 * C, vec![3]),
+            (3 * C + 5, 5 * C + 7, vec![3, 5]),
+            (5 * C + 7, 3 * C + 5, vec![3]),
+            (5 * C + 7, 5 * C, vec![]),
+            (5 * C, 3 * C + 5, vec![3]),
+        ] {
+            assert_eq!(edges(was, is, C as u32), read, "{was} {is}");
+        }
+    }
 }

@@ -33,6 +33,9 @@ pub struct Manifest {
     /// Backups that were made together (`dog cluster snapshot save`): the name they share.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub set: Option<String>,
+    /// How many these are: fewer are not all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub set_size: Option<u32>,
 }
 
 /// A volume, as it was.

@@ -306,17 +306,19 @@ impl Repository {
             .ok_or_else(|| Error::Config(format!("backup {}: its index is not that of its volume", of.id)))
     }
 
-    /// Everything that was put before is on stable storage, and then this backup is there.
+    /// Everything that was put before is on stable storage, and then these backups are there.
     ///
     /// # Errors
     /// `Place`.
-    pub async fn commit(&self, manifest: &Manifest) -> Result<(), Error> {
+    pub async fn commit(&self, manifests: &[Manifest]) -> Result<(), Error> {
         self.place.sync().await?;
-        let text = serde_json::to_vec(manifest).map_err(|e| Error::Config(e.to_string()))?;
-        let sealed = seal::seal(self.key.as_ref(), self.name(&text), &text)?;
-        // Its own hash in front: a manifest is not named by its contents.
-        let whole = [&self.name(&text).0[..], &sealed].concat();
-        self.place.put(&format!("backups/{}", manifest.id), whole.into()).await?;
+        for manifest in manifests {
+            let text = serde_json::to_vec(manifest).map_err(|e| Error::Config(e.to_string()))?;
+            let sealed = seal::seal(self.key.as_ref(), self.name(&text), &text)?;
+            // Its own hash in front: a manifest is not named by its contents.
+            let whole = [&self.name(&text).0[..], &sealed].concat();
+            self.place.put(&format!("backups/{}", manifest.id), whole.into()).await?;
+        }
         self.place.sync().await
     }
 

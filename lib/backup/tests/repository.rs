@@ -53,8 +53,9 @@ async fn back_up(r: &Repository, name: &str, id: u32, fill: &[u8]) -> Manifest {
         added: 0,
         stored: 0,
         set: None,
+        set_size: None,
     };
-    r.commit(&manifest).await.expect("committed");
+    r.commit(std::slice::from_ref(&manifest)).await.expect("committed");
     manifest
 }
 

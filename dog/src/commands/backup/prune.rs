@@ -84,6 +84,7 @@ mod tests {
             added: 0,
             stored: 0,
             set: set.map(Into::into),
+            set_size: None,
         }
     }
 

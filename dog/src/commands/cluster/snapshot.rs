@@ -84,9 +84,16 @@ impl Command {
 async fn save(ctx: &Context, args: SaveArgs) -> Result<Output, Failure> {
     let repository = args.at.open_or_create(sheepdog_backup::CHUNK).await?;
     let lock = repository.lock("backup").await?;
-    let saved = save_all(ctx, &repository).await;
+    let set = format!("{OWN}{}", stamp(now_ms()));
+    let saved = tokio::select! {
+        r = save_all(ctx, &repository, &set) => r,
+        _ = tokio::signal::ctrl_c() => Err(Failure::new(code::FAILED, "interrupted")),
+    };
+    if saved.is_err() {
+        forget(ctx, &set).await;
+    }
     lock.release().await?;
-    let (set, all) = saved?;
+    let all = saved?;
     repository.place.finish().await?;
     if args.at.repository == "-" {
         return Ok(Output::Nothing);
@@ -101,9 +108,19 @@ async fn save(ctx: &Context, args: SaveArgs) -> Result<Output, Failure> {
     ))
 }
 
-async fn save_all(ctx: &Context, repository: &Repository) -> Result<(String, Vec<Manifest>), Failure> {
+/// Snapshots that were taken for something that came to nothing.
+async fn forget(ctx: &Context, set: &str) {
+    let Ok(client) = ctx.client().await else { return };
+    let Ok(vdis) = client.all_vdis("", false).await else { return };
+    for vdi in &vdis {
+        for snapshot in vdi.snapshots.iter().filter(|s| s.tag == set) {
+            backup::delete(ctx, vdi, snapshot).await;
+        }
+    }
+}
+
+async fn save_all(ctx: &Context, repository: &Repository, set: &str) -> Result<Vec<Manifest>, Failure> {
     let client = ctx.client().await?;
-    let set = format!("{OWN}{}", stamp(now_ms()));
     let (mut known, _) = repository.backups().await?;
     let vdis = client.all_vdis("", false).await?;
     let (working, rest): (Vec<Vdi>, Vec<Vdi>) = vdis.into_iter().partition(|v| v.working);
@@ -121,7 +138,7 @@ async fn save_all(ctx: &Context, repository: &Repository) -> Result<(String, Vec
     }
     for group in working.chunks(GROUP) {
         let vdis = group.iter().map(|v| VdiRef::id(v.id)).collect();
-        client.snapshot(SnapshotRequest { vdis, tag: set.clone() }).await?;
+        client.snapshot(SnapshotRequest { vdis, tag: set.to_owned() }).await?;
     }
     let mut made = Vec::new();
     let mut saved = Vec::new();
@@ -135,13 +152,13 @@ async fn save_all(ctx: &Context, repository: &Repository) -> Result<(String, Vec
                 Some(m) => {
                     let id = uuid::Uuid::new_v4().simple().to_string();
                     let (name, created_ms) = (vdi.name.clone(), now_ms());
-                    let mut m = Manifest { id, created_ms, set: Some(set.clone()), added: 0, stored: 0, ..m };
+                    let set = Some(set.to_owned());
+                    let mut m = Manifest { id, created_ms, set, set_size: None, added: 0, stored: 0, ..m };
                     m.volume.name = name;
-                    repository.commit(&m).await?;
                     m
                 }
                 None => {
-                    let (known, set) = (known.as_slice(), Some(set.clone()));
+                    let (known, set) = (known.as_slice(), Some(set.to_owned()));
                     let (vdi, full) = (&vdi, false);
                     Save { ctx, repository, known, vdi, snapshot, own, set, full }.run().await?
                 }
@@ -151,6 +168,10 @@ async fn save_all(ctx: &Context, repository: &Repository) -> Result<(String, Vec
         }
         saved.push(vdi);
     }
+    // All of them or none: what is not all is not shown.
+    let size = u32::try_from(made.len()).ok();
+    made.iter_mut().for_each(|m: &mut Manifest| m.set_size = size);
+    repository.commit(&made).await?;
     if !repository.place.is_file() {
         // The next save begins at these.
         for vdi in &saved {
@@ -161,7 +182,7 @@ async fn save_all(ctx: &Context, repository: &Repository) -> Result<(String, Vec
             }
         }
     }
-    Ok((set, made))
+    Ok(made)
 }
 
 /// Taken by dog for a backup.
@@ -169,7 +190,7 @@ fn is_own(s: &Shot) -> bool {
     s.tag.starts_with(OWN) || s.tag.starts_with(backup::OWN)
 }
 
-/// Backups by set, each in the order in which they were made.
+/// Backups by set, each in the order in which they were made. What is not all of a set is told, and left out.
 fn sets(all: Vec<Manifest>) -> BTreeMap<String, Vec<Manifest>> {
     let mut out: BTreeMap<String, Vec<Manifest>> = BTreeMap::new();
     for m in all {
@@ -177,6 +198,13 @@ fn sets(all: Vec<Manifest>) -> BTreeMap<String, Vec<Manifest>> {
             out.entry(set).or_default().push(m);
         }
     }
+    out.retain(|name, made| {
+        let whole = made.iter().all(|m| m.set_size == u32::try_from(made.len()).ok());
+        if !whole {
+            eprintln!("dog: of {name} only {} backups are there: it is left out", made.len());
+        }
+        whole
+    });
     out
 }
 

@@ -81,7 +81,16 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Output, Failure> {
             set: None,
             full: args.full,
         };
-        let saved = match save.run().await {
+        let run = async {
+            let made = save.run().await?;
+            repository.commit(std::slice::from_ref(&made)).await?;
+            Ok(made)
+        };
+        let saved = tokio::select! {
+            r = run => r,
+            _ = tokio::signal::ctrl_c() => Err(Failure::new(code::FAILED, "interrupted")),
+        };
+        let saved = match saved {
             Ok(m) => m,
             Err(f) => {
                 if own {
