@@ -121,11 +121,22 @@ pub fn stamp(ms: u64) -> String {
     format!("{text}{:03}Z", ms % 1000)
 }
 
+/// Is it one of those?
+pub fn is_stamp(text: &str) -> bool {
+    let digits = |t: &str, n| t.len() == n && t.bytes().all(|b| b.is_ascii_digit());
+    let parts = text.strip_suffix('Z').and_then(|t| t.split_once('T'));
+    parts.is_some_and(|(day, time)| digits(day, 8) && digits(time, 9))
+}
+
 #[cfg(test)]
 mod tests {
     #[test]
     fn stamps_are_in_order() {
         assert_eq!(super::stamp(1_795_354_200_007), "20261122T133000007Z");
         assert!(super::stamp(999) < super::stamp(1_000));
+        assert!(super::is_stamp(&super::stamp(1_795_354_200_007)));
+        for not in ["", "monday", "20261122T133000007", "20261122T13300000Z", "2026-11-22T133000007Z"] {
+            assert!(!super::is_stamp(not), "{not}");
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! `dog cluster snapshot ...`: all VDIs with their snapshots, in a repository, and back.
 
 use crate::backup::save::{Save, is_of};
-use crate::backup::{At, load, stamp};
+use crate::backup::{At, is_stamp, load, stamp};
 use crate::commands::vdi::{backup, restore};
 use crate::context::Context;
 use crate::failure::{Failure, code};
@@ -185,9 +185,9 @@ async fn save_all(ctx: &Context, repository: &Repository, set: &str) -> Result<V
     Ok(made)
 }
 
-/// Taken by dog for a backup.
+/// Taken by dog for a backup. What a user calls "backup-monday" is not.
 fn is_own(s: &Shot) -> bool {
-    s.tag.starts_with(OWN) || s.tag.starts_with(backup::OWN)
+    [OWN, backup::OWN].iter().any(|own| s.tag.strip_prefix(own).is_some_and(is_stamp))
 }
 
 /// Backups by set, each in the order in which they were made. What is not all of a set is told, and left out.
@@ -365,7 +365,8 @@ mod tests {
     #[test]
     fn what_dog_took_for_backups_is_not_saved_again() {
         let own = |tag: &str| is_own(&Shot { tag: tag.into(), ..Default::default() });
-        assert!(own("save-20261122T133000Z") && own("backup-20261122T133000Z"));
+        assert!(own("save-20261122T133000123Z") && own("backup-20261122T133000123Z"));
+        assert!(!own("backup-monday") && !own("save-2"));
         assert!(!own("monday") && !own("") && name_of(&Shot { id: 7, ..Default::default() }) == "7");
     }
 }
