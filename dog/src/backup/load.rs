@@ -4,6 +4,7 @@ use crate::context::Context;
 use crate::failure::{Failure, code};
 use crate::progress::{Progress, Unit};
 use futures::stream::{self, StreamExt};
+use sheepdog_backup::hex::unhex;
 use sheepdog_backup::{Entry, Error, Index, Manifest, Repository};
 use sheepdog_client::client::MAX_CHUNK;
 use sheepdog_client::pb::{Chunk, CreateVdiRequest, Redundancy, SetAttrRequest, Vdi, VdiRef};
@@ -44,9 +45,8 @@ pub async fn create(
 /// Attributes as they were.
 pub async fn attributes(ctx: &Context, of: &Manifest, target: &VdiRef) -> Result<(), Failure> {
     for (key, value) in &of.volume.attributes {
-        let digits = value.as_bytes().chunks(2).map(|p| std::str::from_utf8(p).ok());
-        let value: Option<Vec<u8>> = digits.map(|p| u8::from_str_radix(p?, 16).ok()).collect();
-        let request = SetAttrRequest { vdi: Some(target.clone()), key: key.clone(), value, exclusive: false };
+        let (vdi, key, value) = (Some(target.clone()), key.clone(), unhex(value));
+        let request = SetAttrRequest { vdi, key, value, exclusive: false };
         ctx.client().await?.set_attr(request).await?;
     }
     Ok(())

@@ -4,7 +4,7 @@ pub mod load;
 pub mod save;
 
 use crate::failure::{Failure, code};
-use sheepdog_backup::{Error, Place, Repository, place};
+use sheepdog_backup::{Error, Manifest, Place, Repository, place};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -100,6 +100,15 @@ impl At {
         }
         Ok(Repository::create(place, password.as_deref(), chunk).await?)
     }
+}
+
+/// Backups that can be read; the others are told.
+pub async fn readable(repository: &Repository) -> Result<Vec<Manifest>, Failure> {
+    let (all, bad) = repository.backups().await?;
+    for e in bad {
+        eprintln!("dog: {e}");
+    }
+    Ok(all)
 }
 
 /// What is flushed is on stable storage.

@@ -5,6 +5,7 @@ use crate::failure::{Failure, code};
 use crate::progress::{Progress, Unit};
 use bytes::Bytes;
 use futures::stream::{self, StreamExt, TryStreamExt};
+use sheepdog_backup::hex::hex;
 use sheepdog_backup::manifest::{self, Manifest};
 use sheepdog_backup::repository::now_ms;
 use sheepdog_backup::seal::Id;
@@ -79,12 +80,12 @@ impl Save<'_> {
         }
         let total = read.iter().map(|r| (r.len() as u64) * u64::from(chunk)).sum();
         let bar = Progress::new(&format!("Backing up {}", self.vdi.name), total, Unit::Bytes);
-        let (done, added) = (Cell::new(0u64), Added::default());
+        let (mut done, added) = (0, Added::default());
         let jobs = stream::iter(read).map(|run| self.run_of(run, &known, &added));
         let mut jobs = jobs.buffer_unordered(RUNS);
         while let Some(entries) = jobs.try_next().await? {
-            done.set(done.get() + entries.len() as u64 * u64::from(chunk));
-            bar.advance(done.get());
+            done += entries.len() as u64 * u64::from(chunk);
+            bar.advance(done);
             for (number, entry) in entries {
                 index.set(number, entry);
             }
@@ -252,10 +253,6 @@ fn edges(was: u64, is: u64, chunk: u32) -> Vec<usize> {
         there.then_some((size / chunk) as usize)
     };
     if was == is { Vec::new() } else { [cut(was), cut(is)].into_iter().flatten().collect() }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@
 //! Nothing here knows of a cluster: who reads a volume and writes it is `dog`. The format is in `docs/backup-format.md`.
 
 mod error;
+pub mod hex;
 pub mod index;
 pub mod manifest;
 pub mod place;

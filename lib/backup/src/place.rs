@@ -271,9 +271,7 @@ impl Place {
         if let Kind::Writer(tar) = &self.0 {
             let tar = tar.clone();
             blocking("the file", move || {
-                let mut tar = tar.lock().map_err(|_| std::io::Error::other("an earlier write failed"))?;
-                tar.finish()?;
-                tar.get_mut().flush()
+                tar.lock().map_err(|_| std::io::Error::other("an earlier write failed"))?.finish()
             })
             .await?;
         }

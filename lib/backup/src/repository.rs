@@ -9,6 +9,7 @@
 //! A backup is there when its manifest is: it is put last, after everything it names is on stable storage.
 
 use crate::error::Error;
+use crate::hex::{hex, unhex};
 use crate::index::{Entry, Index, PAGE};
 use crate::manifest::{Manifest, VERSION};
 use crate::place::Place;
@@ -66,16 +67,6 @@ impl Lock {
 /// Milliseconds since 1970.
 pub fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
-}
-
-fn unhex(text: &str) -> Option<Vec<u8>> {
-    let text = text.as_bytes();
-    let digit = |b: u8| (b as char).to_digit(16);
-    text.chunks(2).map(|p| Some((digit(p[0])? * 16 + digit(*p.get(1)?)?) as u8)).collect()
 }
 
 impl Repository {

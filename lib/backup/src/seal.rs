@@ -12,6 +12,7 @@
 //! Argon2id.
 
 use crate::error::Error;
+use crate::hex::{hex, unhex};
 use chacha20poly1305::aead::{Aead, Payload};
 use chacha20poly1305::{KeyInit, XChaCha20Poly1305, XNonce};
 use serde::{Deserialize, Serialize};
@@ -33,7 +34,7 @@ pub struct Id(pub [u8; 32]);
 
 impl fmt::Display for Id {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|b| write!(f, "{b:02x}"))
+        f.write_str(&hex(&self.0))
     }
 }
 
@@ -46,14 +47,7 @@ impl fmt::Debug for Id {
 impl Id {
     /// From the 64 digits that `Display` writes.
     pub fn parse(text: &str) -> Option<Self> {
-        let mut out = [0; 32];
-        if text.len() != 64 || !text.is_ascii() {
-            return None;
-        }
-        for (i, b) in out.iter_mut().enumerate() {
-            *b = u8::from_str_radix(&text[2 * i..2 * i + 2], 16).ok()?;
-        }
-        Some(Self(out))
+        Some(Self(unhex(text)?.try_into().ok()?))
     }
 }
 

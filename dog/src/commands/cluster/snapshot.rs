@@ -1,7 +1,7 @@
 //! `dog cluster snapshot ...`: all VDIs with their snapshots, in a repository, and back.
 
 use crate::backup::save::{Save, is_of};
-use crate::backup::{At, is_stamp, load, stamp};
+use crate::backup::{At, is_stamp, load, readable, stamp};
 use crate::commands::vdi::{backup, restore};
 use crate::context::Context;
 use crate::failure::{Failure, code};
@@ -190,13 +190,16 @@ fn is_own(s: &Shot) -> bool {
     [OWN, backup::OWN].iter().any(|own| s.tag.strip_prefix(own).is_some_and(is_stamp))
 }
 
-/// Backups by set, each in the order in which they were made. What is not all of a set is told, and left out.
+/// Backups by set, those of each volume in the order of its snapshots: many are made in the same moment. What is not all of a set is told, and left out.
 fn sets(all: Vec<Manifest>) -> BTreeMap<String, Vec<Manifest>> {
     let mut out: BTreeMap<String, Vec<Manifest>> = BTreeMap::new();
     for m in all {
         if let Some(set) = m.set.clone() {
             out.entry(set).or_default().push(m);
         }
+    }
+    for made in out.values_mut() {
+        made.sort_by(|a, b| (&a.volume.name, a.snapshot.id).cmp(&(&b.volume.name, b.snapshot.id)));
     }
     out.retain(|name, made| {
         let whole = made.iter().all(|m| m.set_size == u32::try_from(made.len()).ok());
@@ -210,10 +213,7 @@ fn sets(all: Vec<Manifest>) -> BTreeMap<String, Vec<Manifest>> {
 
 async fn set_of(at: &At, name: Option<&String>) -> Result<(Repository, String, Vec<Manifest>), Failure> {
     let repository = at.open().await?;
-    let (all, bad) = repository.backups().await?;
-    for e in bad {
-        eprintln!("dog: {e}");
-    }
+    let all = readable(&repository).await?;
     let mut sets = sets(all);
     let wanted = name.cloned().or_else(|| sets.keys().next_back().cloned());
     let missing = || {
@@ -233,10 +233,7 @@ const SETS: &[Column] = &[
 ];
 
 async fn list(args: ListArgs) -> Result<Output, Failure> {
-    let (all, bad) = args.at.open().await?.backups().await?;
-    for e in bad {
-        eprintln!("dog: {e}");
-    }
+    let all = readable(&args.at.open().await?).await?;
     let mut table = Table::new(SETS);
     for (set, made) in sets(all) {
         let vdis: std::collections::BTreeSet<&String> = made.iter().map(|m| &m.volume.uuid).collect();
@@ -361,6 +358,29 @@ async fn load_one(
 mod tests {
     use super::*;
     use crate::backup::save::name_of;
+
+    #[test]
+    fn a_volume_is_loaded_in_the_order_of_its_snapshots() {
+        // All of one moment, as those of a set are whose contents were known; ids say nothing.
+        let made = |name: &str, snapshot: u32, id: u32| -> Manifest {
+            let value = serde_json::json!({
+                "version": 1, "id": format!("{id:032x}"), "created_ms": 7, "chunk": 1 << 20, "pages": [],
+                "data": 0, "added": 0, "stored": 0, "set": "save-1", "set_size": 4,
+                "volume": {"uuid": name, "name": name, "size": 0, "redundancy": "3", "object_size": 4 << 20},
+                "snapshot": {"id": snapshot, "tag": "", "created_ms": snapshot, "own": false},
+            });
+            serde_json::from_value(value).expect("a manifest")
+        };
+        let order = |all: Vec<Manifest>| {
+            let sets = sets(all);
+            let set = sets.get("save-1").map(Vec::as_slice).unwrap_or_default();
+            set.iter().map(|m| (m.volume.name.clone(), m.snapshot.id)).collect::<Vec<_>>()
+        };
+        let all = vec![made("a", 3, 1), made("b", 1, 2), made("a", 1, 3), made("a", 2, 4)];
+        let named = |n: &str, id| (n.to_owned(), id);
+        assert_eq!(order(all.clone()), [named("a", 1), named("a", 2), named("a", 3), named("b", 1)]);
+        assert_eq!(order(all[..3].to_vec()), [], "not all of it");
+    }
 
     #[test]
     fn what_dog_took_for_backups_is_not_saved_again() {

@@ -1,6 +1,6 @@
 //! `dog vdi restore`
 
-use crate::backup::{At, load};
+use crate::backup::{At, load, readable};
 use crate::context::Context;
 use crate::failure::{Failure, code};
 use crate::output::Output;
@@ -29,10 +29,7 @@ pub struct Args {
 /// Make, fill; what is half filled is deleted again.
 pub async fn run(ctx: &Context, args: Args) -> Result<Output, Failure> {
     let repository = args.at.open().await?;
-    let (all, bad) = repository.backups().await?;
-    for e in bad {
-        eprintln!("dog: {e}");
-    }
+    let all = readable(&repository).await?;
     let found = match (&args.backup, all.as_slice()) {
         (Some(b), _) => Repository::find(&all, b)?,
         (None, [only]) => only,
