@@ -1,14 +1,15 @@
 //! What backups are told has changed is everything that has, whoever is there to say so.
 
 mod common;
+#[path = "common/small.rs"]
+mod small;
 #[path = "common/volume.rs"]
 mod volume;
 
 use common::simulate;
 use sheep::front::admin::backend::{DataError, Image};
 use sheep::node::changed;
-use sheepdog_cluster::{Command, Redundancy, Reply};
-use sheepdog_proto::{PlacementKey, VdiId};
+use sheepdog_proto::VdiId;
 use sheepdog_sim::world::World;
 use std::rc::Rc;
 use std::time::Duration;
@@ -34,21 +35,9 @@ fn a_copy_that_missed_something_does_not_answer_for_it() {
     for seed in 1..=10 {
         simulate(async {
             let world = World::new(seed).await;
-            let create = Command::VdiCreate {
-                name: "small".into(),
-                uuid: 2,
-                size: 4096,
-                redundancy: Some(Redundancy::Copies(2)),
-                object_size: None,
-            };
-            let Reply::Vdi(vdi) = world.authority.commit(create) else { panic!("not made") };
-            let targets = world.authority.read(|s| {
-                let family = s.vdis[&vdi].family;
-                let key = PlacementKey { family, index: 0 };
-                s.node_map().acting(key, s.families[&family].redundancy).targets
-            });
-            let holder = |n: usize| world.nodes.iter().position(|x| x.id == targets[n]).expect("a node");
-            let (first, second) = (holder(0), holder(1));
+            let vdi = small::create(&world, 2, 4096, None);
+            let holders = small::targets(&world, vdi, 0);
+            let (first, second) = (holders[0], holders[1]);
             let other = (0..world.nodes.len()).find(|n| *n != first && *n != second).expect("three nodes");
             open(&world, vdi, other).await;
             assert_eq!(contents(&world, other, vdi).await.expect("answers"), []);

@@ -1,12 +1,14 @@
 //! When data has moved, a node that holds something no more does not answer for it, whether it or who asks has heard of that or not.
 
 mod common;
+#[path = "common/small.rs"]
+mod small;
 
 use bytes::Bytes;
 use common::simulate;
 use sheep::session::volume::open_image;
 use sheep::store::{WriteKind, WriteOp, WriteOutcome};
-use sheepdog_cluster::{ClusterState, Command, Redundancy, Reply, Session};
+use sheepdog_cluster::{ClusterState, Command, Session};
 use sheepdog_proto::{Generation, NodeId, ObjectId, PlacementKey, VdiId, Version};
 use sheepdog_sim::world::World;
 use std::rc::Rc;
@@ -29,14 +31,7 @@ impl Case {
     /// Open on every node, and nothing written.
     async fn opened(seed: u64, copies: u8, owner: usize) -> Self {
         let world = World::new(seed).await;
-        let create = Command::VdiCreate {
-            name: "small".into(),
-            uuid: 2,
-            size: 4096,
-            redundancy: Some(Redundancy::Copies(copies)),
-            object_size: None,
-        };
-        let Reply::Vdi(vdi) = world.authority.commit(create) else { panic!("not made") };
+        let vdi = small::create(&world, copies, 4096, None);
         let owner = owner % world.nodes.len();
         for i in 0..world.nodes.len() {
             let opened = world.call((owner + i) % world.nodes.len(), move |ctx| async move {
@@ -49,11 +44,7 @@ impl Case {
     }
 
     fn targets(&self) -> Vec<usize> {
-        let ids: Vec<NodeId> = self.world.authority.read(|s| {
-            let family = s.vdis[&self.vdi].family;
-            s.node_map().acting(PlacementKey { family, index: 0 }, s.families[&family].redundancy).targets
-        });
-        ids.iter().filter_map(|id| self.world.nodes.iter().position(|n| n.id == *id)).collect()
+        small::targets(&self.world, self.vdi, 0)
     }
 
     /// Who orders the writes now.

@@ -1,14 +1,16 @@
 //! What a gateway may still send once more, nobody has been told of; and nobody waits for it for ever.
 
 mod common;
+#[path = "common/small.rs"]
+mod small;
 #[path = "common/volume.rs"]
 mod volume;
 
 use bytes::Bytes;
 use common::simulate;
 use sheep::planted::{self, Bug};
-use sheepdog_cluster::{Command, Redundancy, Reply, Session};
-use sheepdog_proto::{PlacementKey, VdiId};
+use sheepdog_cluster::Session;
+use sheepdog_proto::VdiId;
 use sheepdog_sim::world::{Lost, World};
 use std::rc::Rc;
 use std::time::Duration;
@@ -33,19 +35,9 @@ struct Case {
 impl Case {
     async fn new(seed: u64) -> Self {
         let world = World::new(seed).await;
-        let create = Command::VdiCreate {
-            name: "small".into(),
-            uuid: 2,
-            size: 4096,
-            redundancy: Some(Redundancy::Copies(2)),
-            object_size: None,
-        };
-        let Reply::Vdi(vdi) = world.authority.commit(create) else { panic!("not made") };
-        let targets = world.authority.read(|s| {
-            let family = s.vdis[&vdi].family;
-            s.node_map().acting(PlacementKey { family, index: 0 }, s.families[&family].redundancy).targets
-        });
-        let holds = |n: &usize| targets.contains(&world.nodes[*n].id);
+        let vdi = small::create(&world, 2, 4096, None);
+        let targets = small::targets(&world, vdi, 0);
+        let holds = |n: &usize| targets.contains(n);
         let (with, without): (Vec<_>, Vec<_>) = (0..world.nodes.len()).partition(holds);
         let case = Self { vdi, owner: with[0], writer: without[0], other: with[1], world };
         for node in [case.owner, case.writer, case.other] {
@@ -201,25 +193,9 @@ fn of_a_change_nothing_is_seen_before_all_of_it_is_done() {
     for seed in 1..=30 {
         seen += simulate(async {
             let world = World::new(seed).await;
-            let create = Command::VdiCreate {
-                name: "two".into(),
-                uuid: 2,
-                size: 2 * BORDER,
-                redundancy: Some(Redundancy::Copies(2)),
-                object_size: Some(BORDER as u32),
-            };
-            let Reply::Vdi(vdi) = world.authority.commit(create) else { panic!("not made") };
-            let holders = |index| {
-                let targets = world.authority.read(|s| {
-                    let family = s.vdis[&vdi].family;
-                    let redundancy = s.families[&family].redundancy;
-                    s.node_map().acting(PlacementKey { family, index }, redundancy).targets
-                });
-                let holds = |n: &usize| targets.contains(&world.nodes[*n].id);
-                (0..world.nodes.len()).filter(holds).collect::<Vec<_>>()
-            };
+            let vdi = small::create(&world, 2, 2 * BORDER, Some(BORDER as u32));
             // The owner holds a copy of the first object; who is far away holds one of the second only.
-            let (first, second) = (holders(0), holders(1));
+            let (first, second) = (small::targets(&world, vdi, 0), small::targets(&world, vdi, 1));
             let owner = first[0];
             let Some(far) = second.into_iter().find(|n| !first.contains(n)) else { return 0 };
             let write = |byte: u8| {
