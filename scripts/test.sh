@@ -12,7 +12,7 @@ scripts/setup.sh "${options[@]}" || exit 1
 export PATH="$HOME/.cargo/bin:$PATH" CARGO_TERM_COLOR=never
 logs=target/test-logs
 mkdir -p "$logs"
-passed=0 failed=0
+passed=0 failed=0 failures=
 
 # name, command...: one step counts as one test unless its output counts for itself.
 step() {
@@ -32,7 +32,13 @@ step() {
     passed=$((passed + p)) failed=$((failed + f))
     printf '   %s passed, %s failed, %s s\n' "$p" "$f" $((SECONDS - start))
     if [ $rc != 0 ]; then
-        tail -n 60 "$logs/$name.log"
+        # What failed stands somewhere in the middle of what many test programs print.
+        if grep -q '^failures:$' "$logs/$name.log"; then
+            awk '/^failures:$/ {on = 1} on {print} /^test result: FAILED/ {on = 0}' "$logs/$name.log" | tail -n 120
+        else
+            tail -n 60 "$logs/$name.log"
+        fi
+        failures+=$(sed -nE 's/^(test .*) \.\.\. FAILED$/   failed: \1/p' "$logs/$name.log")
     fi
 }
 
@@ -49,5 +55,6 @@ if [ "$e2e" != no ]; then
 else
     echo "== e2e: left out (as root: \`cargo xtask e2e core\`)"
 fi
+[ -z "$failures" ] || printf '%s\n' "$failures" # again, at the end: a log may be cut at its beginning
 printf '%s passed, %s failed\n' "$passed" "$failed"
 [ "$failed" = 0 ]
