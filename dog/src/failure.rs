@@ -9,6 +9,8 @@ pub mod code {
     pub const FAILED: u8 = 1;
     /// The cluster or this host cannot do it.
     pub const CLUSTER: u8 = 2;
+    /// There is no such thing.
+    pub const MISSING: u8 = 5;
     /// The command line makes no sense.
     pub const USAGE: u8 = 64;
 }

@@ -11,6 +11,7 @@ mod output;
 mod progress;
 mod redundancy;
 mod size;
+mod time;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches};

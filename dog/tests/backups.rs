@@ -95,6 +95,7 @@ fn every_increment_comes_back_in_another_cluster() {
     let rows =
         |sheep: &Sheep| sheep.dog(&["vdi", "list", "disk", "-o", "json"]).json().as_array().unwrap().len();
     assert_eq!(rows(here), 2, "the volume and the snapshot of its last backup");
+    assert_eq!(here.dog(&["trash", "list", "-o", "raw"]).ok().out, "", "what dog made, it really deletes");
     for (n, (made, contents)) in points.iter().enumerate() {
         let (id, name) = (made["id"].as_str().unwrap(), format!("r{n}"));
         there.dog(&["vdi", "restore", &repo, id, &name]).ok();

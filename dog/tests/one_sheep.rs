@@ -133,6 +133,9 @@ fn volumes_snapshots_clones() {
     sheep.dog(&["vdi", "delete", "another", "--with-snapshots", "--yes"]).ok();
     assert!(!names(&sheep).contains(&"another".into()));
     sheep.dog(&["vdi", "delete", "another", "--yes"]).fails(5, "another");
+    let tag = |t: &serde_json::Value| t["id"].as_str().is_some_and(|id| id.contains('@'));
+    let held = sheep.dog(&["trash", "list", "-o", "json"]).json();
+    assert_eq!(held.as_array().unwrap().iter().filter(|t| !tag(t)).count(), 1, "{held}");
 }
 
 #[test]

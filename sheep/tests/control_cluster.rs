@@ -41,6 +41,7 @@ fn format(cluster: u128) -> Format {
         object_size: 4 << 20,
         timing: TIMING,
         layout: None,
+        trash_keep: 0,
     }
 }
 

@@ -63,6 +63,7 @@ fn commands() -> Vec<Command> {
         object_size: 4 << 20,
         timing: Timing::default(),
         layout: Some(Layout::Plain),
+        trash_keep: sheepdog_cluster::TRASH_KEEP,
     };
     let vdi = Command::VdiCreate {
         name: "disk".into(),

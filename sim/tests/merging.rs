@@ -97,8 +97,12 @@ fn a_holder_that_comes_while_layers_merge_has_what_was_merged() {
             let late = world.nodes[seed as usize % world.nodes.len()].clone();
             late.kill(false).await;
             until(&world, |s| !s.nodes[&late.id].is_up()).await;
-            let delete =
-                Command::VdiDelete { vdi: world.vdi, snapshot: Some(SnapshotRef::Tag("one".into())) };
+            let delete = Command::VdiDelete {
+                vdi: world.vdi,
+                snapshot: Some(SnapshotRef::Tag("one".into())),
+                with_snapshots: false,
+                at_once: false,
+            };
             world.authority.commit(delete);
             tokio::time::sleep(Duration::from_secs(3)).await;
             late.start();

@@ -315,8 +315,12 @@ async fn forget_clone_snapshot(c: &Controller, source: Uuid, tag: &str) -> Outco
     if !source.snapshots.iter().any(|s| s.tag == tag) {
         return Ok(());
     }
-    let request =
-        DeleteVdiRequest { vdi: Some(VdiRef::id(source.id)), snapshot: tag.into(), ..Default::default() };
+    let request = DeleteVdiRequest {
+        vdi: Some(VdiRef::id(source.id)),
+        snapshot: tag.into(),
+        now: true,
+        ..Default::default()
+    };
     match c.sheep.client().delete_vdi(request).await {
         Err(e) if e.kind != ErrorKind::Missing => Err(e.into()),
         _ => Ok(()),

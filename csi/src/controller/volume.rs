@@ -31,7 +31,9 @@ pub(super) async fn delete(c: &Controller, id: String) -> Outcome<DeleteVolumeRe
             let forgotten = v.snapshots.iter().filter(|s| names::tag(&s.tag) == Tag::Clone);
             rest.extend(forgotten.map(|s| s.tag.clone()));
             for snapshot in rest.into_iter().rev() {
-                let request = DeleteVdiRequest { vdi: vdi.clone(), snapshot, ..Default::default() };
+                // The volume goes into the trash, where somebody may look for it.
+                let now = !snapshot.is_empty();
+                let request = DeleteVdiRequest { vdi: vdi.clone(), snapshot, now, ..Default::default() };
                 match this.sheep.client().delete_vdi(request).await {
                     Err(e) if e.kind != ErrorKind::Missing => return Err(e.into()),
                     _ => {}
@@ -188,7 +190,7 @@ mod tests {
             used,
             ..Default::default()
         };
-        let of = |nodes, copies| available(&NodeInfoReply { nodes, virtual_size: 0 }, copies);
+        let of = |nodes, copies| available(&NodeInfoReply { nodes, ..Default::default() }, copies);
         assert_eq!(of(vec![node(90, 10, false), node(80, 20, false), node(70, 30, false)], 3), 80);
         assert_eq!(of(vec![node(90, 10, false), node(80, 20, false), node(70, 30, false)], 2), 105);
         assert_eq!(of(vec![node(90, 10, false), node(0, 0, true)], 2), 0);

@@ -91,7 +91,7 @@ impl Command {
             eprintln!("kept: {name}");
         } else {
             let vdi = Some(VdiRef::name(&name));
-            client.delete_vdi(DeleteVdiRequest { vdi, ..Default::default() }).await?;
+            client.delete_vdi(DeleteVdiRequest { vdi, now: true, ..Default::default() }).await?;
         }
         let (mut tally, took) = result?;
         tally.micros.sort_unstable();

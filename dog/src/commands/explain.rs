@@ -66,13 +66,13 @@ const PAGES: &[(u8, &str, &str, &str)] = &[
         4,
         "full",
         "There is no space left for it.",
-        "See `dog node info` and `dog node md info`. Add a disk (`dog node md plug`), add a sheep, or delete volumes and snapshots. Writes of\nclients wait meanwhile, they do not fail.",
+        "See `dog node info` and `dog node md info`. Add a disk (`dog node md plug`), add a sheep, or delete volumes and snapshots and then\npurge the trash (`dog trash purge`). Writes of\nclients wait meanwhile, they do not fail.",
     ),
     (
         5,
         "missing",
         "There is no such volume, snapshot, node or disk.",
-        "See `dog vdi list`, `dog node list`, `dog node md info`. Names are case-sensitive.",
+        "See `dog vdi list`, `dog node list`, `dog node md info`. Names are case-sensitive. What was deleted by mistake may be in the trash: `dog trash list`.",
     ),
     (64, "usage", "The command line makes no sense.", "`dog COMMAND --help` shows what is possible."),
 ];

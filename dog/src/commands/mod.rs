@@ -7,6 +7,7 @@ pub mod completion;
 pub mod explain;
 pub mod node;
 pub mod secret;
+pub mod trash;
 pub mod upgrade;
 pub mod vdi;
 
@@ -41,6 +42,9 @@ pub enum Command {
     /// Volumes and their snapshots
     #[command(subcommand)]
     Vdi(vdi::Command),
+    /// Deleted VDIs and snapshots that can still be brought back
+    #[command(subcommand)]
+    Trash(trash::Command),
     /// Nodes and their disks
     #[command(subcommand)]
     Node(node::Command),
@@ -70,6 +74,7 @@ impl Command {
     pub async fn run(self, ctx: &Context) -> Result<Output, Failure> {
         match self {
             Self::Vdi(c) => c.run(ctx).await,
+            Self::Trash(c) => c.run(ctx).await,
             Self::Node(c) => c.run(ctx).await,
             Self::Cluster(c) => c.run(ctx).await,
             Self::Upgrade(c) => c.run(ctx).await,

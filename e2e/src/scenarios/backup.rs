@@ -65,7 +65,7 @@ pub fn run_scenario(lab: &Lab) -> Result<()> {
         there.dog(&["vdi", "restore", &repository, id, &name, "-c", "1"])?;
         same(&here, image, &there, &name)?;
         if n + 1 < made.len() {
-            there.dog(&["vdi", "delete", &name, "--yes"])?;
+            there.dog(&["vdi", "delete", &name, "--now", "--yes"])?;
         }
     }
     lab.proved(format!("{points} backups of a volume in use, restored in another cluster: qemu-img compare finds no difference"));

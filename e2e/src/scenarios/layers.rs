@@ -72,11 +72,11 @@ fn given_back(lab: &Lab, c: &Cluster) -> Result<()> {
     write("2")?;
     let more =
         until("files of two layers", PATIENCE, || Ok(Some(count()?).filter(|n| *n >= before + 2 * 3 * 8)))?;
-    c.dog(&["vdi", "delete", "gone@one", "--yes"])?;
+    c.dog(&["vdi", "delete", "gone@one", "--now", "--yes"])?;
     until("the files of a merged layer go", PATIENCE, || {
         Ok((count()? <= before + (more - before) / 2).then_some(()))
     })?;
-    c.dog(&["vdi", "delete", "gone", "--yes"])?;
+    c.dog(&["vdi", "delete", "gone", "--now", "--yes"])?;
     until("the files of a deleted volume go", PATIENCE, || Ok((count()? == before).then_some(())))?;
     lab.proved("a deleted snapshot and a deleted volume leave no file behind");
     Ok(())

@@ -299,7 +299,15 @@ impl Client {
         /// One page of the table.
         list_vdis = vdi.list(ListVdisRequest) -> ListVdisReply, again true;
         /// Delete.
-        delete_vdi = vdi.delete(DeleteVdiRequest) -> Done, again false;
+        delete_vdi = vdi.delete(DeleteVdiRequest) -> DeleteVdiReply, again false;
+        /// One page of what was deleted.
+        list_trash = vdi.list_trash(ListTrashRequest) -> ListTrashReply, again true;
+        /// Bring something back.
+        restore_trash = vdi.restore_trash(RestoreTrashRequest) -> Vdi, again false;
+        /// Really delete.
+        purge_trash = vdi.purge_trash(PurgeTrashRequest) -> Done, again false;
+        /// Keep a snapshot from being deleted.
+        lock_snapshot = vdi.lock_snapshot(LockSnapshotRequest) -> Snapshot, again true;
         /// Rename.
         rename_vdi = vdi.rename(RenameVdiRequest) -> Done, again true;
         /// Snapshot.
@@ -356,6 +364,8 @@ impl Client {
         alter_copies = cluster.alter_copies(AlterCopiesRequest) -> Done, again true;
         /// Recovery switches; an empty request reads them.
         set_recovery = cluster.set_recovery(SetRecoveryRequest) -> RecoverySettings, again true;
+        /// How long the trash keeps things; an empty request reads it.
+        set_trash = cluster.set_trash(SetTrashRequest) -> TrashSettings, again true;
         /// Accept loss.
         force = cluster.force(ForceRequest) -> Done, again false;
         /// A cluster from its disks.
@@ -410,6 +420,25 @@ impl Client {
             page_token = page.next_page_token;
             if page_token.is_empty() {
                 return Ok(all);
+            }
+        }
+    }
+}
+
+impl Client {
+    /// All that is in the trash, all pages, and the nodes that did not tell how much space it takes.
+    pub async fn all_trash(&self, usage: bool) -> Result<(Vec<TrashItem>, Vec<String>), Error> {
+        let (mut all, mut missing) = (Vec::new(), Vec::new());
+        let mut page_token = String::new();
+        loop {
+            let mut page = self.list_trash(ListTrashRequest { page_size: 0, page_token, usage }).await?;
+            all.append(&mut page.items);
+            missing.append(&mut page.missing_nodes);
+            page_token = page.next_page_token;
+            if page_token.is_empty() {
+                missing.sort();
+                missing.dedup();
+                return Ok((all, missing));
             }
         }
     }

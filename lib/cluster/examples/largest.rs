@@ -79,7 +79,12 @@ fn main() {
     });
     timed("snapshots deleted", 1_000, || {
         for v in 2_001..=3_000 {
-            c.ok(Command::VdiDelete { vdi: VdiId(v), snapshot: Some(SnapshotRef::Id(1)) });
+            c.ok(Command::VdiDelete {
+                vdi: VdiId(v),
+                snapshot: Some(SnapshotRef::Id(1)),
+                with_snapshots: false,
+                at_once: false,
+            });
         }
     });
     let layer = c.s.layers.values().find(|l| matches!(l.state, sheepdog_cluster::LayerState::Merging { .. }));

@@ -2,7 +2,9 @@
 //!
 //! `check` judges one state; `Watch` sees states one after the other and also judges the steps between them.
 
-use crate::{Access, ClusterState, Layer, LayerState, MAX_ATTACHMENTS, MAX_HOLDER, NodeState, Session};
+use crate::{
+    Access, ClusterState, Layer, LayerState, MAX_ATTACHMENTS, MAX_HOLDER, NodeState, Session, VdiState,
+};
 use sheepdog_proto::{AttachmentId, Epoch, LayerId, MAX_LAYER_ID, MAX_NODES, NodeId, VdiId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -14,11 +16,11 @@ pub enum Invariant {
     NothingBeforeFormat,
     /// Keys of tables are the ids of what they hold.
     KeysAreIds,
-    /// Every name leads to a VDI of that name, every VDI is found by its name.
+    /// Every name leads to a VDI of that name, every VDI that is listed is found by its name.
     NamesLeadToVdisAndBack,
     /// A VDI has a working layer or a snapshot, and each is in the table, its own, live or frozen.
     VdisHaveTheirLayers,
-    /// Snapshot numbers ascend and are below the next one; tags are unique.
+    /// Snapshot numbers ascend and are below the next one; tags are unique but for snapshots in the trash.
     SnapshotsAreNumbered,
     /// A layer's parent exists and is of the same family; following parents ends at a root.
     ParentsExist,
@@ -64,6 +66,10 @@ pub enum Invariant {
     AttachmentsAgree,
     /// An attachment that was once there is not given to anybody else.
     AttachmentsAreNeverReused,
+    /// The trash lists exactly what was deleted, until its time is over, and nothing that is locked for longer.
+    TrashIsListed,
+    /// Nobody uses what is in the trash: no session is open, nobody has it attached.
+    TrashIsAtRest,
     /// Bounded things are within bounds.
     Bounds,
     /// Counters, epochs and positions never go back.
@@ -132,7 +138,8 @@ fn names(s: &ClusterState, f: &mut Findings) {
         let found = s.vdis.get(id).is_some_and(|v| v.name == *name);
         f.expect(found, Invariant::NamesLeadToVdisAndBack, (name, id));
     }
-    f.expect(s.names.len() == s.vdis.len(), Invariant::NamesLeadToVdisAndBack, s.names.len());
+    let listed = s.vdis.values().filter(|v| v.is_listed());
+    f.expect(s.names.len() == listed.count(), Invariant::NamesLeadToVdisAndBack, s.names.len());
 }
 
 fn vdis(s: &ClusterState, f: &mut Findings) {
@@ -151,7 +158,7 @@ fn vdis(s: &ClusterState, f: &mut Findings) {
         for x in &v.snapshots {
             f.expect(mine(x.layer, LayerState::Frozen), Invariant::VdisHaveTheirLayers, (id, x));
             f.expect(x.id > last && x.id < v.next_snapshot, Invariant::SnapshotsAreNumbered, (id, x));
-            let unique = x.tag.is_empty() || tags.insert(&x.tag);
+            let unique = x.tag.is_empty() || x.trashed.is_some() || tags.insert(&x.tag);
             f.expect(unique, Invariant::SnapshotsAreNumbered, (id, x));
             last = x.id;
         }
@@ -160,6 +167,28 @@ fn vdis(s: &ClusterState, f: &mut Findings) {
         f.expect(alone && v.locks.iter().all(|l| holders.insert(&l.holder)), Invariant::LocksAgree, id);
     }
     attachments(s, f);
+    trash(s, f);
+}
+
+fn trash(s: &ClusterState, f: &mut Findings) {
+    let mut listed = BTreeSet::new();
+    for v in s.vdis.values() {
+        let snapshots = v.snapshots.iter().filter_map(|x| Some((x.trashed?, x)));
+        for (t, x) in snapshots {
+            listed.insert((t.until, v.id, x.id));
+            f.expect(x.locked_until <= t.until, Invariant::TrashIsListed, (v.id, x));
+        }
+        let Some(t) = v.trashed() else { continue };
+        listed.insert((t.until, v.id, 0));
+        let rest = !matches!(v.session, Session::Open { .. }) && v.attachments.is_empty();
+        f.expect(rest, Invariant::TrashIsAtRest, (v.id, &v.session));
+        let sane = match v.state {
+            VdiState::WorkingInTrash(_) => v.top.is_some() && v.is_listed(),
+            _ => v.locked_until() <= t.until && !v.is_listed(),
+        };
+        f.expect(sane, Invariant::TrashIsListed, (v.id, v.state));
+    }
+    f.expect(listed == s.trash, Invariant::TrashIsListed, (listed.len(), s.trash.len()));
 }
 
 fn attachments(s: &ClusterState, f: &mut Findings) {
@@ -173,7 +202,7 @@ fn attachments(s: &ClusterState, f: &mut Findings) {
         let alone = all.len() <= 1 || all[0].access != Access::Single;
         let sane = ascend && own && alike && alone && all.iter().all(|a| holders.insert(&a.holder));
         let bounded = all.len() <= MAX_ATTACHMENTS && all.iter().all(|a| a.holder.len() <= MAX_HOLDER);
-        f.expect(sane && (all.is_empty() || v.top.is_some()), Invariant::AttachmentsAgree, (v.id, all));
+        f.expect(sane && (all.is_empty() || v.working().is_some()), Invariant::AttachmentsAgree, (v.id, all));
         f.expect(bounded, Invariant::Bounds, (v.id, all.len()));
     }
 }
@@ -272,7 +301,7 @@ fn sessions(s: &ClusterState, f: &mut Findings) {
                 let n = s.nodes.get(&owner);
                 let up = n.is_some_and(|n| n.is_up() && n.incarnation == incarnation);
                 f.expect(up, Invariant::OwnersAreUp, (v.id, owner));
-                f.expect(v.top.is_some(), Invariant::VdisHaveTheirLayers, v.id);
+                f.expect(v.working().is_some(), Invariant::VdisHaveTheirLayers, v.id);
                 generation == v.generation
             }
         };

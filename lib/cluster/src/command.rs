@@ -126,12 +126,16 @@ pub enum Command {
         /// `None`: the cluster's.
         object_size: Option<u32>,
     },
-    /// Delete the working layer (snapshots stay) or one snapshot.
+    /// Delete the working layer (snapshots stay unless said otherwise) or one snapshot: into the trash, if the cluster has one.
     VdiDelete {
         /// VDI.
         vdi: VdiId,
         /// Snapshot instead of the working layer.
         snapshot: Option<SnapshotRef>,
+        /// Also every snapshot that is listed.
+        with_snapshots: bool,
+        /// Not into the trash.
+        at_once: bool,
     },
     /// New name.
     VdiRename {
@@ -337,6 +341,38 @@ pub enum Command {
         vdi: VdiId,
         /// New.
         limits: Limits,
+    },
+    /// Take something out of the trash again.
+    TrashRestore {
+        /// VDI.
+        vdi: VdiId,
+        /// This snapshot, else the volume itself.
+        snapshot: Option<u32>,
+        /// Other name or tag than it had.
+        name: Option<String>,
+    },
+    /// Really delete something in the trash.
+    TrashPurge {
+        /// VDI.
+        vdi: VdiId,
+        /// This snapshot, else the volume itself.
+        snapshot: Option<u32>,
+    },
+    /// Really delete what has been in the trash for its time, a bounded number of things. Done when there is nothing.
+    TrashExpire,
+    /// How long what is deleted from now on waits in the trash.
+    SetTrash {
+        /// Milliseconds; 0: not at all.
+        keep: Millis,
+    },
+    /// A snapshot cannot be deleted until then. May be repeated to extend it, never to shorten it.
+    SnapshotLock {
+        /// VDI.
+        vdi: VdiId,
+        /// Snapshot.
+        snapshot: SnapshotRef,
+        /// When it can be deleted again.
+        until: Millis,
     },
 }
 

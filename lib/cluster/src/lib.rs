@@ -5,7 +5,7 @@
 //! values: `NodeMap` (who holds an object, built once per epoch) and `chain` (which layers a VDI reads through).
 //!
 //! Invariants (checked by `check::check`, in tests, simulation and debug builds):
-//! ids and generations never repeat; every name leads to a VDI and back; every layer's parent exists and is of the same family;
+//! ids and generations never repeat; every name leads to a VDI and every VDI that is not in the trash has one; every layer's parent exists and is of the same family;
 //! a session's generation is the highest ever given for its VDI; a node's `synced` never exceeds the epoch; `rings` is ordered by epoch and
 //! its last entry is the ring of the current membership.
 
@@ -15,8 +15,10 @@ pub mod check;
 pub mod command;
 pub mod map;
 pub mod state;
+pub mod trash;
 
 pub use attachment::*;
 pub use command::*;
 pub use map::*;
 pub use state::*;
+pub use trash::*;

@@ -1,5 +1,6 @@
 //! What the cluster agrees on.
 
+use crate::{TrashKey, Trashed, VdiState};
 use serde::{Deserialize, Serialize};
 use sheepdog_proto::{ClusterId, ControlIndex, DiskId, Epoch, Generation, LayerId, NodeId, VdiId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -50,6 +51,8 @@ pub struct Format {
     pub timing: Timing,
     /// How objects lie on disks that have none yet; `None`: as each sheep was told.
     pub layout: Option<Layout>,
+    /// How long what is deleted waits in the trash; 0: it does not. May be changed later, for what is deleted from then on.
+    pub trash_keep: Millis,
 }
 
 /// How objects lie on a disk.
@@ -269,6 +272,10 @@ pub struct Snapshot {
     pub size: u64,
     /// When.
     pub created: Millis,
+    /// It cannot be deleted before. 0: it can.
+    pub locked_until: Millis,
+    /// It was deleted, its volume was not.
+    pub trashed: Option<Trashed>,
 }
 
 /// A lock that users take on a VDI.
@@ -328,7 +335,7 @@ pub struct Vdi {
     pub id: VdiId,
     /// UUID, for CSI and tools.
     pub uuid: u128,
-    /// Name, unique.
+    /// Name; unique among those that are listed.
     pub name: String,
     /// Bytes.
     pub size: u64,
@@ -358,6 +365,8 @@ pub struct Vdi {
     pub attachments: Vec<crate::Attachment>,
     /// How fast it may be used.
     pub limits: Limits,
+    /// Can it be used, or was it deleted?
+    pub state: VdiState,
 }
 
 /// How fast a volume may be used, at each of its gateways. 0: as fast as it can.
@@ -427,7 +436,7 @@ pub struct ClusterState {
     pub up: BTreeSet<NodeId>,
     /// Volumes.
     pub vdis: BTreeMap<VdiId, Vdi>,
-    /// By name.
+    /// By name: those that are listed.
     pub names: BTreeMap<String, VdiId>,
     /// Layers.
     pub layers: BTreeMap<LayerId, Layer>,
@@ -438,7 +447,8 @@ pub struct ClusterState {
     /// Disks that took only copies with them. Until they are back and their node is complete, or an operator accepts the loss, objects of these families that are nowhere count as lost, not as
     /// never written.
     pub lost: BTreeMap<(NodeId, DiskId), LostDisk>,
-    /// Bumped whenever a chain changes shape (snapshot, rollback, merge, delete): caches of chains key on it.
+    /// Bumped whenever a chain changes shape (snapshot, rollback, merge, delete): caches of chains key on it. Also when something goes into the trash, comes back or is
+    /// locked: the copy of the state on data disks is written again.
     pub layers_revision: u64,
     /// Last id given.
     pub last_id: u32,
@@ -458,6 +468,8 @@ pub struct ClusterState {
     pub events: VecDeque<Event>,
     /// Number the next event gets.
     pub next_event: u64,
+    /// What is in the trash, by the end of its time: (until, VDI, snapshot or 0 for the volume itself).
+    pub trash: BTreeSet<TrashKey>,
 }
 
 impl Default for RecoveryConfig {

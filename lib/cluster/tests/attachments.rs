@@ -150,11 +150,14 @@ fn an_attached_vdi_is_not_deleted_or_renamed() {
     let v = c.vdi("v");
     c.ok(Command::Snapshot { vdis: vec![(v, None)], tag: "s".into() });
     given(&mut c, v, "n1", Access::Single);
-    assert!(busy(&mut c, Command::VdiDelete { vdi: v, snapshot: None }).contains("n1"));
+    assert!(
+        busy(&mut c, Command::VdiDelete { vdi: v, snapshot: None, with_snapshots: false, at_once: false })
+            .contains("n1")
+    );
     assert!(busy(&mut c, Command::VdiRename { vdi: v, name: "w".into() }).contains("n1"));
     c.ok(Command::VdiRename { vdi: v, name: "v".into() });
     c.ok(detach(v, "n1"));
-    c.ok(Command::VdiDelete { vdi: v, snapshot: None });
+    c.ok(Command::VdiDelete { vdi: v, snapshot: None, with_snapshots: false, at_once: false });
     // What is left is a snapshot, and everybody may read that.
     assert!(matches!(c.refused(attach(v, "n1", Access::Single)), CommandError::NotFound(_)));
 }

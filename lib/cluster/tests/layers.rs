@@ -15,10 +15,10 @@ fn clone(source: VdiId, tag: &str, name: &str, uuid: u128, flatten: bool) -> Com
     Command::Clone { source, snapshot, name: name.into(), uuid, redundancy: None, flatten }
 }
 fn drop_snapshot(vdi: VdiId, n: u32) -> Command {
-    Command::VdiDelete { vdi, snapshot: Some(SnapshotRef::Id(n)) }
+    Command::VdiDelete { vdi, snapshot: Some(SnapshotRef::Id(n)), with_snapshots: false, at_once: false }
 }
 fn delete(vdi: VdiId) -> Command {
-    Command::VdiDelete { vdi, snapshot: None }
+    Command::VdiDelete { vdi, snapshot: None, with_snapshots: false, at_once: false }
 }
 fn rollback(vdi: VdiId, n: u32, generation: Option<Generation>) -> Command {
     Command::Rollback { vdi, snapshot: SnapshotRef::Id(n), generation }
@@ -94,7 +94,12 @@ fn a_tag_of_digits_is_a_tag_first() {
     let v = c.vdi("v");
     c.ok(snap(&[v], "2"));
     c.ok(snap(&[v], ""));
-    let by_tag = |tag: &str| Command::VdiDelete { vdi: v, snapshot: Some(SnapshotRef::Tag(tag.into())) };
+    let by_tag = |tag: &str| Command::VdiDelete {
+        vdi: v,
+        snapshot: Some(SnapshotRef::Tag(tag.into())),
+        with_snapshots: false,
+        at_once: false,
+    };
     assert!(matches!(c.refused(by_tag("3")), CommandError::NotFound(_)));
     c.ok(by_tag("2"));
     assert_eq!(c.s.vdis[&v].snapshots[0].id, 2);

@@ -48,6 +48,7 @@ fn commands() -> Vec<Command> {
         object_size: 4 << 20,
         timing: Timing::default(),
         layout: None,
+        trash_keep: sheepdog_cluster::TRASH_KEEP,
     };
     let tag = || SnapshotRef::Tag("s".into());
     vec![
@@ -82,7 +83,7 @@ fn commands() -> Vec<Command> {
         Command::Detach { vdi, which: AttachmentRef::Id(AttachmentId(1)) },
         Command::Detach { vdi, which: AttachmentRef::Holder("other".into()) },
         Command::AlterCopies { vdi: Some(vdi), redundancy: Redundancy::Copies(2) },
-        Command::VdiDelete { vdi, snapshot: Some(SnapshotRef::Id(1)) },
+        Command::VdiDelete { vdi, snapshot: Some(SnapshotRef::Id(1)), with_snapshots: false, at_once: true },
         Command::LayerMerged { layer: LayerId(1), node, epoch: Epoch(3) },
         Command::NodeWeight { node, weight: Some(2000), vnodes: Some(9) },
         Command::NodeDrain { node, on: true },
@@ -105,7 +106,15 @@ fn commands() -> Vec<Command> {
         Command::Force { reason: "lost".into() },
         Command::Note { level: EventLevel::Info, text: "text".into() },
         Command::Nothing,
-        Command::VdiDelete { vdi, snapshot: None },
+        Command::VdiDelete { vdi, snapshot: None, with_snapshots: false, at_once: false },
+        Command::TrashRestore { vdi, snapshot: None, name: Some("back".into()) },
+        Command::Snapshot { vdis: vec![(vdi, None)], tag: "t".into() },
+        Command::SnapshotLock { vdi, snapshot: SnapshotRef::Tag("t".into()), until: 2_000 },
+        Command::VdiDelete { vdi, snapshot: None, with_snapshots: true, at_once: false },
+        Command::SetTrash { keep: 1_000 },
+        Command::VdiDelete { vdi: VdiId(4), snapshot: None, with_snapshots: false, at_once: false },
+        Command::TrashPurge { vdi: VdiId(4), snapshot: None },
+        Command::TrashExpire,
         Command::Shutdown,
     ]
 }

@@ -309,7 +309,7 @@ fn only_copies_that_a_disk_took_with_it_are_remembered() {
     let mut forced = Cluster { s: c.s.clone(), ..Cluster::default() };
     forced.ok(Command::Force { reason: "scrap".into() });
     assert!((0..100).all(|i| !lost(&forced, fs, i)));
-    c.ok(Command::VdiDelete { vdi: one, snapshot: None });
+    c.ok(Command::VdiDelete { vdi: one, snapshot: None, with_snapshots: false, at_once: false });
     assert!(c.s.lost.is_empty());
 }
 

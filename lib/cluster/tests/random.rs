@@ -140,8 +140,13 @@ fn volumes(d: &mut Dice, s: &ClusterState) -> Command {
             redundancy: d.chance(3).then(|| Redundancy::Copies(d.below(5) as u8)),
             object_size: None,
         },
-        4 => Command::VdiDelete { vdi: v, snapshot: None },
-        5..=9 => Command::VdiDelete { vdi: v, snapshot: Some(some_snapshot(d, s, v)) },
+        4 => Command::VdiDelete { vdi: v, snapshot: None, with_snapshots: d.chance(3), at_once: d.chance(3) },
+        5..=9 => Command::VdiDelete {
+            vdi: v,
+            snapshot: Some(some_snapshot(d, s, v)),
+            with_snapshots: false,
+            at_once: d.chance(3),
+        },
         10 => Command::VdiRename { vdi: v, name },
         11 => Command::VdiResize { vdi: v, size: d.below(9) << 9, generation: some_generation(d, s, v) },
         12..=15 => {
@@ -186,9 +191,33 @@ fn volumes(d: &mut Dice, s: &ClusterState) -> Command {
     }
 }
 
+/// The clock of these runs is the position: tens of entries are a long time.
+fn trash(d: &mut Dice, s: &ClusterState) -> Command {
+    let held: Vec<_> = s.trash.iter().copied().collect();
+    let (_, vdi, number) = d.of(&held).unwrap_or((0, some_vdi(d, s), d.below(3) as u32));
+    let number = if d.chance(10) { d.below(4) as u32 } else { number };
+    let snapshot = (number != 0).then_some(number);
+    match d.below(10) {
+        0..=3 => Command::TrashRestore {
+            vdi,
+            snapshot,
+            name: d.chance(2).then(|| format!("{}{}", if number == 0 { "v" } else { "t" }, d.below(14))),
+        },
+        4 => Command::TrashPurge { vdi, snapshot },
+        5..=6 => Command::TrashExpire,
+        7 => Command::SetTrash { keep: d.below(3) * 60 },
+        _ => {
+            let v = some_vdi(d, s);
+            let until = (s.index.0 + d.below(100)).saturating_sub(10);
+            Command::SnapshotLock { vdi: v, snapshot: some_snapshot(d, s, v), until }
+        }
+    }
+}
+
 fn any_command(d: &mut Dice, s: &ClusterState) -> Command {
     match d.below(10) {
         0..=1 => membership(d, s),
+        4 if d.chance(2) => trash(d, s),
         2..=3 => {
             let merging = |l: &&sheepdog_cluster::Layer| {
                 matches!(l.state, sheepdog_cluster::LayerState::Merging { .. })

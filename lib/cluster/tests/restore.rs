@@ -94,7 +94,7 @@ fn a_repeated_request_is_remembered_for_a_while() {
     let entry =
         |request, name: &str| sheepdog_cluster::Entry { now: 1, request, command: create(name, request) };
     let first = c.entry(c.s.index.next(), entry(1, "a"));
-    c.ok(Command::VdiDelete { vdi: c.s.names["a"], snapshot: None });
+    c.ok(Command::VdiDelete { vdi: c.s.names["a"], snapshot: None, with_snapshots: false, at_once: false });
     assert_eq!(c.entry(c.s.index.next(), entry(1, "a")), first, "not made again");
     assert!(c.s.vdis.is_empty());
     c.watch = None;

@@ -69,7 +69,12 @@ fn the_largest_state_is_compact_and_changes_cost_little() {
 
     // A deleted snapshot is merged when the last of all has reported, and then it is gone without a trace.
     let layers = c.s.layers.len();
-    c.ok(Command::VdiDelete { vdi: VdiId(10), snapshot: Some(SnapshotRef::Tag("daily".into())) });
+    c.ok(Command::VdiDelete {
+        vdi: VdiId(10),
+        snapshot: Some(SnapshotRef::Tag("daily".into())),
+        with_snapshots: false,
+        at_once: false,
+    });
     for n in 0..NODES {
         assert_eq!(c.s.layers.len(), layers);
         let epoch = c.s.epoch;

@@ -9,7 +9,7 @@ use sheepdog_proto::{Generation, LayerId, PlacementKey, VdiId};
 const GONE: VdiId = VdiId(999);
 
 fn delete(vdi: VdiId) -> Command {
-    Command::VdiDelete { vdi, snapshot: None }
+    Command::VdiDelete { vdi, snapshot: None, with_snapshots: false, at_once: false }
 }
 fn rename(vdi: VdiId, name: &str) -> Command {
     Command::VdiRename { vdi, name: name.into() }
@@ -168,7 +168,12 @@ fn a_deleted_volume_with_snapshots_keeps_its_name() {
     assert!(matches!(c.refused(delete(v)), CommandError::NotFound(_)));
     assert!(matches!(c.refused(create("a", 9)), CommandError::Exists(_)));
     assert!(matches!(c.refused(open(v, 0, 1)), CommandError::NotFound(_)));
-    c.ok(Command::VdiDelete { vdi: v, snapshot: Some(SnapshotRef::Tag("t".into())) });
+    c.ok(Command::VdiDelete {
+        vdi: v,
+        snapshot: Some(SnapshotRef::Tag("t".into())),
+        with_snapshots: false,
+        at_once: false,
+    });
     assert!(c.s.vdis.is_empty() && c.s.layers.is_empty());
 }
 
@@ -305,7 +310,7 @@ fn altering_copies() {
     settle(&mut c);
     let generation = c.s.vdis[&v].generation;
     c.ok(Command::SessionClose { vdi: v, generation });
-    c.ok(Command::VdiDelete { vdi: v, snapshot: None });
+    c.ok(Command::VdiDelete { vdi: v, snapshot: None, with_snapshots: false, at_once: false });
     assert!(c.s.altered.is_empty());
 }
 

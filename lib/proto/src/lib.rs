@@ -8,6 +8,7 @@ pub mod checksum;
 pub mod constants;
 pub mod ids;
 pub mod peer;
+pub mod time;
 
 pub use bitmap::BlockMap;
 pub use constants::*;

@@ -123,6 +123,7 @@ fn format(spec: &SheepdogClusterSpec, seen: &Seen, m: &Members) -> Option<Step> 
             object_size: 0,
             wait_for_nodes: u32::try_from(m.groups.len()).unwrap_or(u32::MAX),
             store: String::new(),
+            trash_keep_ms: None,
         },
     })
 }

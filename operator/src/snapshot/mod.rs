@@ -122,8 +122,7 @@ async fn remove(s: &VdiSnapshot, ctx: &Context) -> Result<(), Failure> {
     let request = pb::DeleteVdiRequest {
         vdi: Some(VdiRef::uuid(uuid)),
         snapshot: s.tag().into(),
-        with_snapshots: false,
-        force: false,
+        ..Default::default()
     };
     match client.delete_vdi(request).await {
         Ok(_) => Ok(()),

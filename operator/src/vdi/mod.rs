@@ -188,8 +188,7 @@ async fn remove(v: &Vdi, ctx: &Context) -> Result<(), Failure> {
     // By the id that we know, so that a later VDI of the same name is not deleted for this one.
     let known = v.status.as_ref().and_then(|s| s.uuid.as_ref());
     let vdi = known.map_or_else(|| VdiRef::name(v.vdi_name()), VdiRef::uuid);
-    let request =
-        pb::DeleteVdiRequest { vdi: Some(vdi), snapshot: String::new(), with_snapshots: false, force: false };
+    let request = pb::DeleteVdiRequest { vdi: Some(vdi), ..Default::default() };
     match client.delete_vdi(request).await {
         Ok(_) => Ok(()),
         Err(e) if e.kind == ErrorKind::Missing => Ok(()),

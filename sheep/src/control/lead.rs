@@ -28,6 +28,8 @@ const LOOK: Duration = Duration::from_millis(500);
 const LISTEN: Duration = Duration::from_millis(100);
 /// Between two tries to change the voters.
 const VOTERS_PAUSE: Duration = Duration::from_secs(1);
+/// Between two looks at what is in the trash; an entry deletes a bounded number of things.
+const TRASH_PAUSE: Duration = Duration::from_secs(1);
 /// Between two invitations to the same waiting sheep.
 const INVITE_PAUSE: Duration = Duration::from_millis(500);
 /// How long an election of one's own making may ask for votes although a leader is known.
@@ -52,6 +54,7 @@ pub(super) async fn lead(core: Arc<Core>) {
     let mut metrics = core.raft.metrics();
     let mut voters_tried = None;
     let mut invited = None;
+    let mut emptied = None;
     loop {
         let role = role_of(&metrics.borrow_and_update());
         let view = core.raft_view();
@@ -69,6 +72,9 @@ pub(super) async fn lead(core: Arc<Core>) {
                         }
                     }
                 });
+            }
+            if due(&mut emptied, TRASH_PAUSE) {
+                empty_trash(&core);
             }
             if due(&mut invited, INVITE_PAUSE) {
                 invite(&core).await;
@@ -207,6 +213,28 @@ async fn carry_out(core: &Arc<Core>, decision: Decision) {
         Ok(answer) => tracing::info!(?answer, "declaration not committed"),
         Err(_) => tracing::info!("declaration not committed in time"),
     }
+}
+
+/// Have what has been in the trash for its time really deleted. Beside the loop: nobody is declared dead later for that.
+fn empty_trash(core: &Arc<Core>) {
+    let now = wall_millis();
+    if !core.publisher.read(|s| s.trash_is_due(now)) {
+        return;
+    }
+    let c = core.clone();
+    core.tracker.spawn(async move {
+        let request = uuid::Uuid::new_v4().as_u128();
+        let entry = Entry { now, request, command: Command::TrashExpire };
+        // Here or nowhere: whoever leads next looks as well.
+        let done = tokio::time::timeout(DECLARE_TIMEOUT, c.propose_here(entry));
+        tokio::select! {
+            () = c.stop.cancelled() => {}
+            answer = done => match answer {
+                Ok(Response::Proposed(..)) => {}
+                other => tracing::info!(?other, "the trash was not emptied, it is tried again"),
+            },
+        }
+    });
 }
 
 /// Bring the voters to what they should be.

@@ -139,6 +139,7 @@ impl AdminBackend for Daemon {
             object_size: DEFAULT_OBJECT_SIZE,
             timing: self.config.timing,
             layout: None,
+            trash_keep: sheepdog_cluster::TRASH_KEEP,
         }
     }
     fn format(&self, format: Format) -> SendFut<'_, Result<ClusterId, Error>> {

@@ -380,7 +380,11 @@ async fn watch_store(
                 } else {
                     (EventLevel::Info, "has room again")
                 };
-                let text = format!("disk {} of node {} {word}", disk.short(), me.short());
+                let mut text = format!("disk {} of node {} {word}", disk.short(), me.short());
+                // It is not emptied by itself for that: what is in it was promised to be there.
+                if let Some(hint) = control.read(|s| s.trash_hint()).filter(|_| full) {
+                    text = format!("{text}; {hint}");
+                }
                 let _ = control.propose(Command::Note { level, text }).await;
             }
             StoreEvent::Corrupt { oid, blocks } => {

@@ -185,13 +185,23 @@ impl Watched {
         }
     }
 
+    fn trash_hint(&self) -> Option<String> {
+        self.node.borrow().upgrade()?.control.read(|s| s.trash_hint())
+    }
+
     fn condition(&self) -> DataCondition {
         let mut complaints = Vec::new();
         for d in self.store.iter().flat_map(|s| s.disks()) {
             use crate::store::DiskState;
             match d.state {
                 DiskState::Ok => {}
-                DiskState::Full => complaints.push(format!("disk {} is full: writes to it wait", d.path)),
+                DiskState::Full => {
+                    let mut text = format!("disk {} is full: writes to it wait", d.path);
+                    if let Some(hint) = self.trash_hint() {
+                        text = format!("{text}; {hint}");
+                    }
+                    complaints.push(text);
+                }
                 DiskState::Failed(why) => complaints.push(format!("disk {} has failed: {why}", d.path)),
             }
         }

@@ -187,6 +187,18 @@ impl Report {
         p.gauge("sheepdog_cluster_vdis", None, "VDIs that can be written", &number(c.vdis))?;
         p.gauge("sheepdog_cluster_snapshots", None, "Snapshots of all VDIs", &number(c.snapshots))?;
         p.gauge(
+            "sheepdog_cluster_trash_items",
+            None,
+            "Deleted VDIs and snapshots that still take space",
+            &number(c.trash),
+        )?;
+        p.gauge(
+            "sheepdog_cluster_trash_vdi_size",
+            Some(Unit::Bytes),
+            "Sizes of the VDIs in the trash, as their users saw them",
+            &number(c.trash_size),
+        )?;
+        p.gauge(
             "sheepdog_data_thread_up",
             None,
             "1 when the data thread answered in time",

@@ -37,6 +37,10 @@ pub struct ControlReport {
     pub vdis: u64,
     /// Snapshots.
     pub snapshots: u64,
+    /// Things in the trash.
+    pub trash: u64,
+    /// Sizes of the VDIs among them, bytes.
+    pub trash_size: u64,
     /// This node leads.
     pub leading: bool,
     /// Somebody leads.
@@ -86,8 +90,10 @@ impl ControlReport {
                 epoch: s.epoch.0,
                 synced: mine.map_or(0, |n| n.synced.0),
                 nodes,
-                vdis: s.vdis.values().filter(|v| v.top.is_some()).count() as u64,
-                snapshots: s.vdis.values().map(|v| v.snapshots.len() as u64).sum(),
+                vdis: s.vdis.values().filter(|v| v.working().is_some()).count() as u64,
+                snapshots: s.vdis.values().map(|v| v.shown().count() as u64).sum(),
+                trash: s.trash.len() as u64,
+                trash_size: s.trash_size(),
                 applied: s.index.0,
                 ..Self::default()
             }

@@ -513,8 +513,9 @@ impl Gateway {
             let mut watch = control.watch();
             watch.borrow_and_update();
             let me = (control.me(), control.incarnation());
-            let state = control
-                .read(|s| s.vdis.get(&entry.vdi).filter(|v| v.top.is_some()).map(|v| v.session.clone()));
+            let state = control.read(|s| {
+                s.vdis.get(&entry.vdi).filter(|v| v.working().is_some()).map(|v| v.session.clone())
+            });
             match state {
                 // A process that has just started does not know everything yet.
                 None if !sure => {

@@ -65,11 +65,11 @@ pub fn find(state: &ClusterState, name: &str) -> Result<Found, VolumeError> {
     };
     let vdi = state.names.get(base).and_then(|id| state.vdis.get(id)).ok_or_else(missing)?;
     match tag {
-        None if vdi.top.is_some() => Ok((vdi.id, None)),
+        None if vdi.working().is_some() => Ok((vdi.id, None)),
         None => Err(missing()),
         Some(tag) => {
-            let by_tag = vdi.snapshots.iter().rfind(|s| s.tag == tag);
-            let by_id = || vdi.snapshots.iter().find(|s| tag.parse() == Ok(s.id));
+            let by_tag = vdi.shown().find(|s| s.tag == tag);
+            let by_id = || vdi.shown().find(|s| tag.parse() == Ok(s.id));
             let s = by_tag.or_else(by_id).ok_or_else(missing)?;
             Ok((vdi.id, Some((s.layer, s.size))))
         }
@@ -78,10 +78,10 @@ pub fn find(state: &ClusterState, name: &str) -> Result<Found, VolumeError> {
 
 fn exports(vdi: &Vdi) -> Vec<ExportInfo> {
     let mut out = Vec::new();
-    if vdi.top.is_some() {
+    if vdi.working().is_some() {
         out.push(ExportInfo { name: vdi.name.clone(), size: vdi.size, read_only: false });
     }
-    for s in &vdi.snapshots {
+    for s in vdi.shown() {
         let tag = if s.tag.is_empty() { s.id.to_string() } else { s.tag.clone() };
         out.push(ExportInfo { name: format!("{}@{tag}", vdi.name), size: s.size, read_only: true });
     }

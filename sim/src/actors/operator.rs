@@ -132,7 +132,12 @@ async fn delete(world: &Rc<World>, n: usize, which: usize) {
     let done = world.call(n, move |ctx| async move {
         ctx.node
             .control
-            .propose(Command::VdiDelete { vdi, snapshot: Some(SnapshotRef::Id(t.id)) })
+            .propose(Command::VdiDelete {
+                vdi,
+                snapshot: Some(SnapshotRef::Id(t.id)),
+                with_snapshots: false,
+                at_once: false,
+            })
             .await
             .is_ok()
     });

@@ -184,12 +184,11 @@ impl Authority {
             all.extend(subject.and_then(|w| Detector::judge(w, probe, false)));
         }
         all.extend(i.detector.tick(now, now, &timing, &watched, false).0);
-        all.into_iter()
-            .map(|d| match d {
-                Decision::Down { node, incarnation } => Command::NodeDown { node, incarnation },
-                Decision::Out { node } => Command::NodeOut { node },
-            })
-            .collect()
+        let declared = all.into_iter().map(|d| match d {
+            Decision::Down { node, incarnation } => Command::NodeDown { node, incarnation },
+            Decision::Out { node } => Command::NodeOut { node },
+        });
+        declared.chain(i.state.trash_is_due(now).then_some(Command::TrashExpire)).collect()
     }
     /// One heartbeat's answer: the lease in milliseconds and how far the node must have applied.
     fn heartbeat(&self, node: NodeId, incarnation: u64) -> Option<(u64, ControlIndex)> {

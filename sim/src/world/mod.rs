@@ -84,6 +84,7 @@ impl World {
             object_size: object,
             timing: Timing { heartbeat: 1_000, lease: 4_000, down_out: rng.random_range(15_000..60_000) },
             layout: None,
+            trash_keep: 0,
         };
         authority.commit(Command::Format(format));
         tokio::task::spawn_local(authority.clone().lead());

@@ -5,6 +5,7 @@ use crate::failure::Failure;
 use crate::output::Output;
 use crate::redundancy::Copies;
 use crate::size;
+use crate::time;
 use clap::ValueEnum;
 use sheepdog_client::pb::FormatRequest;
 
@@ -27,6 +28,9 @@ pub struct Args {
     /// How objects lie on disks that have none yet, whatever `sheep --store` says (default: as each sheep says)
     #[arg(short = 'b', long, value_enum)]
     store: Option<Store>,
+    /// How long deleted VDIs and snapshots can be brought back, for example 7d; 0 to delete at once (default 24h)
+    #[arg(long, value_name = "DURATION", value_parser = time::duration)]
+    trash_keep: Option<u64>,
     /// Wait until this many sheep that store data have joined
     #[arg(long, value_name = "N", default_value_t = 0)]
     nodes: u32,
@@ -50,6 +54,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Output, Failure> {
         strict: args.strict,
         object_size: u32::try_from(object_size).map_err(|_| Failure::usage("an object has at most 64M"))?,
         wait_for_nodes: args.nodes,
+        trash_keep_ms: args.trash_keep,
         store: match args.store {
             None => "",
             Some(Store::Plain) => "plain",

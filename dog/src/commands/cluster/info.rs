@@ -5,6 +5,7 @@ use crate::context::Context;
 use crate::failure::Failure;
 use crate::output::{Cell, Column, Output, Record, Table};
 use crate::redundancy;
+use crate::time;
 use sheepdog_client::pb::{ClusterInfo, ClusterInfoRequest, cluster_info};
 
 /// Condition, settings and history
@@ -70,6 +71,9 @@ pub fn record(info: &ClusterInfo) -> Record {
         .field("voters", "Voters", Cell::List(info.voters.iter().map(|n| short(n)).collect()))
         .field("vdis", "VDIs", Cell::Number(info.vdis))
         .field("snapshots", "Snapshots", Cell::Number(info.snapshots))
+        .field("trash_items", "In the trash", Cell::Number(info.trash_items))
+        .field("trash_size", "Size of VDIs in the trash", Cell::Bytes(info.trash_size))
+        .field("trash_keep", "Deleted things are kept for", Cell::text(time::show(info.trash_keep_ms)))
         .field("copies", "Copies", Cell::text(redundancy::show(info.redundancy.as_ref())))
         .field("min_copies", "Copies before a write is acknowledged", Cell::Number(info.min_copies.into()))
         .field("strict", "Strict zones", Cell::Bool(info.strict))

@@ -11,6 +11,7 @@ mod rebuild;
 mod recover;
 mod shutdown;
 mod snapshot;
+mod trash;
 
 use crate::context::Context;
 use crate::failure::Failure;
@@ -30,6 +31,8 @@ pub enum Command {
     Check(check::Args),
     /// Copies of VDIs that are made from now on
     AlterCopy(alter_copy::Args),
+    /// How long deleted VDIs and snapshots can be brought back
+    Trash(trash::Args),
     /// Pause, resume or force recovery
     #[command(subcommand)]
     Recover(recover::Command),
@@ -56,6 +59,7 @@ impl Command {
             Self::Shutdown(a) => shutdown::run(ctx, a).await,
             Self::Check(a) => check::run(ctx, a).await,
             Self::AlterCopy(a) => alter_copy::run(ctx, a).await,
+            Self::Trash(a) => trash::run(ctx, a).await,
             Self::Recover(c) => c.run(ctx).await,
             Self::Rebuild(a) => rebuild::run(ctx, a).await,
             Self::Events(a) => events::run(ctx, a).await,

@@ -345,7 +345,8 @@ async fn load_one(
     };
     let filled = filled.await;
     if let Err(f) = filled {
-        let request = DeleteVdiRequest { vdi: Some(target), with_snapshots: true, ..Default::default() };
+        let request =
+            DeleteVdiRequest { vdi: Some(target), with_snapshots: true, now: true, ..Default::default() };
         if let Err(e) = client.delete_vdi(request).await {
             eprintln!("dog: the unfinished VDI {} was not deleted: {e}", vdi.name);
         }

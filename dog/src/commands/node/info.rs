@@ -52,6 +52,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Output, Failure> {
             .field("used", "Used by objects", Cell::Bytes(used))
             .field("avail", "Available", Cell::Bytes(free))
             .field("virtual_size", "Size of all VDIs", Cell::Bytes(reply.virtual_size))
+            .field("trash_size", "Size of VDIs in the trash", Cell::Bytes(reply.trash_size))
             .section("nodes", "Nodes", table),
     ))
 }

@@ -3,7 +3,7 @@
 use super::{short, state};
 use crate::context::Context;
 use crate::failure::Failure;
-use crate::output::{Cell, Column, Output, Table};
+use crate::output::{Cell, Column, Format, Output, Table};
 use sheepdog_client::pb::ListNodesRequest;
 
 const COLUMNS: &[Column] = &[
@@ -45,6 +45,10 @@ pub async fn run(ctx: &Context) -> Result<Output, Failure> {
             Cell::text(&n.version),
             Cell::text(&n.id),
         ]);
+    }
+    if reply.trash_items > 0 && matches!(ctx.global.output, Format::Table | Format::Wide) {
+        let n = reply.trash_items;
+        eprintln!("dog: {n} deleted VDIs and snapshots are in the trash and take space (dog trash list)");
     }
     Ok(Output::Table(table))
 }

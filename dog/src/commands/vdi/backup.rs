@@ -127,10 +127,14 @@ async fn take(ctx: &Context, name: &str) -> Result<Snapshot, Failure> {
     snapshot.ok_or_else(|| Failure::new(code::FAILED, "the sheep took no snapshot"))
 }
 
-/// What is left behind costs room, no more.
+/// What is left behind costs room, no more. Nobody would look for it in the trash.
 pub async fn delete(ctx: &Context, vdi: &Vdi, snapshot: &Snapshot) {
-    let request =
-        DeleteVdiRequest { vdi: Some(VdiRef::id(vdi.id)), snapshot: name_of(snapshot), ..Default::default() };
+    let request = DeleteVdiRequest {
+        vdi: Some(VdiRef::id(vdi.id)),
+        snapshot: name_of(snapshot),
+        now: true,
+        ..Default::default()
+    };
     let deleted = match ctx.client().await {
         Ok(client) => client.delete_vdi(request).await.map_err(Failure::from),
         Err(f) => Err(f),

@@ -2,11 +2,12 @@
 
 use crate::context::{Confirm, Context, Image};
 use crate::failure::Failure;
-use crate::output::Output;
+use crate::output::{Cell, Output, Record};
 use sheepdog_client::pb::DeleteVdiRequest;
 
 /// Delete a VDI or one of its snapshots
 ///
+/// It goes into the trash, from where `dog trash restore` brings it back until the cluster's time for that is over (24 hours, `dog cluster trash`).
 /// Deleting a VDI keeps its snapshots unless --with-snapshots is given; clones are not touched either way.
 #[derive(clap::Args, Debug)]
 pub struct Args {
@@ -22,6 +23,9 @@ pub struct Args {
     /// Also when it is attached: it is taken away from its holders first
     #[arg(long, conflicts_with = "snapshot")]
     force: bool,
+    /// Not into the trash: its space is freed at once, and nothing brings it back
+    #[arg(long)]
+    now: bool,
     #[command(flatten)]
     confirm: Confirm,
 }
@@ -37,9 +41,10 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Output, Failure> {
         (_, true) => format!("VDI {} and all its snapshots", args.vdi.name),
         _ => format!("VDI {}", args.vdi.name),
     };
-    args.confirm.ask(&format!("deletes {what}."))?;
-    let Args { vdi, with_snapshots, force, .. } = args;
-    let request = DeleteVdiRequest { vdi: vdi.vdi(), snapshot, with_snapshots, force };
-    ctx.client().await?.delete_vdi(request).await?;
-    Ok(Output::Nothing)
+    let how = if args.now { " for good, not into the trash" } else { "" };
+    args.confirm.ask(&format!("deletes {what}{how}."))?;
+    let Args { vdi, with_snapshots, force, now, .. } = args;
+    let request = DeleteVdiRequest { vdi: vdi.vdi(), snapshot, with_snapshots, force, now };
+    let deleted = ctx.client().await?.delete_vdi(request).await?;
+    Ok(Output::Done(Record::default().field("until", "In the trash until", Cell::Time(deleted.until_ms))))
 }

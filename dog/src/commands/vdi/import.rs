@@ -74,7 +74,8 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Output, Failure> {
     };
     drop(bar);
     if let Err(f) = sent {
-        let undone = client.delete_vdi(DeleteVdiRequest { vdi: Some(target), ..Default::default() }).await;
+        let undone =
+            client.delete_vdi(DeleteVdiRequest { vdi: Some(target), now: true, ..Default::default() }).await;
         if let Err(e) = undone {
             eprintln!("dog: the unfinished VDI {} was not deleted: {e}", vdi.name);
         }

@@ -37,6 +37,7 @@ const COLUMNS: &[Column] = &[
     Column("parent", "PARENT", true),
     Column("uuid", "UUID", true),
     Column("attached", "ATTACHED TO", true),
+    Column("locked_until", "LOCKED UNTIL", true),
 ];
 
 /// A row for each VDI, then its snapshots.
@@ -113,6 +114,7 @@ fn working(v: &Vdi) -> Vec<Cell> {
         Cell::text(parent(v)),
         Cell::text(&v.uuid),
         attached(v),
+        Cell::None,
     ]
 }
 
@@ -134,5 +136,6 @@ fn snapshot(v: &Vdi, s: &sheepdog_client::pb::Snapshot) -> Vec<Cell> {
         Cell::None,
         Cell::text(&v.uuid),
         Cell::None,
+        Cell::Time(s.locked_until_ms),
     ]
 }

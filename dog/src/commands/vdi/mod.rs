@@ -16,6 +16,7 @@ mod import;
 mod limit;
 mod list;
 mod lock;
+mod lock_snapshot;
 mod object;
 mod read;
 mod rename;
@@ -39,7 +40,7 @@ use sheepdog_client::pb::Vdi;
 pub enum Command {
     /// Make an empty VDI
     Create(create::Args),
-    /// Delete a VDI or one of its snapshots
+    /// Delete a VDI or one of its snapshots: into the trash (see dog trash)
     Delete(delete::Args),
     /// All VDIs and snapshots, or those of one VDI
     List(list::Args),
@@ -49,6 +50,8 @@ pub enum Command {
     Snapshot(snapshot::Args),
     /// Snapshot several VDIs at one instant
     SnapshotGroup(snapshot::GroupArgs),
+    /// Keep a snapshot from being deleted before a date
+    LockSnapshot(lock_snapshot::Args),
     /// Make a writable copy of a VDI or snapshot, in no time
     Clone(clone::Args),
     /// Copy what a clone still reads from its source, so that it stands alone
@@ -113,6 +116,7 @@ impl Command {
             Self::Rename(a) => rename::run(ctx, a).await,
             Self::Snapshot(a) => snapshot::run(ctx, a).await,
             Self::SnapshotGroup(a) => snapshot::run_group(ctx, a).await,
+            Self::LockSnapshot(a) => lock_snapshot::run(ctx, a).await,
             Self::Clone(a) => clone::run(ctx, a).await,
             Self::Flatten(a) => flatten::run(ctx, a).await,
             Self::Rollback(a) => rollback::run(ctx, a).await,

@@ -88,7 +88,7 @@ async fn restore(
             Err(Failure::new(code::FAILED, what))
         }
         Err(f) => {
-            let request = DeleteVdiRequest { vdi: Some(target), ..Default::default() };
+            let request = DeleteVdiRequest { vdi: Some(target), now: true, ..Default::default() };
             if let Err(e) = ctx.client().await?.delete_vdi(request).await {
                 eprintln!("dog: the unfinished VDI {name} was not deleted: {e}");
             }

@@ -16,9 +16,7 @@ impl ClusterState {
         }
         let next = AttachmentId(self.last_attachment + 1);
         let v = self.vdi_mut(vdi)?;
-        if v.top.is_none() {
-            return Err(CommandError::NotFound(format!("VDI {} has only snapshots left", v.name)));
-        }
+        v.check_working()?;
         if let Some(a) = v.attachments.iter().find(|a| a.holder == holder) {
             if a.access == access {
                 return Ok(Reply::Attached(a.id));

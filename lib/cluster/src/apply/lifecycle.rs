@@ -1,5 +1,6 @@
 //! Format, restore, switches.
 
+use super::trash::check_trash;
 use super::{Outcome, clip};
 use crate::{
     ClusterState, CommandError, EventLevel, Format, Millis, NodeState, Redundancy, Reply, Session, Timing,
@@ -24,7 +25,7 @@ pub(super) fn check_redundancy(r: Redundancy) -> Result<(), CommandError> {
 }
 
 /// Longest interval, milliseconds: 10 years. Sums of a few of them and a clock never overflow.
-const MAX_INTERVAL: u64 = 3_650 * 86_400_000;
+pub(super) const MAX_INTERVAL: u64 = 3_650 * 86_400_000;
 
 /// Counters go up by one at a time and never get this far.
 const MAX_COUNTER: u64 = u64::MAX >> 8;
@@ -50,6 +51,7 @@ impl ClusterState {
         check_object_size(format.object_size)?;
         check_redundancy(format.redundancy)?;
         check_timing(format.timing)?;
+        check_trash(format.trash_keep)?;
         if format.min_copies.is_some_and(|m| m == 0 || m as usize > format.redundancy.width()) {
             return Err(CommandError::Invalid(
                 "min copies must be at least 1 and at most the number of copies".into(),

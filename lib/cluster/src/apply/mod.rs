@@ -5,6 +5,7 @@ mod lifecycle;
 mod node;
 mod session;
 mod snapshot;
+mod trash;
 mod vdi;
 
 use crate::{ClusterState, Command, CommandError, Entry, Event, EventLevel, Millis, Reply};
@@ -66,7 +67,20 @@ impl ClusterState {
             C::VdiCreate { name, uuid, size, redundancy, object_size } => {
                 self.vdi_create(now, name, *uuid, *size, *redundancy, *object_size)
             }
-            C::VdiDelete { vdi, snapshot } => self.vdi_delete(now, *vdi, snapshot.as_ref()),
+            C::VdiDelete { vdi, snapshot: Some(which), with_snapshots: _, at_once } => {
+                self.snapshot_delete(now, *vdi, which, *at_once)
+            }
+            C::VdiDelete { vdi, snapshot: None, with_snapshots, at_once } => {
+                self.vdi_delete(now, *vdi, *with_snapshots, *at_once)
+            }
+            C::TrashRestore { vdi, snapshot: Some(n), name } => {
+                self.snapshot_restore(*vdi, *n, name.as_deref())
+            }
+            C::TrashRestore { vdi, snapshot: None, name } => self.vdi_restore(*vdi, name.as_deref()),
+            C::TrashPurge { vdi, snapshot } => self.trash_purge(now, *vdi, *snapshot),
+            C::TrashExpire => self.trash_expire(now),
+            C::SetTrash { keep } => self.set_trash(now, *keep),
+            C::SnapshotLock { vdi, snapshot, until } => self.snapshot_lock(now, *vdi, snapshot, *until),
             C::VdiRename { vdi, name } => self.vdi_rename(*vdi, name),
             C::VdiResize { vdi, size, generation } => self.vdi_resize(*vdi, *size, *generation),
             C::Snapshot { vdis, tag } => self.snapshot(now, vdis, tag),

@@ -11,6 +11,12 @@ impl ClusterState {
             .ok_or_else(|| CommandError::NotFound(format!("there is no VDI with id {}", id.hex())))
     }
 
+    /// One that users see: not in the trash.
+    pub(super) fn listed_mut(&mut self, id: VdiId) -> Result<&mut Vdi, CommandError> {
+        let v = self.vdi_mut(id)?;
+        if v.is_listed() { Ok(v) } else { Err(v.is_in_trash()) }
+    }
+
     /// The caller speaks for the session if there is one.
     pub(super) fn check_generation(
         &self,
@@ -37,9 +43,7 @@ impl ClusterState {
         }
         let next = self.last_generation + 1;
         let v = self.vdi_mut(vdi)?;
-        if v.top.is_none() {
-            return Err(CommandError::NotFound(format!("VDI {} has only snapshots left", v.name)));
-        }
+        v.check_working()?;
         let reconcile = match v.session {
             Session::Open { owner, generation, .. } if owner != node => {
                 return Ok(Reply::Owned { owner, generation });
@@ -61,9 +65,7 @@ impl ClusterState {
         }
         let since = self.index;
         let v = self.vdi_mut(vdi)?;
-        if v.top.is_none() {
-            return Err(CommandError::NotFound(format!("VDI {} has only snapshots left", v.name)));
-        }
+        v.check_working()?;
         let fresh = GatewayOpen { incarnation, since };
         let now = v.gateways.entry(node).and_modify(|g| {
             if g.incarnation != incarnation {

@@ -7,7 +7,7 @@ use super::Outcome;
 use super::vdi::check_size;
 use crate::{
     ClusterState, CommandError, Layer, LayerState, Millis, NodeState, Redundancy, Reply, Session, Snapshot,
-    SnapshotRef, Vdi,
+    SnapshotRef, Vdi, VdiState,
 };
 use sheepdog_proto::{Epoch, Generation, LayerId, NodeId, VdiId};
 use std::collections::BTreeSet;
@@ -15,14 +15,13 @@ use std::collections::BTreeSet;
 /// Snapshots of one VDI.
 const MAX_SNAPSHOTS: usize = 65_536;
 
-fn find<'a>(v: &'a Vdi, which: &SnapshotRef) -> Result<&'a Snapshot, CommandError> {
+/// One that is not in the trash.
+pub(super) fn find<'a>(v: &'a Vdi, which: &SnapshotRef) -> Result<&'a Snapshot, CommandError> {
     let found = match which {
-        SnapshotRef::Id(id) => v.snapshots.iter().find(|s| s.id == *id),
-        SnapshotRef::Tag(tag) => v
-            .snapshots
-            .iter()
-            .find(|s| s.tag == *tag)
-            .or_else(|| v.snapshots.iter().find(|s| tag.parse() == Ok(s.id))),
+        SnapshotRef::Id(id) => v.shown().find(|s| s.id == *id),
+        SnapshotRef::Tag(tag) => {
+            v.shown().find(|s| s.tag == *tag).or_else(|| v.shown().find(|s| tag.parse() == Ok(s.id)))
+        }
     };
     found.ok_or_else(|| {
         let name = match which {
@@ -31,6 +30,16 @@ fn find<'a>(v: &'a Vdi, which: &SnapshotRef) -> Result<&'a Snapshot, CommandErro
         };
         CommandError::NotFound(format!("VDI {} has no snapshot {name}", v.name))
     })
+}
+
+/// A tag that can stand behind `@` in a name.
+pub(super) fn check_tag(tag: &str) -> Result<(), CommandError> {
+    if tag.len() > 255 || tag.chars().any(|c| c.is_control() || c == '/' || c == '@') {
+        return Err(CommandError::Invalid(
+            "a tag has at most 255 bytes, without \"@\", \"/\" and control characters".into(),
+        ));
+    }
+    Ok(())
 }
 
 impl ClusterState {
@@ -76,20 +85,14 @@ impl ClusterState {
         vdis: &[(VdiId, Option<Generation>)],
         tag: &str,
     ) -> Outcome {
-        if tag.len() > 255 || tag.chars().any(|c| c.is_control() || c == '/' || c == '@') {
-            return Err(CommandError::Invalid(
-                "a tag has at most 255 bytes, without \"@\", \"/\" and control characters".into(),
-            ));
-        }
+        check_tag(tag)?;
         // All or none: everything is checked before anything is changed.
         let mut seen = BTreeSet::new();
         for (id, generation) in vdis {
             self.check_generation(*id, *generation)?;
             let v = self.vdi_mut(*id)?;
-            if v.top.is_none() {
-                return Err(CommandError::NotFound(format!("VDI {} has only snapshots left", v.name)));
-            }
-            if !tag.is_empty() && v.snapshots.iter().any(|s| s.tag == tag) {
+            v.check_working()?;
+            if !tag.is_empty() && v.shown().any(|s| s.tag == tag) {
                 return Err(CommandError::Exists(format!("VDI {} has a snapshot {tag}", v.name)));
             }
             if v.snapshots.len() >= MAX_SNAPSHOTS || v.flattening {
@@ -119,7 +122,15 @@ impl ClusterState {
             let number = v.next_snapshot;
             v.next_snapshot += 1;
             let size = v.size;
-            v.snapshots.push(Snapshot { id: number, tag: tag.to_owned(), layer: old, size, created: now });
+            v.snapshots.push(Snapshot {
+                id: number,
+                tag: tag.to_owned(),
+                layer: old,
+                size,
+                created: now,
+                locked_until: 0,
+                trashed: None,
+            });
             let family = v.family;
             if let Some(l) = self.layers.get_mut(&old) {
                 l.state = LayerState::Frozen;
@@ -148,7 +159,7 @@ impl ClusterState {
             return Ok(Reply::Vdi(v.id));
         }
         self.check_free_name(name)?;
-        let v = self.vdi_mut(source)?;
+        let v = self.listed_mut(source)?;
         let s = find(v, snapshot)?.clone();
         let layer =
             self.layers.get(&s.layer).ok_or_else(|| CommandError::NotFound("no such layer".into()))?;
@@ -168,10 +179,7 @@ impl ClusterState {
     }
 
     pub(super) fn flatten_start(&mut self, vdi: VdiId) -> Outcome {
-        let v = self.vdi_mut(vdi)?;
-        let Some(top) = v.top else {
-            return Err(CommandError::NotFound(format!("VDI {} has only snapshots left", v.name)));
-        };
+        let top = self.vdi_mut(vdi)?.check_working()?;
         let Some(root) = self.bottom(top).filter(|l| l.base.is_some()) else { return Ok(Reply::Done) };
         if top != root.id {
             return Err(CommandError::Busy(
@@ -208,7 +216,13 @@ impl ClusterState {
         generation: Option<Generation>,
     ) -> Outcome {
         self.check_generation(vdi, generation)?;
-        let v = self.vdi_mut(vdi)?;
+        let v = self.listed_mut(vdi)?;
+        if v.state != VdiState::Here {
+            return Err(CommandError::Busy(format!(
+                "the working image of VDI {0} is in the trash: bring it back (`dog trash restore {0}`) or give it up (`dog trash purge {0}`), then roll back",
+                v.name
+            )));
+        }
         let s = find(v, snapshot)?.clone();
         let new = self.take_id()?;
         let v = self.vdi_mut(vdi)?;
@@ -223,48 +237,8 @@ impl ClusterState {
         Ok(Reply::Done)
     }
 
-    pub(super) fn vdi_delete(&mut self, _now: Millis, id: VdiId, snapshot: Option<&SnapshotRef>) -> Outcome {
-        let v = self.vdi_mut(id)?;
-        if let Some(which) = snapshot {
-            let s = find(v, which)?.clone();
-            v.snapshots.retain(|x| x.id != s.id);
-            if let Some(l) = self.layers.get_mut(&s.layer) {
-                l.state = LayerState::Hidden;
-            }
-            self.reconsider(s.layer);
-        } else {
-            if !v.attachments.is_empty() {
-                return Err(CommandError::Busy(v.attached_to()));
-            }
-            if let Session::Open { owner, .. } = v.session {
-                return Err(CommandError::Busy(format!(
-                    "VDI {} is in use on node {}",
-                    v.name,
-                    owner.short()
-                )));
-            }
-            if let Some(l) = v.locks.first() {
-                return Err(CommandError::Busy(format!("VDI {} is locked by {}", v.name, l.holder)));
-            }
-            v.session = Session::Closed;
-            v.flattening = false;
-            let Some(top) = v.top.take() else {
-                return Err(CommandError::NotFound(format!("VDI {} has only snapshots left", v.name)));
-            };
-            self.drop_layer(top);
-        }
-        let v = self.vdi_mut(id)?;
-        if v.top.is_none() && v.snapshots.is_empty() {
-            let name = v.name.clone();
-            self.vdis.remove(&id);
-            self.names.remove(&name);
-        }
-        self.layers_revision += 1;
-        Ok(Reply::Done)
-    }
-
-    /// A working layer goes; whatever it stood on is looked at again.
-    fn drop_layer(&mut self, layer: LayerId) {
+    /// A working layer or a snapshot goes; whatever it stood on is looked at again.
+    pub(super) fn drop_layer(&mut self, layer: LayerId) {
         if let Some(l) = self.layers.get_mut(&layer) {
             l.state = LayerState::Hidden;
         }

@@ -4,7 +4,7 @@ use super::Outcome;
 use super::lifecycle::{check_object_size, check_redundancy};
 use crate::{
     ClusterState, CommandError, EventLevel, Family, Limits, Lock, Millis, NodeState, Redundancy, Reply,
-    Session, Vdi,
+    Session, Vdi, VdiState,
 };
 use sheepdog_proto::{Epoch, Generation, LayerId, VdiId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -74,7 +74,7 @@ impl ClusterState {
         check_name(name)?;
         match self.names.get(name).and_then(|id| self.vdis.get(id)) {
             None => Ok(()),
-            Some(v) if v.top.is_none() => Err(CommandError::Exists(format!(
+            Some(v) if v.working().is_none() => Err(CommandError::Exists(format!(
                 "snapshots of a deleted VDI named {name} are left: delete them first or choose another name"
             ))),
             Some(_) => Err(CommandError::Exists(format!("a VDI named {name} exists"))),
@@ -116,6 +116,7 @@ impl ClusterState {
                 gateways: BTreeMap::new(),
                 attachments: Vec::new(),
                 limits: Limits::default(),
+                state: VdiState::Here,
             },
         );
         self.names.insert(name.to_owned(), id);
@@ -148,7 +149,7 @@ impl ClusterState {
     }
 
     pub(super) fn vdi_rename(&mut self, id: VdiId, name: &str) -> Outcome {
-        let v = self.vdi_mut(id)?;
+        let v = self.listed_mut(id)?;
         if v.name == name {
             return Ok(Reply::Done);
         }
@@ -166,7 +167,7 @@ impl ClusterState {
 
     pub(super) fn vdi_resize(&mut self, id: VdiId, size: u64, generation: Option<Generation>) -> Outcome {
         self.check_generation(id, generation)?;
-        let family = self.vdi_mut(id)?.family;
+        let family = self.listed_mut(id)?.family;
         let object_size = self.families.get(&family).map_or(0, |f| f.object_size);
         check_size(size, object_size)?;
         self.vdi_mut(id)?.size = size;
@@ -194,7 +195,7 @@ impl ClusterState {
                 Ok(Reply::Done)
             }
             Some(id) => {
-                let v = self.vdi_mut(id)?;
+                let v = self.listed_mut(id)?;
                 let (family, name) = (v.family, v.name.clone());
                 self.alter_family(now, family, &name, redundancy)
             }
@@ -237,7 +238,7 @@ impl ClusterState {
                 "a bandwidth of less than {MIN_BANDWIDTH} bytes a second looks like a fault to whoever uses the volume"
             )));
         }
-        self.vdi_mut(id)?.limits = limits;
+        self.listed_mut(id)?.limits = limits;
         Ok(Reply::Done)
     }
 
@@ -253,7 +254,7 @@ impl ClusterState {
                 "an attribute has a key of 1 to 256 bytes and a value of at most 64 KiB".into(),
             ));
         }
-        let v = self.vdi_mut(id)?;
+        let v = self.listed_mut(id)?;
         match value {
             None => match v.attrs.remove(key) {
                 Some(_) => Ok(Reply::Done),
@@ -273,7 +274,7 @@ impl ClusterState {
     }
 
     pub(super) fn lock(&mut self, now: Millis, id: VdiId, holder: &str, exclusive: bool) -> Outcome {
-        let v = self.vdi_mut(id)?;
+        let v = self.listed_mut(id)?;
         let others = v.locks.iter().find(|l| l.holder != holder && (exclusive || l.exclusive));
         if let Some(l) = others {
             return Err(CommandError::Busy(format!("VDI {} is locked by {}", v.name, l.holder)));
@@ -284,7 +285,7 @@ impl ClusterState {
     }
 
     pub(super) fn unlock(&mut self, id: VdiId, holder: Option<&str>) -> Outcome {
-        let v = self.vdi_mut(id)?;
+        let v = self.listed_mut(id)?;
         match holder {
             None => v.locks.clear(),
             Some(h) => {

@@ -18,6 +18,7 @@ pub fn format(copies: u8) -> Command {
         object_size: 4 << 20,
         timing: Timing::default(),
         layout: None,
+        trash_keep: 0,
     })
 }
 

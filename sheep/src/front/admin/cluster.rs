@@ -5,7 +5,7 @@ use super::service::{Admin, Answers, Sink, usage};
 use sheepdog_client::pb::cluster_service_server::ClusterService;
 use sheepdog_client::pb::*;
 use sheepdog_client::{Client, Error, ErrorKind};
-use sheepdog_cluster::{Command, Layout, NodeState};
+use sheepdog_cluster::{Command, CommandError, Layout, NodeState};
 use sheepdog_proto::NodeId;
 use std::sync::Arc;
 use std::time::Duration;
@@ -70,8 +70,10 @@ impl Admin {
                 epoch: s.epoch.0,
                 nodes_up: holders().filter(|n| n.is_up()).count() as u32,
                 nodes_total: holders().count() as u32,
-                vdis: s.vdis.values().filter(|v| v.top.is_some()).count() as u64,
-                snapshots: s.vdis.values().map(|v| v.snapshots.len() as u64).sum(),
+                vdis: s.vdis.values().filter(|v| v.working().is_some()).count() as u64,
+                snapshots: s.vdis.values().map(|v| v.shown().count() as u64).sum(),
+                trash_items: s.trash.len() as u64,
+                trash_size: s.trash_size(),
                 recovery: Some(convert::recovery(&s.recovery)),
                 forced: s.forced.clone(),
                 leader: standing.leader.map(|n| n.to_string()).unwrap_or_default(),
@@ -105,6 +107,7 @@ impl Admin {
                 info.heartbeat_ms = f.timing.heartbeat;
                 info.lease_ms = f.timing.lease;
                 info.down_out_ms = f.timing.down_out;
+                info.trash_keep_ms = f.trash_keep;
             }
             info
         })
@@ -128,6 +131,7 @@ impl Admin {
             format.object_size = r.object_size;
         }
         format.strict |= r.strict;
+        format.trash_keep = r.trash_keep_ms.unwrap_or(format.trash_keep);
         format.layout = match r.store.as_str() {
             "" => None,
             "tree" => Some(Layout::Tree),
@@ -223,6 +227,14 @@ impl ClusterService for Clusters {
             self.0.propose(Command::Recovery { enabled, max_bytes_per_s, concurrency }).await?;
         }
         Ok(Response::new(self.0.control().read(|s| convert::recovery(&s.recovery))))
+    }
+    async fn set_trash(&self, r: Request<SetTrashRequest>) -> Reply1<TrashSettings> {
+        if let Some(keep) = r.get_ref().keep_ms {
+            self.0.propose(Command::SetTrash { keep }).await?;
+        }
+        let keep = self.0.control().read(|s| s.format.as_ref().map(|f| f.trash_keep));
+        let keep_ms = keep.ok_or_else(|| convert::command_error(&CommandError::NotFormatted))?;
+        Ok(Response::new(TrashSettings { keep_ms }))
     }
     async fn force(&self, r: Request<ForceRequest>) -> Reply1<Done> {
         let reason = r.into_inner().reason;

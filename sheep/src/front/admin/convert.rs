@@ -72,7 +72,14 @@ pub(super) fn redundancy_out(r: Redundancy) -> pb::Redundancy {
 }
 
 pub(super) fn snapshot(s: &Snapshot) -> pb::Snapshot {
-    pb::Snapshot { id: s.id, tag: s.tag.clone(), size: s.size, created_ms: s.created, used: None }
+    pb::Snapshot {
+        id: s.id,
+        tag: s.tag.clone(),
+        size: s.size,
+        created_ms: s.created,
+        used: None,
+        locked_until_ms: s.locked_until,
+    }
 }
 
 pub(super) fn attachment(a: &Attachment) -> pb::Attachment {
@@ -118,7 +125,9 @@ fn parent(state: &ClusterState, v: &Vdi) -> Option<pb::Parent> {
     let newest = v.top.or_else(|| v.snapshots.last().map(|s| s.layer))?;
     let base = state.bottom(newest)?.base?;
     let source = state.vdis.get(&state.layers.get(&base)?.vdi);
-    let snapshot = source.and_then(|s| s.snapshots.iter().find(|x| x.layer == base));
+    // By its id when it is in the trash: another VDI may have its name.
+    let source = source.filter(|s| s.is_listed());
+    let snapshot = source.and_then(|s| s.shown().find(|x| x.layer == base));
     Some(pb::Parent {
         vdi: state.layers.get(&base)?.vdi.0,
         name: source.map(|s| s.name.clone()).unwrap_or_default(),
@@ -146,9 +155,9 @@ pub(super) fn vdi(state: &ClusterState, v: &Vdi) -> pb::Vdi {
         size: v.size,
         redundancy: state.redundancy(v.family).map(redundancy_out),
         object_size: family.map_or(0, |f| f.object_size),
-        working: v.top.is_some(),
+        working: v.working().is_some(),
         created_ms: v.created,
-        snapshots: v.snapshots.iter().map(snapshot).collect(),
+        snapshots: v.shown().map(snapshot).collect(),
         attrs: v.attrs.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
         locks: v
             .locks
@@ -297,8 +306,8 @@ pub(super) fn condition(state: &ClusterState) -> (pb::cluster_info::Status, Vec<
         status = Status::Impaired;
         reasons.push(format!(
             "volumes of one copy have lost a disk: {}. Requests for what may have been on it wait: start its sheep with the disk, \
-             delete the volumes, or accept the loss with `dog cluster recover force`",
-            some_of(of.map(|v| v.name.clone()).collect())
+             delete the volumes (`dog vdi delete --now`, `dog trash purge`), or accept the loss with `dog cluster recover force`",
+            some_of(of.map(|v| v.called()).collect())
         ));
     }
     let min = format.min_copies.map_or((format.redundancy.width() - 1).max(1), usize::from);

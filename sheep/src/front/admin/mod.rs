@@ -17,6 +17,7 @@ mod node;
 mod peers;
 mod server;
 mod service;
+mod trash;
 mod vdi;
 mod vdi_data;
 mod vdi_look;

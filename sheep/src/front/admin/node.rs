@@ -48,7 +48,7 @@ impl Admin {
                 return Err(convert::command_error(&sheepdog_cluster::CommandError::NotFormatted));
             }
             let nodes = s.nodes.values().map(|n| convert::node(n, &standing)).collect();
-            Ok(ListNodesReply { nodes, epoch: s.epoch.0 })
+            Ok(ListNodesReply { nodes, epoch: s.epoch.0, trash_items: s.trash.len() as u64 })
         })
     }
 
@@ -132,8 +132,10 @@ impl Admin {
     }
 
     async fn info(&self, named: &[String], forwarded: bool) -> Result<NodeInfoReply, Error> {
-        let virtual_size =
-            self.control().read(|s| s.vdis.values().filter(|v| v.top.is_some()).map(|v| v.size).sum());
+        let (virtual_size, trash_size) = self.control().read(|s| {
+            let used = s.vdis.values().filter(|v| v.working().is_some());
+            (used.map(|v| v.size).sum(), s.trash_size())
+        });
         let nodes = if forwarded {
             vec![self.space_here().await?]
         } else {
@@ -146,7 +148,7 @@ impl Admin {
                 |node: Node, error: String| NodeSpace { node: Some(node), error, ..Default::default() };
             self.rows(named, self.space_here(), there, silent).await?
         };
-        Ok(NodeInfoReply { nodes, virtual_size })
+        Ok(NodeInfoReply { nodes, virtual_size, trash_size })
     }
 
     async fn recovery_here(&self) -> Result<NodeRecovery, Error> {
@@ -288,7 +290,7 @@ impl Admin {
                 return Some(format!("{} do not have all their data yet", incomplete.join(", ")));
             }
             let single = s.vdis.values().find(|v| s.redundancy(v.family).is_some_and(|r| r.width() == 1))?;
-            Some(format!("VDI {} has one copy only", single.name))
+            Some(format!("VDI {} has one copy only", single.called()))
         })
     }
 

@@ -102,10 +102,16 @@ impl Admin {
                 vdi_ref::By::Uuid(text) => {
                     let uuid = uuid::Uuid::parse_str(text)
                         .map_err(|_| usage(format!("\"{text}\" is not a uuid")))?;
-                    s.vdis.values().find(|v| v.uuid == uuid.as_u128())
+                    s.vdis.values().find(|v| v.uuid == uuid.as_u128() && v.is_listed())
                 }
             };
-            let v = found.ok_or_else(|| match by {
+            let v = found.filter(|v| v.is_listed()).ok_or_else(|| match by {
+                vdi_ref::By::Name(name) if super::trash::holds(s, name) => missing(format!(
+                    "there is no VDI named {name}, but one in the trash: `dog trash restore {name}` brings it back"
+                )),
+                vdi_ref::By::Id(id) if s.vdis.contains_key(&VdiId(*id)) => {
+                    missing(format!("VDI {id:06x} is in the trash: `dog trash restore {id:06x}` brings it back"))
+                }
                 vdi_ref::By::Name(name) => {
                     missing(format!("there is no VDI named {name}: see `dog vdi list`"))
                 }
@@ -124,7 +130,7 @@ impl Admin {
     pub(super) fn image(&self, which: &Option<VdiRef>, snapshot: &str) -> Result<(Image, u64), Error> {
         self.with_vdi(which, |_, v| {
             if snapshot.is_empty() {
-                if v.top.is_none() {
+                if v.working().is_none() {
                     return Err(missing(format!("VDI {} has only snapshots left: name one of them", v.name)));
                 }
                 return Ok((Image { vdi: v.id, layer: None }, v.size));
@@ -344,8 +350,8 @@ impl Admin {
 
 /// A snapshot by tag, or by number.
 pub(super) fn find_snapshot<'a>(v: &'a Vdi, which: &str) -> Result<&'a sheepdog_cluster::Snapshot, Error> {
-    let by_tag = v.snapshots.iter().find(|s| s.tag == which);
-    let by_id = || v.snapshots.iter().find(|s| which.parse() == Ok(s.id));
+    let by_tag = v.shown().find(|s| s.tag == which);
+    let by_id = || v.shown().find(|s| which.parse() == Ok(s.id));
     by_tag.or_else(by_id).ok_or_else(|| {
         missing(format!("VDI {} has no snapshot {which}: see `dog vdi list {}`", v.name, v.name))
     })

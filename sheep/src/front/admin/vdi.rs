@@ -22,8 +22,8 @@ const MAX_GROUP: usize = 256;
 
 type Reply1<T> = Result<Response<T>, Status>;
 
-fn tag(which: &str) -> SnapshotRef {
-    SnapshotRef::Tag(which.to_owned())
+fn deletion(r: &DeleteVdiRequest, vdi: VdiId, snapshot: Option<SnapshotRef>) -> Command {
+    Command::VdiDelete { vdi, snapshot, with_snapshots: r.with_snapshots, at_once: r.now }
 }
 
 fn uuid_in(text: &str) -> Result<u128, Error> {
@@ -189,21 +189,23 @@ impl Admin {
         Ok(())
     }
 
-    async fn delete(&self, r: &DeleteVdiRequest, forwarded: bool) -> Result<(), Error> {
+    async fn delete(&self, r: &DeleteVdiRequest, forwarded: bool) -> Result<DeleteVdiReply, Error> {
         let vdi = self.vdi_id(&r.vdi)?;
         if !r.snapshot.is_empty() {
-            self.propose(Command::VdiDelete { vdi, snapshot: Some(tag(&r.snapshot)) }).await?;
-            return Ok(());
+            // By its number: later somebody else may have its tag.
+            let n = self.with_vdi(&r.vdi, |_, v| find_snapshot(v, &r.snapshot).map(|s| s.id))?;
+            self.propose(deletion(r, vdi, Some(SnapshotRef::Id(n)))).await?;
+            return Ok(DeleteVdiReply { until_ms: self.trashed_until(vdi, n) });
         }
         if r.force {
             self.detach_all(vdi, AttachmentRef::All).await?;
         }
-        let (working, snapshots) = self.with_vdi(&r.vdi, |_, v| {
+        let working = self.with_vdi(&r.vdi, |_, v| {
             if !v.attachments.is_empty() {
                 let text = format!("{}, or add --force to delete it all the same", v.attached_to());
                 return Err(Error::new(ErrorKind::Busy, text));
             }
-            Ok((v.top.is_some(), v.snapshots.iter().map(|s| s.id).collect::<Vec<_>>()))
+            Ok(v.working().is_some())
         })?;
         if working {
             self.settle(async || match self.delete_working(r, vdi, forwarded).await {
@@ -219,19 +221,10 @@ impl Admin {
                 "only snapshots of this VDI are left: delete them with -s TAG or --with-snapshots",
             ));
         }
-        if r.with_snapshots {
-            for id in snapshots {
-                let deleted =
-                    self.propose(Command::VdiDelete { vdi, snapshot: Some(SnapshotRef::Id(id)) }).await;
-                // The owner, asked first, may have done it already.
-                if let Err(e) = deleted
-                    && e.kind != ErrorKind::Missing
-                {
-                    return Err(e);
-                }
-            }
+        if !working {
+            self.propose(deletion(r, vdi, None)).await?;
         }
-        Ok(())
+        Ok(DeleteVdiReply { until_ms: self.trashed_until(vdi, 0) })
     }
 
     async fn delete_working(&self, r: &DeleteVdiRequest, vdi: VdiId, forwarded: bool) -> Result<(), Error> {
@@ -239,15 +232,14 @@ impl Admin {
             if forwarded {
                 return Err(Error::new(ErrorKind::Moved, "the session moved to another node"));
             }
-            let theirs =
-                DeleteVdiRequest { vdi: Some(VdiRef::id(vdi.0)), with_snapshots: false, ..r.clone() };
+            let theirs = DeleteVdiRequest { vdi: Some(VdiRef::id(vdi.0)), ..r.clone() };
             return match owner.delete_vdi(theirs).await {
                 // It died or is dying: the session will be someone else's.
                 Err(e) if e.kind == ErrorKind::Unreachable => Err(Error::new(ErrorKind::Moved, e.message)),
                 done => done.map(|_| ()),
             };
         }
-        match self.propose(Command::VdiDelete { vdi, snapshot: None }).await {
+        match self.propose(deletion(r, vdi, None)).await {
             // Opened again between the two steps.
             Err(e) if e.kind == ErrorKind::Busy && self.owner(vdi).is_some_and(|n| n.id != self.me()) => {
                 Err(Error::new(ErrorKind::Moved, e.message))
@@ -358,11 +350,11 @@ impl Admin {
 fn put_usage(s: &ClusterState, v: &mut Vdi, mine: &BTreeMap<LayerId, u64>) {
     let Some(state) = s.vdis.get(&VdiId(v.id)) else { return };
     let of = |layer: LayerId| mine.get(&layer).copied().unwrap_or(0);
-    for (row, snapshot) in v.snapshots.iter_mut().zip(&state.snapshots) {
+    for (row, snapshot) in v.snapshots.iter_mut().zip(state.shown()) {
         row.used = Some(of(snapshot.layer));
     }
     v.usage = Some(Usage {
-        used: state.top.map_or(0, of),
+        used: state.working().map_or(0, of),
         shared: v.snapshots.iter().filter_map(|s| s.used).sum(),
         missing_nodes: Vec::new(),
     });
@@ -430,10 +422,26 @@ impl VdiService for Vdis {
         }
         Ok(Response::new(page))
     }
-    async fn delete(&self, r: Request<DeleteVdiRequest>) -> Reply1<Done> {
+    async fn delete(&self, r: Request<DeleteVdiRequest>) -> Reply1<DeleteVdiReply> {
         let forwarded = is_forwarded(&r);
-        self.0.delete(r.get_ref(), forwarded).await?;
+        Ok(Response::new(self.0.delete(r.get_ref(), forwarded).await?))
+    }
+    async fn list_trash(&self, r: Request<ListTrashRequest>) -> Reply1<ListTrashReply> {
+        let forwarded = is_forwarded(&r);
+        Ok(Response::new(self.0.list_trash(r.into_inner(), forwarded).await?))
+    }
+    async fn restore_trash(&self, r: Request<RestoreTrashRequest>) -> Reply1<Vdi> {
+        let r = r.into_inner();
+        let id = VdiId(r.vdi);
+        self.0.restore_trash(r).await?;
+        Ok(Response::new(self.0.vdi_by_id(id)?))
+    }
+    async fn purge_trash(&self, r: Request<PurgeTrashRequest>) -> Reply1<Done> {
+        self.0.purge_trash(r.get_ref()).await?;
         done()
+    }
+    async fn lock_snapshot(&self, r: Request<LockSnapshotRequest>) -> Reply1<Snapshot> {
+        Ok(Response::new(self.0.lock_snapshot(r.get_ref()).await?))
     }
     async fn rename(&self, r: Request<RenameVdiRequest>) -> Reply1<Done> {
         let r = r.into_inner();

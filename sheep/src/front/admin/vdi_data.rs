@@ -219,7 +219,7 @@ fn check_image(admin: &Admin, r: &CheckRequest) -> Result<Image, Error> {
     }
     admin.with_vdi(&r.vdi, |_, v| {
         // With only snapshots left the newest one stands on the others.
-        let layer = if v.top.is_some() { None } else { v.snapshots.last().map(|s| s.layer) };
+        let layer = if v.working().is_some() { None } else { v.shown().last().map(|s| s.layer) };
         Ok(Image { vdi: v.id, layer })
     })
 }
