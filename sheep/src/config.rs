@@ -1,6 +1,7 @@
 //! Options as meant: checked, with defaults that depend on one another filled in.
 
 use crate::cli::Args;
+use sheepdog_cluster::Redundancy;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -32,7 +33,7 @@ pub struct Config {
     /// Fixed virtual nodes.
     pub vnodes: Option<u32>,
     /// Proposed at format.
-    pub copies: Option<u8>,
+    pub redundancy: Option<Redundancy>,
     /// At format.
     pub min_copies: Option<u8>,
     /// At format.
@@ -116,6 +117,16 @@ fn is_loopback(host: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|a| a.is_loopback())
 }
 
+/// D:P.
+fn parse_policy(text: &str) -> Result<Redundancy, ConfigError> {
+    let numbers =
+        text.split_once(':').and_then(|(d, p)| Some((d.parse::<u8>().ok()?, p.parse::<u8>().ok()?)));
+    match numbers {
+        Some((data @ 1..=16, parity @ 1..=15)) => Ok(Redundancy::Erasure { data, parity }),
+        _ => fail("--copy-policy: D:P, data and parity strips, for example 4:2 (at most 16:15)"),
+    }
+}
+
 impl Config {
     /// Check and complete.
     pub fn new(a: &Args) -> Result<Self, ConfigError> {
@@ -139,12 +150,9 @@ impl Config {
                 return fail(format!("{} is given twice: every disk is a directory of its own", d.display()));
             }
         }
-        for (on, what) in [
-            (a.http_port.is_some(), "--http-port (S3 and Swift)"),
-            (a.nfs, "--nfs"),
-            (a.dpdk, "--dpdk"),
-            (a.copy_policy.is_some(), "--copy-policy (erasure coding)"),
-        ] {
+        for (on, what) in
+            [(a.http_port.is_some(), "--http-port (S3 and Swift)"), (a.nfs, "--nfs"), (a.dpdk, "--dpdk")]
+        {
             if on {
                 return fail(format!("{what} is not part of this release: leave it out"));
             }
@@ -203,8 +211,17 @@ impl Config {
         if a.copies.is_some_and(|c| c == 0 || c > sheepdog_proto::MAX_COPIES) {
             return fail("--copies: 1 to 16");
         }
-        if a.min_copies == Some(0) || a.min_copies.zip(a.copies).is_some_and(|(m, c)| m > c) {
-            return fail("--min-copies: at least 1, at most the number of copies");
+        let redundancy = match (&a.copies, &a.copy_policy) {
+            (Some(_), Some(_)) => return fail("say either --copies or --copy-policy"),
+            (Some(n), None) => Some(Redundancy::Copies(*n)),
+            (None, Some(policy)) => Some(parse_policy(policy)?),
+            (None, None) => None,
+        };
+        let copies = redundancy.map(|r| r.width());
+        if a.min_copies == Some(0) || a.min_copies.zip(copies).is_some_and(|(m, c)| usize::from(m) > c) {
+            return fail(
+                "--min-copies: at least 1, at most the number of copies (with --copy-policy D:P that is P + 1)",
+            );
         }
         if a.cache && !(1..=MAX_CACHE).contains(&a.cache_size) {
             return fail("--cache-size: 1 to 67108864 (MB)");
@@ -263,7 +280,7 @@ impl Config {
             seeds: a.seed.clone(),
             zone: a.zone.clone(),
             vnodes: a.vnodes,
-            copies: a.copies,
+            redundancy,
             min_copies: a.min_copies,
             timing,
             recovery_max_bytes_per_s: match &a.recovery_max_bytes_per_s {
@@ -333,6 +350,11 @@ mod tests {
             (&["--home", "/d", "/d,/e"], "--home"),
             (&["/d,/d"], "twice"),
             (&["--copies", "17", "/d"], "1 to 16"),
+            (&["--copy-policy", "4", "/d"], "D:P"),
+            (&["--copy-policy", "17:2", "/d"], "at most 16:15"),
+            (&["--copy-policy", "4:0", "/d"], "D:P"),
+            (&["--copy-policy", "4:2", "-c", "3", "/d"], "either"),
+            (&["--copy-policy", "4:2", "--min-copies", "4", "/d"], "P + 1"),
             (&["--min-copies", "3", "-c", "2", "/d"], "--min-copies"),
             (&["--port", "65535", "/d"], "--port"),
             (&["--metrics-port", "7001", "/d"], "--metrics-port"),

@@ -16,6 +16,10 @@ pub enum Bug {
     StaleCache,
     /// Reads tell of changes that may be carried out once more.
     UncertainRead,
+    /// Contents are given up for strips that were made before they were written.
+    StaleSeal,
+    /// Contents are given up for strips that nobody has kept.
+    HastySeal,
 }
 
 #[cfg(feature = "planted-bugs")]
@@ -27,6 +31,43 @@ thread_local! {
 #[cfg(feature = "planted-bugs")]
 pub fn plant(bug: Option<Bug>) {
     PLANTED.with(|p| p.set(bug));
+}
+
+#[cfg(feature = "planted-bugs")]
+thread_local! {
+    static HURRY: std::cell::Cell<u32> = const { std::cell::Cell::new(1) };
+}
+
+/// Background work that production does now and then is done so many times as often on this thread: a simulated life is short.
+#[cfg(feature = "planted-bugs")]
+pub fn hurry(factor: u32) {
+    HURRY.with(|h| h.set(factor.max(1)));
+}
+
+/// Is it, on this thread? Then little things count as much as large ones in production.
+#[cfg(feature = "planted-bugs")]
+pub(crate) fn hurried() -> bool {
+    HURRY.with(std::cell::Cell::get) > 1
+}
+
+/// Is it, on this thread?
+#[cfg(not(feature = "planted-bugs"))]
+#[inline(always)]
+pub(crate) fn hurried() -> bool {
+    false
+}
+
+/// How long something takes here that takes so long in production.
+#[cfg(feature = "planted-bugs")]
+pub(crate) fn pace(usual: std::time::Duration) -> std::time::Duration {
+    usual / HURRY.with(std::cell::Cell::get)
+}
+
+/// How long something takes here that takes so long in production.
+#[cfg(not(feature = "planted-bugs"))]
+#[inline(always)]
+pub(crate) fn pace(usual: std::time::Duration) -> std::time::Duration {
+    usual
 }
 
 /// Is it planted?

@@ -407,7 +407,7 @@ fn options_that_make_no_sense() {
         (&["-c", "17", d], 64, "1 to 16"),
         (&["-c", "300", d], 64, "300"),
         (&["-c", "2", "--min-copies", "3", d], 64, "--min-copies"),
-        (&["--copy-policy", "2:1", d], 64, "not part of this release"),
+        (&["--copy-policy", "2-1", d], 64, "D:P, data and parity strips"),
         (&["--http-port", "80", d], 64, "not part of this release"),
         (&["--nfs", d], 64, "not part of this release"),
         (&["--dpdk", d], 64, "not part of this release"),

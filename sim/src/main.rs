@@ -16,6 +16,9 @@ struct Args {
     /// The first one; a failing seed is replayed with `--first-seed N --seeds 1`
     #[arg(long, default_value_t = 1)]
     first_seed: u64,
+    /// From one seed to the next; `--first-seed 3 --step 7`: only worlds with an erasure coded volume
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    step: u64,
     /// Simulated seconds of faults per seed
     #[arg(long, default_value_t = 60)]
     seconds: u64,
@@ -44,8 +47,10 @@ fn bug(text: &str) -> Result<Bug, String> {
         "late-detached" => Ok(Bug::LateDetached),
         "stale-cache" => Ok(Bug::StaleCache),
         "uncertain-read" => Ok(Bug::UncertainRead),
+        "stale-seal" => Ok(Bug::StaleSeal),
+        "hasty-seal" => Ok(Bug::HastySeal),
         _ => Err("known bugs: skipped-fence, stale-read, ack-before-journal, late-detached, stale-cache, \
-                  uncertain-read"
+                  uncertain-read, stale-seal, hasty-seal"
             .into()),
     }
 }
@@ -71,7 +76,7 @@ fn main() -> ExitCode {
     };
     let open = AtomicU64::new(0);
     let next = AtomicU64::new(args.first_seed);
-    let end = args.first_seed + args.seeds;
+    let end = args.first_seed + args.seeds * args.step;
     let (failed, operations, faults, snapshots) =
         (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
     let ran = AtomicU64::new(0);
@@ -79,7 +84,7 @@ fn main() -> ExitCode {
         for _ in 0..args.jobs.max(1) {
             scope.spawn(|| {
                 loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    let seed = next.fetch_add(args.step, Ordering::Relaxed);
                     if seed >= end || failed.load(Ordering::Relaxed) >= args.failures {
                         return;
                     }

@@ -39,6 +39,24 @@ fn a_stale_block_in_the_cache_is_found() {
     first_finding(Bug::StaleCache);
 }
 
+/// In worlds with erasure coded volumes.
+fn first_finding_in_strips(bug: Bug) {
+    let mut seeds = (0..SEEDS).map(|n| 3 + 7 * n);
+    let found =
+        seeds.find(|seed| !run(Options { seed: *seed, bug: Some(bug), seconds: 60 }).violations.is_empty());
+    assert!(found.is_some(), "{bug:?} was not found in {SEEDS} seeds");
+}
+
+#[test]
+fn contents_given_up_for_strips_of_before_are_found() {
+    first_finding_in_strips(Bug::StaleSeal);
+}
+
+#[test]
+fn contents_given_up_for_strips_that_nobody_has_are_found() {
+    first_finding_in_strips(Bug::HastySeal);
+}
+
 #[test]
 fn the_same_seed_is_the_same_run() {
     let once = |seed| run(Options { seed, bug: None, seconds: 20 });

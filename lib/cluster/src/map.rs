@@ -194,6 +194,22 @@ impl NodeMap {
         ring.targets(key, redundancy_at(&self.altered, key.family, made_with, *epoch).width())
     }
 
+    /// Nodes that may have a strip of the object, best first: the one that should, then those that were to by older rings.
+    pub fn strip_holders(&self, key: PlacementKey, strips: u8, strip: u8) -> Vec<NodeId> {
+        let mut out = Vec::new();
+        for (_, ring) in self.rings.iter().rev() {
+            let of = ring.strips(key, strips.into());
+            let node = of.get(usize::from(strip)).copied().flatten();
+            out.extend(node.filter(|n| !out.contains(n) && self.nodes.contains_key(n)));
+        }
+        out
+    }
+
+    /// Who should have which strip of the object; fewer than there are strips when there are fewer nodes.
+    pub fn strip_targets(&self, key: PlacementKey, strips: u8) -> Vec<Option<NodeId>> {
+        self.rings.last().map_or_else(Vec::new, |(_, ring)| ring.strips(key, strips.into()))
+    }
+
     /// Was it a holder of the object at an epoch, by any ring that was in force then? Whoever is complete has that, and is given every step of it until all rings but the last are
     /// forgotten. What the map believes of a copy (`complete_at`) and what its node takes for its own must be the same: else it is left out of steps and believed all the same (seed
     /// 13802). No, when that is no longer known.

@@ -8,12 +8,26 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 /// Milliseconds since the Unix epoch, as told by the proposer of an entry. For people and long intervals only.
 pub type Millis = u64;
 
+/// In words: "3 copies", "4:2 (4 data and 2 parity strips)".
+impl std::fmt::Display for Redundancy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Copies(1) => f.write_str("1 copy"),
+            Self::Copies(n) => write!(f, "{n} copies"),
+            Self::Erasure { data, parity } => {
+                write!(f, "{data}:{parity} ({data} data and {parity} parity strips)")
+            }
+        }
+    }
+}
+
 /// How many times, or how, an object is kept.
 #[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
 pub enum Redundancy {
     /// Full copies, 1 to 16.
     Copies(u8),
-    /// Data and parity strips (not served yet).
+    /// Data and parity strips, for what has not been written for a while. What has is kept as copies, one more than there are parity strips: both bear the loss of as
+    /// many nodes.
     Erasure {
         /// Data strips.
         data: u8,
@@ -22,12 +36,34 @@ pub enum Redundancy {
     },
 }
 
+impl ClusterState {
+    /// Is any family erasure coded, or was, while that is not settled?
+    pub fn has_strips(&self) -> bool {
+        self.families.values().any(|f| f.redundancy.strips().is_some())
+            || self.altered.values().flatten().any(|(_, r)| r.strips().is_some())
+    }
+}
+
 impl Redundancy {
-    /// Number of nodes an object is spread over.
+    /// Copies of what was written lately, and of every object's header.
     pub fn width(self) -> usize {
         match self {
             Self::Copies(n) => n as usize,
+            Self::Erasure { parity, .. } => parity as usize + 1,
+        }
+    }
+    /// Number of nodes an object is spread over.
+    pub fn spread(self) -> usize {
+        match self {
+            Self::Copies(n) => n as usize,
             Self::Erasure { data, parity } => data as usize + parity as usize,
+        }
+    }
+    /// Data and parity strips.
+    pub fn strips(self) -> Option<(u8, u8)> {
+        match self {
+            Self::Copies(_) => None,
+            Self::Erasure { data, parity } => Some((data, parity)),
         }
     }
 }

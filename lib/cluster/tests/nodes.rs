@@ -67,7 +67,9 @@ fn a_bad_format_is_refused() {
     refuse(|f| f.object_size = 128 << 20);
     refuse(|f| f.redundancy = Redundancy::Copies(0));
     refuse(|f| f.redundancy = Redundancy::Copies(17));
-    refuse(|f| f.redundancy = Redundancy::Erasure { data: 4, parity: 2 });
+    refuse(|f| f.redundancy = Redundancy::Erasure { data: 17, parity: 2 });
+    refuse(|f| f.redundancy = Redundancy::Erasure { data: 4, parity: 0 });
+    refuse(|f| (f.redundancy, f.object_size) = (Redundancy::Erasure { data: 4, parity: 2 }, 32 << 20));
     refuse(|f| f.min_copies = Some(0));
     refuse(|f| f.min_copies = Some(4));
 }

@@ -72,11 +72,37 @@ fn bad_volumes_are_refused() {
     for object_size in [0, 1, 3 << 20, 128 << 20] {
         assert!(matches!(c.refused(with(512, None, Some(object_size))), CommandError::Invalid(_)));
     }
-    for r in [Redundancy::Copies(0), Redundancy::Copies(17), Redundancy::Erasure { data: 2, parity: 1 }] {
+    for r in [Redundancy::Copies(0), Redundancy::Copies(17), Redundancy::Erasure { data: 0, parity: 1 }] {
         assert!(matches!(c.refused(with(512, Some(r), None)), CommandError::Invalid(_)));
     }
     assert!(matches!(c.refused(with(512, Some(Redundancy::Copies(4)), None)), CommandError::NotEnough(_)));
     c.ok(with((4u64 << 20) << 32, Some(Redundancy::Copies(1)), Some(4 << 20)));
+}
+
+#[test]
+fn strips_want_as_many_sheep_as_there_are_strips() {
+    let mut c = Cluster::new(3, 3);
+    let with = |name: &str, data, parity| Command::VdiCreate {
+        name: name.into(),
+        uuid: name.len() as u128,
+        size: 4 << 20,
+        redundancy: Some(Redundancy::Erasure { data, parity }),
+        object_size: None,
+    };
+    let CommandError::NotEnough(text) = c.refused(with("v", 4, 2)) else { panic!("it was made") };
+    assert!(text.contains("4:2") && text.contains("6 sheep") && text.contains("--copy-policy"), "{text}");
+    let Reply::Vdi(vdi) = c.ok(with("vv", 2, 1)) else { panic!("no volume") };
+    // What is written lately has as many copies as nodes may be lost, and one.
+    let (family, key) = (LayerId(vdi.0), PlacementKey { family: LayerId(vdi.0), index: 0 });
+    let redundancy = c.s.redundancy(family).expect("a family");
+    let map = c.s.node_map();
+    assert_eq!((redundancy.width(), redundancy.spread()), (2, 3));
+    assert_eq!(map.acting(key, redundancy).targets.len(), 2);
+    let mut places: Vec<_> = map.strip_targets(key, 3).into_iter().flatten().collect();
+    places.sort_unstable();
+    places.dedup();
+    assert_eq!(places.len(), 3);
+    assert!(c.s.has_strips());
 }
 
 #[test]

@@ -305,6 +305,38 @@ impl Ring {
         nodes.into_iter().map(|m| self.inner.members[m as usize].node).collect()
     }
 
+    /// Nodes for the strips of an erasure coded object, by the strip's number: the nearest `count` nodes, as `targets`, and each pair of strip and node has a score. The pairs
+    /// are taken from the best down, as far as both are still free: a stable matching (Gale and Shapley, 1962), so a node that goes or comes changes the strips of few others.
+    /// With fewer nodes than strips some strips have none.
+    pub fn strips(&self, key: PlacementKey, count: usize) -> Vec<Option<NodeId>> {
+        let nodes = self.targets(key, count);
+        let mut pairs: Vec<(u64, usize, NodeId)> = Vec::with_capacity(nodes.len() * count);
+        for node in &nodes {
+            let mut bytes = [0u8; 25];
+            bytes[..16].copy_from_slice(&node.0.to_be_bytes());
+            bytes[16..20].copy_from_slice(&key.family.0.to_be_bytes());
+            bytes[20..24].copy_from_slice(&key.index.to_be_bytes());
+            pairs.extend((0..count).map(|strip| {
+                bytes[24] = strip as u8;
+                (xxh3_64(&bytes), strip, *node)
+            }));
+        }
+        pairs.sort_unstable_by(|a, b| b.cmp(a));
+        let mut out = vec![None; count];
+        let mut left = nodes.len();
+        let mut taken = BTreeSet::new();
+        for (_, strip, node) in pairs {
+            if left == 0 {
+                break;
+            }
+            if out[strip].is_none() && taken.insert(node) {
+                out[strip] = Some(node);
+                left -= 1;
+            }
+        }
+        out
+    }
+
     fn search(&self, key: PlacementKey, distinct: Distinct, want: usize) -> Vec<u32> {
         if want == 0 {
             return Vec::new();

@@ -115,12 +115,33 @@ impl VdiId {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Default)]
 pub struct ObjectId(pub u64);
 
+/// Bit of the type byte.
+const STRIP: u64 = 0x80;
+
 impl ObjectId {
     /// A data object of a layer.
     pub fn data(layer: LayerId, index: u32) -> Self {
         Self(((layer.0 as u64 & 0xff_ffff) << 32) | index as u64)
     }
-    /// Type byte; 0 is data, nothing else exists yet.
+    /// A strip of an object whose contents were erasure coded. `slot` (0 to 3) tells seals of one object apart, `role` (0 to 31) is the number of the strip.
+    pub fn strip_of(self, slot: u8, role: u8) -> Self {
+        let kind = STRIP | u64::from(slot & 3) << 5 | u64::from(role & 31);
+        Self(kind << 56 | self.0 & ((1 << 56) - 1))
+    }
+    /// Slot and role, if it is a strip.
+    pub fn strip(self) -> Option<(u8, u8)> {
+        let kind = self.kind();
+        (u64::from(kind) & STRIP != 0).then_some((kind >> 5 & 3, kind & 31))
+    }
+    /// The object that a strip belongs to; a data object itself.
+    pub fn whole(self) -> Self {
+        Self(self.0 & ((1 << 56) - 1))
+    }
+    /// A data object, not a strip of one.
+    pub fn is_data(self) -> bool {
+        self.kind() == 0
+    }
+    /// Type byte: 0 is data; from 128 on a strip: 128 + 32 x slot + role.
     pub fn kind(self) -> u8 {
         (self.0 >> 56) as u8
     }
@@ -144,7 +165,8 @@ impl fmt::Display for ObjectId {
 }
 impl fmt::Debug for ObjectId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "o{:06x}.{:x}", self.layer().0, self.index())
+        write!(f, "o{:06x}.{:x}", self.layer().0, self.index())?;
+        self.strip().map_or(Ok(()), |(slot, role)| write!(f, "/{slot}.{role}"))
     }
 }
 
@@ -197,6 +219,10 @@ mod tests {
         assert_eq!((o.kind(), o.layer(), o.index()), (0, LayerId(0xabcdef), 0xffff_fff1));
         assert_eq!(ObjectId::parse(&o.to_string()), Some(o));
         assert_eq!(ObjectId::parse("12"), None);
+        let strip = o.strip_of(3, 30);
+        assert_eq!((strip.strip(), strip.whole(), strip.layer()), (Some((3, 30)), o, o.layer()));
+        assert!(o.is_data() && o.strip().is_none() && !strip.is_data());
+        assert_eq!(strip.to_string(), "feabcdeffffffff1");
     }
 
     #[test]

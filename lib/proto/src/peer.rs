@@ -554,6 +554,55 @@ pub struct ObjectStat {
     pub epoch: Epoch,
 }
 
+/// Where contents of an object are that were erasure coded: in strips made of what it had. Strips never change, and are the same whoever makes them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Seal {
+    /// Of the object then, and of the strips.
+    pub version: Version,
+    /// Of slot and code, and of the blocks and checksums that are in the strips: layers that are merged add blocks to an object without changing its version.
+    pub digest: u64,
+    /// Part of the strips' names: two seals of one object may be there at once.
+    pub slot: u8,
+    /// Data strips.
+    pub data: u8,
+    /// Parity strips.
+    pub parity: u8,
+}
+
+impl Seal {
+    /// Number of strips.
+    pub fn strips(self) -> u8 {
+        self.data + self.parity
+    }
+    /// Could this be one?
+    pub fn check(&self) -> Result<(), WireError> {
+        match self.slot < 4 && (1..=16).contains(&self.data) && (1..=15).contains(&self.parity) {
+            true => Ok(()),
+            false => Err(WireError::Malformed("seal")),
+        }
+    }
+    /// Size of a strip's own object, for an object of this size: a power of two.
+    pub fn strip_size(self, object_size: u32) -> u32 {
+        let blocks = (object_size >> crate::BLOCK_SHIFT).div_ceil(u32::from(self.data.max(1)));
+        (blocks << crate::BLOCK_SHIFT).next_power_of_two().max(MIN_OBJECT_SIZE)
+    }
+}
+
+/// Row of an inventory of sealed objects.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SealedRow {
+    /// Object.
+    pub oid: ObjectId,
+    /// Its family.
+    pub family: LayerId,
+    /// VDI.
+    pub vdi: VdiId,
+    /// Bytes.
+    pub object_size: u32,
+    /// Where its contents are.
+    pub seal: Seal,
+}
+
 /// Head of a pull: what the source has.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct PullHead {
@@ -577,6 +626,12 @@ pub struct PullHead {
     pub tail: Option<(Version, Range<u32>)>,
     /// Of present, zero and block checksums.
     pub digest: u64,
+    /// Of `present`, blocks whose contents are in strips.
+    pub cold: BlockMap,
+    /// Their checksums, in order.
+    pub cold_crcs: Vec<u32>,
+    /// Which strips.
+    pub seal: Option<Seal>,
 }
 
 impl PullHead {
@@ -590,7 +645,13 @@ impl PullHead {
         if self.tail.as_ref().is_some_and(|(_, t)| t.start >= t.end || t.end > blocks) {
             return Err(WireError::Malformed("blocks of the tail"));
         }
-        match [&self.present, &self.zero, &self.dirty].iter().all(|m| m.capacity() <= blocks) {
+        if let Some(seal) = &self.seal {
+            seal.check()?;
+        }
+        if self.cold.count() as usize != self.cold_crcs.len() || self.seal.is_none() != self.cold.is_empty() {
+            return Err(WireError::Malformed("seal"));
+        }
+        match [&self.present, &self.zero, &self.dirty, &self.cold].iter().all(|m| m.capacity() <= blocks) {
             true => Ok(()),
             false => Err(WireError::Malformed("block map")),
         }
@@ -625,6 +686,8 @@ pub struct InventoryRow {
     pub epoch: Epoch,
     /// The holder itself lacks it (so it cannot vouch for it).
     pub missing: bool,
+    /// Digest of the seal of what is in strips; 0: nothing is.
+    pub seal: u64,
 }
 
 /// An I/O that a gateway forwards to the session's owner. Offsets and lengths in bytes.
@@ -872,6 +935,70 @@ pub enum Request {
         /// Position the answerer must have reached: it knows of the session then.
         control_index: ControlIndex,
     },
+    /// Keep this strip; payload: the blocks of the runs, in order. Nothing to do when it is there.
+    PutStrip {
+        /// Name of the strip.
+        oid: ObjectId,
+        /// Its object's family.
+        family: LayerId,
+        /// VDI.
+        vdi: VdiId,
+        /// Size of the whole object.
+        object_size: u32,
+        /// Of which seal.
+        seal: Seal,
+        /// Rows that have contents.
+        rows: Vec<Range<u32>>,
+    },
+    /// Contents of rows of a strip.
+    GetStrip {
+        /// Name of the strip.
+        oid: ObjectId,
+        /// Of which seal.
+        seal: Seal,
+        /// Rows; one that is absent is zeros.
+        rows: Range<u32>,
+    },
+    /// All strips of this seal are on stable storage: give up what is in them, if the object is still at the seal's version.
+    Seal {
+        /// Object.
+        oid: ObjectId,
+        /// Its family.
+        family: LayerId,
+        /// Where its contents are.
+        seal: Seal,
+        /// Blocks that are in the strips.
+        blocks: BlockMap,
+        /// Checksum of each.
+        crcs: Vec<u32>,
+        /// Epoch of the asker, by whose map the strips were placed; the receiver must be in the same.
+        epoch: Epoch,
+        /// Position the receiver must have reached.
+        control_index: ControlIndex,
+    },
+    /// Sealed objects of which the asking node should have a strip.
+    Sealed {
+        /// Asking node.
+        node: NodeId,
+        /// Its epoch; the answerer waits until it is there too.
+        epoch: Epoch,
+        /// Position in the listing.
+        after: Option<ObjectId>,
+    },
+    /// Does the receiver have these strips, whole?
+    HasStrips {
+        /// Names and seals.
+        strips: Vec<(ObjectId, Seal)>,
+    },
+    /// Where are these objects, and which strips do they need?
+    Seals {
+        /// Objects with their families.
+        objects: Vec<(ObjectId, LayerId)>,
+        /// Epoch of the asker; the receiver must be in the same.
+        epoch: Epoch,
+        /// Position the receiver must have reached.
+        control_index: ControlIndex,
+    },
 }
 
 /// Numbers in `Request::Answered` at most.
@@ -958,6 +1085,19 @@ pub enum Response {
     Presence(Vec<(u32, BlockMap, BlockMap)>, bool),
     /// `Digests`.
     Digests(Vec<CopyDigest>),
+    /// `GetStrip`; payload: the rows.
+    Strip,
+    /// `Sealed`: rows, and where to go on.
+    Sealed {
+        /// Rows.
+        rows: Vec<SealedRow>,
+        /// Continue after this.
+        next: Option<ObjectId>,
+    },
+    /// `HasStrips`.
+    Has(Vec<bool>),
+    /// `Seals`.
+    Seals(Vec<(ObjectStat, Option<Seal>)>),
 }
 
 /// Encode a cold message's metadata.

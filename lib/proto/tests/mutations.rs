@@ -8,8 +8,8 @@ use bytes::Bytes;
 use mutate::{each, within};
 use sheepdog_proto::peer::{
     BlockState, CopyDigest, Envelope, Forward, ForwardError, Frame, HEADER_LEN, Hello, InventoryRow, Kind,
-    ObjectStat, PullHead, ReadReply, ReadRequest, Request, Response, Status, Tail, Terms, WireError,
-    WriteAction, WriteReply, WriteRequest, decode, encode,
+    ObjectStat, PullHead, ReadReply, ReadRequest, Request, Response, Seal, SealedRow, Status, Tail, Terms,
+    WireError, WriteAction, WriteReply, WriteRequest, decode, encode,
 };
 use sheepdog_proto::{
     AttachmentId, BLOCK_SHIFT, BLOCK_SIZE, BlockMap, ClusterId, ControlIndex, DiskId, Epoch, Generation,
@@ -62,6 +62,8 @@ fn read() -> ReadRequest {
 fn requests() -> Vec<Vec<u8>> {
     let (oid, family, vdi) = (ObjectId::data(LayerId(3), 9), LayerId(1), VdiId(1));
     let (control_index, key) = (ControlIndex(44), PlacementKey { family, index: 9 });
+    let seal = Seal { version: version(5), digest: 9, slot: 1, data: 4, parity: 2 };
+    let strip = oid.strip_of(1, 5);
     let all = [
         Request::Fence { vdi, generation: Generation(3), control_index },
         Request::Watermark { vdi, generation: Generation(3), seq: 4, control_index },
@@ -121,13 +123,30 @@ fn requests() -> Vec<Vec<u8>> {
         Request::Missed { oid, family, epoch: Epoch(8), control_index },
         Request::Settled { vdi, incarnation: 5 },
         Request::Enforced { vdi, incarnation: 5, control_index },
+        Request::PutStrip { oid: strip, family, vdi, object_size: 4 << 20, seal, rows: vec![0..4, 9..10] },
+        Request::GetStrip { oid: strip, seal, rows: 3..9 },
+        Request::Seal {
+            oid,
+            family,
+            seal,
+            blocks: map(3..9),
+            crcs: vec![7; 6],
+            epoch: Epoch(8),
+            control_index,
+        },
+        Request::Sealed { node: NodeId(7), epoch: Epoch(8), after: Some(oid) },
+        Request::HasStrips { strips: vec![(strip, seal); 2] },
+        Request::Seals { objects: vec![(oid, family); 2], epoch: Epoch(8), control_index },
     ];
     all.iter().map(encode).collect()
 }
 
 fn responses() -> Vec<Vec<u8>> {
     let (oid, family, vdi) = (ObjectId::data(LayerId(3), 9), LayerId(1), VdiId(1));
-    let row = InventoryRow { oid, family, vdi, version: version(5), epoch: Epoch(8), missing: false };
+    let seal = Seal { version: version(5), digest: 9, slot: 1, data: 4, parity: 2 };
+    let sealed = SealedRow { oid, family, vdi, object_size: 1 << 20, seal };
+    let row =
+        InventoryRow { oid, family, vdi, version: version(5), epoch: Epoch(8), missing: false, seal: 7 };
     let head = PullHead {
         version: version(5),
         epoch: Epoch(8),
@@ -139,6 +158,9 @@ fn responses() -> Vec<Vec<u8>> {
         dirty_since: Some(Epoch(4)),
         tail: Some((version(3), 3..9)),
         digest: 0x1234_5678_9abc_def0,
+        cold: map(70..73),
+        cold_crcs: vec![1, 2, 3],
+        seal: Some(seal),
     };
     let digest = CopyDigest { status: Status::Ok, version: version(5), digest: Some(7), corrupt: vec![1..2] };
     let all = [
@@ -155,6 +177,16 @@ fn responses() -> Vec<Vec<u8>> {
         Response::Blocks(vec![(0..4, BlockState::Data), (4..9, BlockState::Absent)]),
         Response::Presence(vec![(9, map(0..5), map(2..3))], true),
         Response::Digests(vec![digest; 2]),
+        Response::Strip,
+        Response::Sealed { rows: vec![sealed; 3], next: Some(oid) },
+        Response::Has(vec![true, false]),
+        Response::Seals(vec![
+            (
+                ObjectStat { status: Status::Ok, version: version(5), epoch: Epoch(8) },
+                Some(seal)
+            );
+            2
+        ]),
     ];
     all.iter().map(encode).collect()
 }

@@ -129,10 +129,9 @@ impl AdminBackend for Daemon {
             created: std::time::SystemTime::now()
                 .duration_since(std::time::UNIX_EPOCH)
                 .map_or(0, |d| d.as_millis() as u64),
-            redundancy: Redundancy::Copies(self.config.copies.unwrap_or(if self.config.local {
-                1
-            } else {
-                DEFAULT_COPIES
+            redundancy: self.config.redundancy.unwrap_or(Redundancy::Copies(match self.config.local {
+                true => 1,
+                false => DEFAULT_COPIES,
             })),
             min_copies: self.config.min_copies,
             strict: false,

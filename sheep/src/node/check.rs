@@ -2,9 +2,10 @@
 
 use super::DataNode;
 use crate::front::admin::backend::{CheckFinding, CheckStep, DataError, DataResult, Image, MapRow, Step};
+use crate::peer::strips::Sealed;
 use crate::session::volume::open_image;
 use sheepdog_cluster::Command;
-use sheepdog_proto::peer::{CopyDigest, Request, Response, Status, Terms};
+use sheepdog_proto::peer::{CopyDigest, Request, Response, Seal, Status, Terms};
 use sheepdog_proto::{BLOCK_SHIFT, BlockMap, LayerId, NodeId, ObjectId, PlacementKey, VdiId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -94,7 +95,8 @@ pub async fn check(
     let total = objects.len() as u64;
     for (done, oid) in objects.into_iter().enumerate() {
         let step = |finding| CheckStep { done: done as u64 + 1, total, finding };
-        let findings = check_object(&n, oid, shape.family, shape.width, repair).await?;
+        let mut findings = check_object(&n, oid, shape.family, shape.width, repair).await?;
+        findings.extend(check_strips(&n, oid, &shape, repair).await?);
         if findings.is_empty() && steps.send(step(None)).await.is_err() {
             return Ok(());
         }
@@ -159,6 +161,53 @@ async fn check_object(
         f.repaired = mend(n, oid, family, f.node).await;
     }
     Ok(last)
+}
+
+/// What is wrong with the strips of an object, where it has some.
+async fn check_strips(
+    n: &Rc<DataNode>,
+    oid: ObjectId,
+    shape: &Shape,
+    repair: bool,
+) -> DataResult<Vec<CheckFinding>> {
+    let mut findings = Vec::new();
+    for attempt in 0..ATTEMPTS {
+        findings.clear();
+        let map = n.control.map();
+        let key = PlacementKey { family: shape.family, index: oid.index() };
+        let Some(redundancy) = n.replica.redundancy(shape.family) else { break };
+        let up = |id: &NodeId| map.nodes.get(id).is_some_and(|v| v.is_up());
+        let holders: Vec<NodeId> = map.acting(key, redundancy).targets.into_iter().filter(up).collect();
+        let objects = [(oid, shape.family)];
+        let all = n.replica.seals(&holders, &objects, map.epoch).await.map_err(DataError::Failed)?;
+        let clean = all.into_iter().flatten().filter(|(stat, _)| stat.status == Status::Ok);
+        let mut seals: Vec<Seal> = Vec::new();
+        for seal in clean.filter_map(|(_, seal)| seal) {
+            if !seals.contains(&seal) {
+                seals.push(seal);
+            }
+        }
+        for seal in seals {
+            let of = Sealed { oid, family: shape.family, object_size: shape.object_size, seal };
+            for bad in n.replica.check_strips(of).await.map_err(DataError::Failed)? {
+                let vdi = n.control.read(|s| s.layers.get(&oid.layer()).map(|l| l.vdi)).unwrap_or_default();
+                let mended =
+                    repair && bad.missing && n.replica.give_strip(bad.node, of, bad.role, vdi).await.is_ok();
+                findings.push(CheckFinding {
+                    oid,
+                    node: bad.node,
+                    text: format!("strip {} of {} {}", bad.role + 1, seal.strips(), bad.text),
+                    repaired: mended,
+                });
+            }
+        }
+        if findings.iter().all(|f| f.repaired) || attempt + 1 == ATTEMPTS {
+            break;
+        }
+        // Perhaps it was put away anew between the answers, or is being made again.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(findings)
 }
 
 fn judge(oid: ObjectId, copies: &[(NodeId, Option<CopyDigest>)], width: usize) -> Vec<CheckFinding> {

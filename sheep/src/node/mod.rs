@@ -28,6 +28,7 @@ use crate::transport::{self, DataLink, LinkKind, PeerTls, Stream};
 use crate::volume::LocalFut;
 use crate::work::reclaim::Reclaim;
 use crate::work::scrub::Scrub;
+use crate::work::seal::Sealer;
 use crate::work::sync::{Sync, Worker};
 use later::Later;
 use sheepdog_cluster::{Command, CommandError, DiskEntry, EventLevel, Layout, NodeAddr, Reply};
@@ -164,6 +165,7 @@ pub fn assemble(
         let worker = Worker { replica: replica.clone(), joiner: gateway.clone(), stop: work.clone() };
         tokio::task::spawn_local(worker.run());
         tokio::task::spawn_local(Reclaim { replica: replica.clone(), stop: work.clone() }.run());
+        tokio::task::spawn_local(Sealer { replica: replica.clone(), stop: work.clone() }.run());
         tokio::task::spawn_local(Scrub { replica: replica.clone(), stop: work.clone() }.run());
         if let Some(events) = s.events() {
             tokio::task::spawn_local(watch_store(replica.clone(), events, work.clone(), dead));

@@ -105,6 +105,19 @@ pub struct Adopted {
     pub bytes: u64,
 }
 
+/// Of a chunk of the source's object, the blocks that are in strips, and their checksums; `None`: none.
+fn cold_in(head: &PullHead, chunk: &Range<u32>) -> Option<(BlockMap, Vec<u32>)> {
+    let mut blocks = BlockMap::new(head.object_size >> BLOCK_SHIFT);
+    let mut crcs = Vec::new();
+    for (b, crc) in head.cold.set_runs().flatten().zip(&head.cold_crcs) {
+        if chunk.contains(&b) {
+            blocks.set(b..b + 1);
+            crcs.push(*crc);
+        }
+    }
+    (!crcs.is_empty()).then_some((blocks, crcs))
+}
+
 impl Replica {
     pub(crate) async fn adopt_request(
         self: &Rc<Self>,
@@ -237,13 +250,13 @@ impl Replica {
     /// again, before the copy counts. (`before`: what was being merged into this layer when the adoption began. When that has left the chain meanwhile, this node had reported; its
     /// objects stay while one is filled.) A node that is not complete merges when it is: its reports do not count until then.
     async fn merge_again(
-        &self,
+        self: &Rc<Self>,
         store: &Rc<Store>,
         oid: ObjectId,
         before: Option<LayerId>,
     ) -> Result<(), AdoptError> {
         for lower in self.merges(oid, before)? {
-            store.merge(lower, oid).await?;
+            self.merge_one(store, lower, oid).await?;
         }
         let into = self.control.read(|s| match s.layers.get(&oid.layer()).map(|l| &l.state) {
             Some(LayerState::Merging { into, .. }) => Some(*into),
@@ -252,9 +265,26 @@ impl Replica {
         // What is being filled takes in this object at its end.
         let upper = into.map(|l| ObjectId::data(l, oid.index()));
         if let Some(upper) = upper.filter(|o| self.is_synced() && !self.lacks(*o)) {
-            store.merge(oid, upper).await?;
+            self.merge_one(store, oid, upper).await?;
         }
         Ok(())
+    }
+
+    /// Merge one object into another; what is in strips is brought back first, because strips have its name.
+    pub(crate) async fn merge_one(
+        self: &Rc<Self>,
+        store: &Rc<Store>,
+        from: ObjectId,
+        into: ObjectId,
+    ) -> Result<(), AdoptError> {
+        loop {
+            match store.merge(from, into).await {
+                Err(StoreError::Sealed { .. }) => {}
+                other => return Ok(other?),
+            }
+            let Some((row, _)) = store.row(from) else { return Ok(()) };
+            self.thaw(from, row.key.family).await.map_err(AdoptError::Source)?;
+        }
     }
 
     async fn fetch_head(
@@ -279,7 +309,7 @@ impl Replica {
 
     /// One attempt: (equal now?, bytes fetched).
     async fn adopt_head(
-        &self,
+        self: &Rc<Self>,
         store: &Rc<Store>,
         what: Adoption,
         head: &PullHead,
@@ -317,6 +347,11 @@ impl Replica {
                         want.set(b..b + 1);
                     }
                 }
+                // What is in strips is where the other copy says.
+                if (l.seal, &l.cold, &l.cold_crcs) != (head.seal, &head.cold, &head.cold_crcs) {
+                    want.union(&l.cold);
+                    want.union(&head.cold);
+                }
                 if l.filling {
                     want.union(&head.present);
                 }
@@ -333,13 +368,17 @@ impl Replica {
             while at < run.end {
                 let chunk = at..(at + CHUNK).min(run.end);
                 at = chunk.end;
-                let Some((ops, n)) = self.fetch(oid, family, source, head, chunk).await? else {
+                let Some((ops, n)) = self.fetch(oid, family, source, head, chunk.clone()).await? else {
                     return Ok((false, fetched));
                 };
+                let cold = cold_in(head, &chunk);
                 fetched += n;
                 what.may_lose(store.info(oid).await?.as_ref(), head.version)?;
                 self.hold(oid, terms)?;
                 store.fill(oid, key, head.vdi, head.object_size, ops).await?;
+                if let Some((seal, (blocks, crcs))) = head.seal.zip(cold) {
+                    store.fill_cold(oid, key, head.vdi, head.object_size, seal, blocks, crcs).await?;
+                }
                 self.sync.fetched(n);
             }
         }
@@ -385,7 +424,7 @@ impl Replica {
                 if zero {
                     ops.push(FillOp { blocks: run, kind: WriteKind::Zero });
                 } else {
-                    data_runs.push(run);
+                    data_runs.extend(head.cold.runs(run).filter(|(_, cold)| !cold).map(|(run, _)| run));
                 }
             }
         }

@@ -50,7 +50,7 @@ impl Replica {
         let mut rows = Vec::new();
         for (row, redundancy) in page.iter().zip(families) {
             // Objects of deleted layers are on their way out.
-            let Some(redundancy) = redundancy else { continue };
+            let Some(redundancy) = redundancy.filter(|_| row.oid.is_data()) else { continue };
             let key = PlacementKey { family: row.key.family, index: row.oid.index() };
             if !map.acting(key, redundancy).all().any(|n| n == node) {
                 continue;
@@ -76,6 +76,7 @@ impl Replica {
                 version: row.version,
                 epoch: row.epoch,
                 missing,
+                seal: row.seal.map_or(0, |s| s.digest),
             });
         }
         Response::Inventory { rows, next }

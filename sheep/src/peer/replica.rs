@@ -8,7 +8,7 @@ use super::adopt::{Adoption, Loses};
 use super::link::{LinkError, Links};
 use crate::control::Control;
 use crate::planted::{self, Bug};
-use crate::store::{Store, StoreError, WriteKind, WriteOp, WriteOutcome};
+use crate::store::{ObjectSummary, Store, StoreError, WriteKind, WriteOp, WriteOutcome};
 use crate::work::sync::Sync;
 use bytes::Bytes;
 use sheepdog_cluster::{NodeMap, Redundancy};
@@ -154,6 +154,8 @@ impl Replica {
         match error {
             StoreError::Corrupt { .. } | StoreError::CorruptHeader { .. } => Status::Corrupt,
             StoreError::Full { .. } | StoreError::NoRoomToRebuild { .. } => Status::Full,
+            // Strips that are missing now may be there again.
+            StoreError::Sealed { .. } => Status::NotHere,
             StoreError::DiskFailed { .. } | StoreError::NoDisk => Status::DiskFailed,
             StoreError::Invalid(_) => Status::Invalid,
             StoreError::Closed => Status::ShuttingDown,
@@ -249,7 +251,8 @@ impl Replica {
         if !self.vouches(&map, req.key, &layers) {
             return fail(Status::NotHere, epoch);
         }
-        match store.read(&layers, req.key, req.blocks.clone()).await {
+        let look = || store.read(&layers, req.key, req.blocks.clone());
+        match self.with_cold(req.key.family, req.blocks.start, look).await {
             // The data may have become stale while the disk was slow: the lease must still hold.
             Ok(_) if !self.control.lease_valid() => fail(Status::NoLease, epoch),
             Ok(r) => (ReadReply { status: Status::Ok, epoch, absent: r.absent }, r.data),
@@ -307,7 +310,13 @@ impl Replica {
             Request::Contents { layer, after, epoch, control_index } => {
                 (self.contents(layer, after, epoch, control_index).await, none)
             }
-            Request::Join { .. }
+            Request::GetStrip { .. }
+            | Request::Seal { .. }
+            | Request::Sealed { .. }
+            | Request::HasStrips { .. }
+            | Request::Seals { .. } => self.handle_strips(request, Bytes::new()).await,
+            Request::PutStrip { .. }
+            | Request::Join { .. }
             | Request::Forward { .. }
             | Request::Settled { .. }
             | Request::Enforced { .. }
@@ -413,6 +422,24 @@ impl Replica {
         }
     }
 
+    /// The same from what is in memory: damage of a header that nobody has read is not seen.
+    pub(crate) fn vouched(&self, oid: ObjectId, family: LayerId) -> ObjectStat {
+        let map = self.control.map();
+        let none = ObjectStat { status: Status::NotHere, version: Version::NONE, epoch: Epoch(0) };
+        let Some(store) = &self.store else { return none };
+        let row = store.row(oid).map(|(row, _)| row);
+        let (version, epoch) = row.map_or((Version::NONE, Epoch(0)), |r| (r.version, r.epoch));
+        let key = PlacementKey { family, index: oid.index() };
+        let lost = self.may_be_lost(&map, key, || !store.layers_at(key).is_empty());
+        let clean = !self.lacks(oid) && self.knows(&map, key) && !lost && self.holds(&map, key);
+        let status = match clean {
+            _ if row.is_some_and(|r| r.filling) => Status::Behind,
+            true => Status::Ok,
+            false => Status::NotHere,
+        };
+        ObjectStat { status, version, epoch }
+    }
+
     async fn stat(&self, objects: &[(ObjectId, LayerId)], index: ControlIndex) -> Response {
         if !self.catch_up(index).await || !self.control.lease_valid() {
             return Response::Failed(Status::NoLease, "behind the control plane".into());
@@ -444,6 +471,9 @@ impl Replica {
                 dirty_since: i.dirty_since,
                 tail: store.tail_bounds(i.vdi, oid),
                 digest,
+                cold: i.cold,
+                cold_crcs: i.cold_crcs,
+                seal: i.seal,
             }))),
             (Ok(_), Ok(None)) => Response::Head(None),
             (Err(e), _) | (_, Err(e)) => Response::Failed(self.status_of(&e), e.to_string()),
@@ -467,7 +497,11 @@ impl Replica {
             let before = self.version_of(store, oid).await?;
             let mut parts = Vec::with_capacity(runs.len());
             for run in runs {
-                parts.push(store.read(&[oid.layer()], key, run.clone()).await?.data);
+                let read = store.read(&[oid.layer()], key, run.clone()).await?;
+                if !read.cold.is_empty() {
+                    return Err(StoreError::Sealed { oid });
+                }
+                parts.push(read.data);
             }
             Ok((before, self.version_of(store, oid).await?, parts))
         };
@@ -563,9 +597,10 @@ impl Replica {
             .map(|i| ObjectId::data(layer, i))
             .or_else(|| (layer.0 > 0).then(|| ObjectId::data(LayerId(layer.0 - 1), u32::MAX)));
         let rows = store.list(start, PAGE);
-        let full = rows.len() == PAGE && rows.last().is_some_and(|r| r.oid.layer() == layer);
+        let of_it = |r: &ObjectSummary| r.oid.is_data() && r.oid.layer() == layer;
+        let full = rows.len() == PAGE && rows.last().is_some_and(of_it);
         let mut out = Vec::new();
-        for row in rows.iter().take_while(|r| r.oid.layer() == layer) {
+        for row in rows.iter().take_while(|r| of_it(r)) {
             match store.info(row.oid).await {
                 Ok(Some(i)) if whole && i.filling => {
                     return Response::Failed(Status::NotHere, format!("object {} is being filled", row.oid));

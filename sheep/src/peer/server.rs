@@ -446,6 +446,7 @@ impl Server {
                 };
                 (response, Vec::new())
             }
+            Request::PutStrip { .. } => self.replica.handle_strips(request, payload).await,
             other => self.replica.handle(other).await,
         }
     }

@@ -15,7 +15,7 @@ use super::view::{SHALLOW, Views};
 use crate::observe::cells::OpStats;
 use bytes::Bytes;
 use sheepdog_proto::checksum::crc32c;
-use sheepdog_proto::peer::WriteAction;
+use sheepdog_proto::peer::{Seal, WriteAction};
 use sheepdog_proto::{
     BLOCK_SHIFT, BLOCK_SIZE, BlockMap, DiskId, Epoch, Generation, LayerId, ObjectId, PlacementKey, VdiId,
     Version,
@@ -82,6 +82,7 @@ pub(super) struct Summary {
     pub(super) epoch: Epoch,
     pub(super) filling: bool,
     pub(super) data_blocks: u32,
+    pub(super) seal: Option<Seal>,
     /// Both metadata slots are damaged.
     pub(super) broken: bool,
 }
@@ -383,8 +384,10 @@ impl Disk {
             self.loaded.set(self.loaded.get() + 1);
         }
         *obj.meta.borrow_mut() = meta;
-        self.by_key.borrow_mut().insert((key, oid.layer()));
-        self.views.moved(key);
+        if oid.is_data() {
+            self.by_key.borrow_mut().insert((key, oid.layer()));
+            self.views.moved(key);
+        }
         self.note_half(oid, summary.filling && !summary.broken);
         self.data_blocks.set(self.data_blocks.get() + u64::from(summary.data_blocks));
         self.objects.borrow_mut().insert(oid, obj.clone());
@@ -423,6 +426,7 @@ impl Disk {
             epoch: row.epoch,
             filling: row.filling,
             data_blocks: row.data_blocks,
+            seal: row.seal,
             broken: false,
         };
         self.insert(row.oid, row.key, summary, None);
@@ -436,6 +440,7 @@ impl Disk {
             epoch: Epoch(0),
             filling: false,
             data_blocks: 0,
+            seal: None,
             broken: false,
         };
         self.insert(oid, key, summary, Some(Meta::new(oid, key, vdi, object_size)))
@@ -596,6 +601,7 @@ impl Disk {
             s.epoch = m.epoch;
             s.filling = m.filling;
             s.vdi = m.vdi;
+            s.seal = m.seal;
             self.note_half(obj.oid, m.filling);
         }
     }
@@ -608,7 +614,7 @@ impl Disk {
         let change = obj.change.get() + 1;
         let mut data_blocks = obj.summary.borrow().data_blocks as i64;
         for (i, b) in blocks.clone().enumerate() {
-            let had = m.present.get(b) && !m.zero.get(b);
+            let had = m.has_data(b);
             let has = what == WriteAction::Data;
             data_blocks += i64::from(has) - i64::from(had);
             m.crcs[b as usize] = if has { crcs[i] } else { 0 };
@@ -622,6 +628,7 @@ impl Disk {
         let before = std::mem::replace(&mut obj.summary.borrow_mut().data_blocks, after);
         let total = self.data_blocks.get() + u64::from(after);
         self.data_blocks.set(total.saturating_sub(u64::from(before)));
+        m.warm(blocks.clone());
         match what {
             WriteAction::Data => {
                 m.present.set(blocks.clone());
@@ -636,6 +643,34 @@ impl Disk {
                 m.zero.clear(blocks);
             }
         }
+    }
+
+    /// Contents of blocks are in strips from now on.
+    fn put_away(&self, obj: &Obj, seal: Seal, blocks: &BlockMap, crcs: &[u32]) {
+        self.views.wrote(obj.key, obj.oid.layer());
+        let mut meta = obj.meta.borrow_mut();
+        let Some(m) = meta.as_mut() else { return };
+        let mut fresh = obj.fresh.borrow_mut();
+        let change = obj.change.get() + 1;
+        let (mut freed, mut gone) = (0, 0);
+        for (b, crc) in blocks.set_runs().flatten().zip(crcs) {
+            if m.has_data(b) {
+                gone += 1;
+                let old = fresh.insert(b, Fresh { data: None, change });
+                freed += usize::from(old.is_some_and(|o| o.data.is_some()));
+            }
+            if let Some(known) = m.crcs.get_mut(b as usize) {
+                *known = *crc;
+            }
+        }
+        self.fresh_bytes.set(self.fresh_bytes.get().saturating_sub(freed << BLOCK_SHIFT));
+        let mut summary = obj.summary.borrow_mut();
+        summary.data_blocks = summary.data_blocks.saturating_sub(gone);
+        self.data_blocks.set(self.data_blocks.get().saturating_sub(u64::from(gone)));
+        m.present.union(blocks);
+        m.zero.subtract(blocks);
+        m.cold.union(blocks);
+        m.seal = (!m.cold.is_empty()).then_some(seal);
     }
 
     /// Take one step. The object's metadata must be loaded, or the object not exist.
@@ -789,8 +824,10 @@ impl Disk {
                     obj.removed.set(true);
                     let gone = u64::from(obj.summary.borrow().data_blocks);
                     self.data_blocks.set(self.data_blocks.get().saturating_sub(gone));
-                    self.by_key.borrow_mut().remove(&(obj.key, oid.layer()));
-                    self.views.gone(obj.key, oid.layer());
+                    if oid.is_data() {
+                        self.by_key.borrow_mut().remove(&(obj.key, oid.layer()));
+                        self.views.gone(obj.key, oid.layer());
+                    }
                     self.note_half(*oid, false);
                     let data = obj.fresh.borrow().values().filter(|f| f.data.is_some()).count();
                     self.fresh_bytes.set(self.fresh_bytes.get().saturating_sub(data << BLOCK_SHIFT));
@@ -812,6 +849,17 @@ impl Disk {
                     m.mark_dirty(blocks, *epoch, *degraded);
                 }
                 self.touch(&obj, position);
+            }
+            Record::Seal { oid, key, vdi, object_size, filling, epoch, seal, blocks, crcs } => {
+                let obj =
+                    self.object(*oid).unwrap_or_else(|| self.fresh_object(*oid, *key, *vdi, *object_size));
+                self.put_away(&obj, *seal, blocks, crcs);
+                if let Some(m) = obj.meta.borrow_mut().as_mut() {
+                    m.filling |= *filling;
+                    m.epoch = m.epoch.max(*epoch);
+                }
+                self.touch(&obj, position);
+                self.unlink.borrow_mut().remove(oid);
             }
             Record::Watermark { vdi, generation, seq } => {
                 self.set_mark(*vdi, Version { generation: generation.0, seq: *seq });
@@ -974,6 +1022,9 @@ impl Disk {
             dirty: m.dirty.clone(),
             dirty_since: m.dirty_since,
             filling: m.filling,
+            cold: m.cold.clone(),
+            cold_crcs: m.cold_crcs(),
+            seal: m.seal,
         })
     }
 
@@ -988,6 +1039,7 @@ impl Disk {
             epoch: s.epoch,
             filling: s.filling || s.broken,
             data_blocks: s.data_blocks,
+            seal: s.seal,
         }
     }
 

@@ -10,6 +10,10 @@ use std::collections::BTreeSet;
 impl Disk {
     /// An object is half filled now, or is not.
     pub(super) fn note_half(&self, oid: ObjectId, filling: bool) {
+        // A strip that is half made is none: it is made again.
+        if !oid.is_data() {
+            return;
+        }
         let mut half = self.half.borrow_mut();
         match filling {
             true => half.insert(oid),

@@ -9,6 +9,7 @@ use crate::observe::panics::caught;
 use crate::volume::LocalFut;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
+use sheepdog_proto::peer::Seal;
 use sheepdog_proto::{DiskId, Epoch, ObjectId, PlacementKey, VdiId, Version};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -45,9 +46,11 @@ struct Row {
     epoch: Epoch,
     filling: bool,
     data_blocks: u32,
+    seal: Option<Seal>,
 }
 
-const LAYOUT: u8 = 1;
+/// An index of another layout is made again.
+const LAYOUT: u8 = 2;
 
 fn encode(s: &ObjectSummary) -> Vec<u8> {
     let row = Row {
@@ -58,6 +61,7 @@ fn encode(s: &ObjectSummary) -> Vec<u8> {
         epoch: s.epoch,
         filling: s.filling,
         data_blocks: s.data_blocks,
+        seal: s.seal,
     };
     postcard::to_extend(&row, vec![LAYOUT]).unwrap_or_default()
 }
@@ -74,6 +78,7 @@ fn decode(oid: ObjectId, raw: &[u8]) -> Option<ObjectSummary> {
         epoch: row.epoch,
         filling: row.filling,
         data_blocks: row.data_blocks,
+        seal: row.seal,
     })
 }
 
@@ -176,6 +181,13 @@ mod tests {
             epoch: Epoch(5),
             filling: n == 2,
             data_blocks: n,
+            seal: (n == 3).then_some(Seal {
+                version: Version::new(Generation(7), 3),
+                digest: 9,
+                slot: 1,
+                data: 4,
+                parity: 2,
+            }),
         }
     }
 

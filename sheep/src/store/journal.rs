@@ -17,7 +17,7 @@ use crate::observe::cells::OpStats;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sheepdog_proto::checksum::crc32c;
-use sheepdog_proto::peer::WriteAction;
+use sheepdog_proto::peer::{Seal, WriteAction};
 use sheepdog_proto::{
     BLOCK_SHIFT, BLOCK_SIZE, BlockMap, Epoch, Generation, MAX_OBJECT_SIZE, MIN_OBJECT_SIZE, ObjectId,
     PlacementKey, VdiId, Version,
@@ -155,6 +155,27 @@ pub enum Record {
         /// As in `Write`.
         degraded: Option<Epoch>,
     },
+    /// Contents of these blocks are in strips, and not here any more.
+    Seal {
+        /// Object.
+        oid: ObjectId,
+        /// Placement.
+        key: PlacementKey,
+        /// VDI.
+        vdi: VdiId,
+        /// Bytes.
+        object_size: u32,
+        /// As in `Fill`.
+        filling: bool,
+        /// Epoch in which it was sealed, becomes the header's; 0 while it is being filled.
+        epoch: Epoch,
+        /// Which strips.
+        seal: Seal,
+        /// Blocks.
+        blocks: BlockMap,
+        /// Checksum of each.
+        crcs: Vec<u32>,
+    },
 }
 
 impl Record {
@@ -179,6 +200,12 @@ impl Record {
                 size(*object_size)
                     && ops.iter().all(|(r, _)| fits(r, *object_size))
                     && crcs.len() == ops.iter().map(|(r, a)| data(r, a)).sum::<usize>()
+            }
+            Self::Seal { object_size, seal, blocks, crcs, .. } => {
+                size(*object_size)
+                    && seal.check().is_ok()
+                    && blocks.capacity() <= object_size >> BLOCK_SHIFT
+                    && blocks.count() as usize == crcs.len()
             }
             _ => true,
         }

@@ -22,6 +22,7 @@ mod open;
 mod read;
 mod relocate;
 mod returned;
+mod sealed;
 #[cfg(test)]
 mod tests;
 pub mod types;
@@ -39,7 +40,7 @@ use sheepdog_proto::{
     BLOCK_SHIFT, BlockMap, DiskId, Epoch, Generation, LayerId, ObjectId, PlacementKey, VdiId, Version,
 };
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::ops::Range;
 use std::path::Path;
 use std::rc::Rc;
@@ -123,6 +124,8 @@ pub struct Store {
     disks: RefCell<Vec<Rc<Disk>>>,
     pending: RefCell<Pending>,
     moves: relocate::Moves,
+    /// Strips that are being made.
+    making: RefCell<BTreeSet<ObjectId>>,
     events_out: mpsc::Sender<StoreEvent>,
     events_in: RefCell<Option<mpsc::Receiver<StoreEvent>>>,
     /// Layout of disks that have no objects yet.
@@ -470,7 +473,11 @@ impl Store {
                 {
                     continue;
                 }
-                let data = self.read(&[from.layer()], info.key, chunk.clone()).await?.data;
+                let read = self.read(&[from.layer()], info.key, chunk.clone()).await?;
+                if !read.cold.is_empty() {
+                    return Err(StoreError::Sealed { oid: from });
+                }
+                let data = read.data;
                 let target = self.place_for(into, info.key, data.len()).await?;
                 // From here without awaiting: only blocks that `into` still lacks.
                 let has =

@@ -6,9 +6,11 @@
 //! 2 M      block 0, block 1, ...    sparse: absent and zero blocks take no space
 //! ```
 //! Metadata goes to the two slots in turn, each with a counter and a CRC-32C: a torn write leaves the other slot, and the journal has what it lacks.
-//! A slot: magic, format version, counter, ids, versions, epochs, then three bit maps (present, zero, dirty) and one CRC-32C per block.
+//! A slot: magic, format version, counter, ids, versions, epochs, seal, then three bit maps (present, zero, dirty) and one CRC-32C per block. A block that is marked as
+//! zero and not as present is *cold*: its contents are in strips of the object, which `seal` names, and its checksum is theirs.
 
 use sheepdog_proto::checksum::crc32c;
+use sheepdog_proto::peer::Seal;
 use sheepdog_proto::{
     BLOCK_SHIFT, BLOCK_SIZE, BlockMap, Epoch, LayerId, MAX_OBJECT_SIZE, MIN_OBJECT_SIZE, ObjectId,
     PlacementKey, VdiId, Version,
@@ -21,6 +23,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 const MAGIC: u64 = u64::from_le_bytes(*b"SHPOBJ01");
 /// Format version of a slot.
 const FORMAT: u32 = 1;
+/// Of a slot with a seal.
+const FORMAT_SEALED: u32 = 2;
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
@@ -39,7 +43,13 @@ struct Head {
     object_size: U32,
     /// 1: filling, 2: dirty_since is set.
     flags: U32,
-    reserved: [u8; 152],
+    seal_generation: U64,
+    seal_seq: U64,
+    seal_digest: U64,
+    seal_slot: u8,
+    seal_data: u8,
+    seal_parity: u8,
+    reserved: [u8; 125],
     /// Of the whole slot with this field zero.
     crc: U32,
 }
@@ -73,7 +83,11 @@ pub struct Meta {
     pub dirty_since: Option<Epoch>,
     /// Epoch of the last.
     pub dirty_last: Epoch,
-    /// CRC-32C of every data block; 0 for others.
+    /// Of `present`, blocks whose contents are not in this file but in strips.
+    pub cold: BlockMap,
+    /// In which; there is one exactly when some block is cold.
+    pub seal: Option<Seal>,
+    /// CRC-32C of every data block, cold ones too; 0 for others.
     pub crcs: Vec<u32>,
 }
 
@@ -134,6 +148,8 @@ impl Meta {
             dirty: BlockMap::new(blocks),
             dirty_since: None,
             dirty_last: Epoch(0),
+            cold: BlockMap::new(blocks),
+            seal: None,
             crcs: vec![0; blocks as usize],
         }
     }
@@ -141,7 +157,31 @@ impl Meta {
     pub fn blocks(&self) -> u32 {
         self.object_size >> BLOCK_SHIFT
     }
-    /// Equal contents, equal digest, whatever the history.
+    /// Blocks with contents in this file.
+    pub fn data(&self) -> BlockMap {
+        let mut data = self.present.clone();
+        data.subtract(&self.zero);
+        data.subtract(&self.cold);
+        data
+    }
+    /// Does the block have contents in this file?
+    pub fn has_data(&self, block: u32) -> bool {
+        self.present.get(block) && !self.zero.get(block) && !self.cold.get(block)
+    }
+    /// These blocks have been written, or removed: what is in strips does not count for them any more.
+    pub fn warm(&mut self, blocks: Range<u32>) {
+        if self.seal.is_some() {
+            self.cold.clear(blocks);
+            if self.cold.is_empty() {
+                self.seal = None;
+            }
+        }
+    }
+    /// Checksums of cold blocks, in order.
+    pub fn cold_crcs(&self) -> Vec<u32> {
+        self.cold.set_runs().flatten().filter_map(|b| self.crcs.get(b as usize).copied()).collect()
+    }
+    /// Equal contents, equal digest, whatever the history and wherever they are.
     pub fn digest(&self) -> u64 {
         let mut h = xxhash_rust::xxh3::Xxh3::new();
         for (b, crc) in self.crcs.iter().enumerate() {
@@ -159,6 +199,8 @@ impl Meta {
     /// Bytes of a slot.
     pub fn encode(&self, counter: u64, out: &mut [u8]) {
         out.fill(0);
+        let none = Seal { version: Version::NONE, digest: 0, slot: 0, data: 0, parity: 0 };
+        let seal = self.seal.unwrap_or(none);
         let head = Head {
             magic: MAGIC.into(),
             counter: counter.into(),
@@ -168,17 +210,26 @@ impl Meta {
             epoch: self.epoch.0.into(),
             dirty_since: self.dirty_since.unwrap_or_default().0.into(),
             dirty_last: self.dirty_last.0.into(),
-            format: FORMAT.into(),
+            format: if self.seal.is_some() { FORMAT_SEALED } else { FORMAT }.into(),
             family: self.key.family.0.into(),
             vdi: self.vdi.0.into(),
             object_size: self.object_size.into(),
             flags: (u32::from(self.filling) | u32::from(self.dirty_since.is_some()) << 1).into(),
-            reserved: [0; 152],
+            seal_generation: seal.version.generation.into(),
+            seal_seq: seal.version.seq.into(),
+            seal_digest: seal.digest.into(),
+            seal_slot: seal.slot,
+            seal_data: seal.data,
+            seal_parity: seal.parity,
+            reserved: [0; 125],
             crc: 0.into(),
         };
         out[..HEAD].copy_from_slice(head.as_bytes());
         let mut at = HEAD;
-        for map in [&self.present, &self.zero, &self.dirty] {
+        let (mut present, mut zero) = (self.present.clone(), self.zero.clone());
+        present.subtract(&self.cold);
+        zero.union(&self.cold);
+        for map in [&present, &zero, &self.dirty] {
             for w in map.words() {
                 out[at..at + 8].copy_from_slice(&w.to_le_bytes());
                 at += 8;
@@ -199,7 +250,7 @@ impl Meta {
         }
         let size = head.object_size.get();
         let sane = head.magic.get() == MAGIC
-            && head.format.get() == FORMAT
+            && [FORMAT, FORMAT_SEALED].contains(&head.format.get())
             && head.oid.get() == oid.0
             // It goes up by one with every write of a header: near its end it was never counted.
             && head.counter.get() <= u64::MAX >> 8
@@ -223,6 +274,21 @@ impl Meta {
         };
         let crcs = slot[HEAD + 3 * blocks / 8..][..4 * blocks].as_chunks::<4>().0;
         let flags = head.flags.get();
+        let (mut present, mut zero) = (words(0), words(1));
+        let (mut cold, mut seal) = (BlockMap::new(blocks as u32), None);
+        if head.format.get() == FORMAT_SEALED {
+            cold = zero.clone();
+            cold.subtract(&present);
+            zero.subtract(&cold);
+            present.union(&cold);
+            let version = Version { generation: head.seal_generation.get(), seq: head.seal_seq.get() };
+            let (slot, data, parity) = (head.seal_slot, head.seal_data, head.seal_parity);
+            let found = Seal { version, digest: head.seal_digest.get(), slot, data, parity };
+            if cold.is_empty() || found.check().is_err() {
+                return Slot::Broken;
+            }
+            seal = Some(found);
+        }
         Slot::Valid(
             head.counter.get(),
             Box::new(Self {
@@ -233,8 +299,10 @@ impl Meta {
                 version: Version { generation: head.version_generation.get(), seq: head.version_seq.get() },
                 epoch: Epoch(head.epoch.get()),
                 filling: flags & 1 != 0,
-                present: words(0),
-                zero: words(1),
+                present,
+                zero,
+                cold,
+                seal,
                 dirty: words(2),
                 dirty_since: (flags & 2 != 0).then(|| Epoch(head.dirty_since.get())),
                 dirty_last: Epoch(head.dirty_last.get()),
@@ -258,6 +326,12 @@ mod tests {
             m.dirty.set(8..9);
             m.dirty_since = Some(Epoch(9));
             m.crcs[3] = 77;
+            if size > 1 << 20 {
+                m.cold.set(6..8);
+                m.crcs[6] = 9;
+                let version = Version { generation: 2, seq: 8 };
+                m.seal = Some(Seal { version, digest: 77, slot: 3, data: 16, parity: 15 });
+            }
             m.version = Version { generation: 3, seq: 4 };
             let mut slot = vec![0; slot_len(size)];
             assert_eq!(Meta::decode(oid, &slot), Slot::Blank);

@@ -116,6 +116,7 @@ impl Store {
             disks: RefCell::default(),
             pending: RefCell::default(),
             moves: Default::default(),
+            making: Default::default(),
             events_out,
             events_in: RefCell::new(Some(events_in)),
             plain: Cell::new(config.plain),
@@ -411,15 +412,14 @@ impl Store {
         let whole = len == 0 || told.is_some();
         match header {
             Ok((counter, m)) if told == Some(m.object_size) => {
-                let mut data = m.present.clone();
-                data.subtract(&m.zero);
                 let summary = Summary {
                     vdi: m.vdi,
                     object_size: m.object_size,
                     version: m.version,
                     epoch: m.epoch,
                     filling: m.filling,
-                    data_blocks: data.count(),
+                    data_blocks: m.data().count(),
+                    seal: m.seal,
                     broken: false,
                 };
                 disk.found(oid, m.key, counter, summary);
@@ -436,6 +436,7 @@ impl Store {
                     epoch: m.epoch,
                     filling: false,
                     data_blocks: 0,
+                    seal: None,
                     broken: true,
                 };
                 disk.found(oid, m.key, 0, summary);
@@ -449,6 +450,7 @@ impl Store {
                     epoch: Epoch(0),
                     filling: false,
                     data_blocks: 0,
+                    seal: None,
                     broken: true,
                 };
                 let key = PlacementKey { family: LayerId(0), index: oid.index() };
@@ -468,9 +470,11 @@ fn object_sizes() -> impl Iterator<Item = u32> {
 fn touched(record: &super::journal::Record) -> Option<ObjectId> {
     use super::journal::Record as R;
     match record {
-        R::Write { oid, .. } | R::Fill { oid, .. } | R::FinishFill { oid, .. } | R::Stamp { oid, .. } => {
-            Some(*oid)
-        }
+        R::Write { oid, .. }
+        | R::Fill { oid, .. }
+        | R::FinishFill { oid, .. }
+        | R::Stamp { oid, .. }
+        | R::Seal { oid, .. } => Some(*oid),
         R::Remove { .. } | R::Watermark { .. } | R::Tails { .. } => None,
     }
 }

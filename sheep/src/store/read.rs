@@ -2,7 +2,7 @@
 
 use super::disk::{Disk, Obj};
 use super::view::{SHALLOW, Under, View};
-use super::{ReadResult, Store, StoreError};
+use super::{ColdRun, ReadResult, Store, StoreError};
 use crate::buf::AlignedBuf;
 use futures::stream::{self, FuturesUnordered, StreamExt};
 use sheepdog_proto::peer::BlockState;
@@ -24,6 +24,8 @@ enum Source {
     Absent,
     Zero,
     Data(Stored),
+    /// In strips.
+    Cold(ColdRun),
 }
 
 /// Blocks of an object, as they were when it was looked up.
@@ -96,8 +98,20 @@ impl Store {
                             next.push((part, Source::Zero));
                             continue;
                         }
-                        let want = m.crcs[part.start as usize..part.end as usize].to_vec();
-                        next.push((part, Source::Data(Stored::new(d, o, want))));
+                        for (part, cold) in m.cold.runs(part) {
+                            let crcs = m.crcs[part.start as usize..part.end as usize].to_vec();
+                            let source = match m.seal.filter(|_| cold) {
+                                None => Source::Data(Stored::new(d, o, crcs)),
+                                Some(seal) => Source::Cold(ColdRun {
+                                    oid: o.oid,
+                                    object_size: m.object_size,
+                                    seal,
+                                    blocks: part.clone(),
+                                    crcs,
+                                }),
+                            };
+                            next.push((part, source));
+                        }
                     }
                 }
             }
@@ -224,6 +238,23 @@ impl Store {
         Err(StoreError::Invalid("the object keeps changing".into()))
     }
 
+    /// Read a range of one object, not through layers.
+    pub async fn read_object(&self, oid: ObjectId, blocks: Range<u32>) -> Result<ReadResult, StoreError> {
+        if blocks.start >= blocks.end || blocks.len() > 16384 {
+            return Err(StoreError::Invalid("block range".into()));
+        }
+        for _ in 0..ATTEMPTS {
+            let objects: Vec<_> = self.loaded(oid).await?.into_iter().collect();
+            let read = Self::read_once(&Self::plan(&objects, blocks.clone()), blocks.clone()).await;
+            drop(objects);
+            self.disks.borrow().iter().for_each(|d| d.tidy());
+            if let Some(r) = read? {
+                return Ok(r);
+            }
+        }
+        Err(StoreError::Invalid("the object keeps changing".into()))
+    }
+
     async fn read_once(
         plan: &[(Range<u32>, Source)],
         blocks: Range<u32>,
@@ -233,16 +264,22 @@ impl Store {
             && s.obj.fresh.borrow().range(run.clone()).next().is_none()
         {
             let data = s.read(run.start, run.clone()).await?;
-            return Ok(data.map(|b| ReadResult { data: b.freeze(), absent: Vec::new() }));
+            return Ok(data.map(|b| ReadResult { data: b.freeze(), absent: Vec::new(), cold: Vec::new() }));
         }
         let mut buf = AlignedBuf::new(blocks.len() << BLOCK_SHIFT);
         let mut absent: Vec<Range<u32>> = Vec::new();
+        let mut cold: Vec<ColdRun> = Vec::new();
         let mut reads = FuturesUnordered::new();
         for (run, source) in plan {
             let at = ((run.start - blocks.start) as usize) << BLOCK_SHIFT;
             let len = run.len() << BLOCK_SHIFT;
             let stored = match source {
                 Source::Data(stored) => stored,
+                Source::Cold(run) => {
+                    buf[at..at + len].fill(0);
+                    cold.push(run.clone());
+                    continue;
+                }
                 Source::Zero | Source::Absent => {
                     buf[at..at + len].fill(0);
                     if matches!(source, Source::Absent) {
@@ -278,7 +315,7 @@ impl Store {
             buf[to..to + data.len()].copy_from_slice(&data);
         }
         drop(reads);
-        Ok(Some(ReadResult { data: buf.freeze(), absent }))
+        Ok(Some(ReadResult { data: buf.freeze(), absent, cold }))
     }
 
     /// What lies where, without data.
@@ -294,7 +331,7 @@ impl Store {
             let state = match source {
                 Source::Absent => BlockState::Absent,
                 Source::Zero => BlockState::Zero,
-                Source::Data(_) => BlockState::Data,
+                Source::Data(_) | Source::Cold(_) => BlockState::Data,
             };
             match out.last_mut() {
                 Some((last, s)) if *s == state && last.end == run.start => last.end = run.end,
@@ -315,19 +352,20 @@ impl Store {
         let Some(info) = d.info(&o) else { return Ok(bad) };
         let mut data = info.present;
         data.subtract(&info.zero);
+        data.subtract(&info.cold);
         for run in data.set_runs().collect::<Vec<_>>() {
             let mut first = run.start;
             while first < run.end {
                 let chunk = first..(first + VERIFY).min(run.end);
                 first = chunk.end;
-                let read = self.read(&[oid.layer()], o.key, chunk.clone()).await;
+                let read = self.read_object(oid, chunk.clone()).await;
                 if let Err(e) = read {
                     if !matches!(e, StoreError::Corrupt { .. }) {
                         return Err(e);
                     }
                     // Name each block, so that healing fetches no more than it must.
                     for b in chunk {
-                        match self.read(&[oid.layer()], o.key, b..b + 1).await {
+                        match self.read_object(oid, b..b + 1).await {
                             Err(StoreError::Corrupt { .. }) => match bad.last_mut() {
                                 Some(last) if last.end == b => last.end = b + 1,
                                 _ => bad.push(b..b + 1),

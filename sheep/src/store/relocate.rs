@@ -9,7 +9,7 @@ use super::disk::{Disk, Obj};
 use super::journal::Record;
 use super::types::{FillOp, StoreError, WriteKind};
 use super::{Durable, Store, durable};
-use sheepdog_proto::{BLOCK_SHIFT, DiskId, ObjectId, PlacementKey};
+use sheepdog_proto::{BLOCK_SHIFT, DiskId, Epoch, ObjectId, PlacementKey};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
@@ -162,9 +162,10 @@ impl Store {
             if runs.is_empty() {
                 continue;
             }
-            let data = self.read(&[oid.layer()], info.key, chunk.clone()).await?.data;
+            let data = self.read_object(oid, chunk.clone()).await?.data;
             let mut ops = Vec::new();
-            for (run, zero) in runs.into_iter().flat_map(|(run, _)| info.zero.runs(run)) {
+            let warm = runs.into_iter().flat_map(|(run, _)| info.cold.runs(run)).filter(|(_, cold)| !cold);
+            for (run, zero) in warm.flat_map(|(run, _)| info.zero.runs(run)) {
                 let at = |b: u32| ((b - first) as usize) << BLOCK_SHIFT;
                 let kind = match zero {
                     true => WriteKind::Zero,
@@ -174,6 +175,19 @@ impl Store {
             }
             target.room(chunk.len() << BLOCK_SHIFT).await?;
             last = make(ops)?;
+        }
+        if let Some(seal) = info.seal {
+            last = target.log(Record::Seal {
+                oid,
+                key: info.key,
+                vdi: info.vdi,
+                object_size: info.object_size,
+                filling: true,
+                epoch: Epoch(0),
+                seal,
+                blocks: info.cold.clone(),
+                crcs: info.cold_crcs.clone(),
+            });
         }
         if !info.filling {
             // As a copy that is filled from another one: with all that the old one knows of its last steps.

@@ -1,6 +1,7 @@
 //! Values that cross the store's boundary.
 
 use bytes::Bytes;
+use sheepdog_proto::peer::Seal;
 use sheepdog_proto::{BlockMap, DiskId, Epoch, ObjectId, PlacementKey, VdiId, Version};
 use std::ops::Range;
 
@@ -92,6 +93,27 @@ pub struct ObjectInfo {
     pub dirty_since: Option<Epoch>,
     /// Being filled from another copy: not a valid copy yet, whatever the version says.
     pub filling: bool,
+    /// Of `present`, blocks whose contents are in strips.
+    pub cold: BlockMap,
+    /// Checksums of these, in order.
+    pub cold_crcs: Vec<u32>,
+    /// Which strips; there is one exactly when some block is cold.
+    pub seal: Option<Seal>,
+}
+
+/// Blocks of an object whose contents are in strips.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ColdRun {
+    /// Object.
+    pub oid: ObjectId,
+    /// Its size, bytes.
+    pub object_size: u32,
+    /// Which strips.
+    pub seal: Seal,
+    /// Blocks.
+    pub blocks: Range<u32>,
+    /// Checksum of each.
+    pub crcs: Vec<u32>,
 }
 
 /// Row of an inventory: an `ObjectInfo` without its maps.
@@ -111,8 +133,17 @@ pub struct ObjectSummary {
     pub epoch: Epoch,
     /// Being filled.
     pub filling: bool,
-    /// Blocks with data.
+    /// Blocks with data here.
     pub data_blocks: u32,
+    /// Others have theirs in strips: which.
+    pub seal: Option<Seal>,
+}
+
+impl ObjectSummary {
+    /// Are some of its contents in strips?
+    pub fn sealed(&self) -> bool {
+        self.seal.is_some()
+    }
 }
 
 /// A write above its session's commit watermark.
@@ -147,6 +178,8 @@ pub struct ReadResult {
     pub data: Bytes,
     /// Runs (absolute block numbers) that no layer of the chain has. Empty when everything was found.
     pub absent: Vec<Range<u32>>,
+    /// Runs whose contents have to be fetched from strips: zeros in `data`.
+    pub cold: Vec<ColdRun>,
 }
 
 /// A piece of a fill: contents for blocks, outside the object's log.
@@ -230,6 +263,12 @@ pub enum StoreError {
     /// The header itself cannot be read.
     #[error("object {oid}: header is corrupt")]
     CorruptHeader {
+        /// Object.
+        oid: ObjectId,
+    },
+    /// What is asked for is not here but in strips.
+    #[error("contents of object {oid} are in strips")]
+    Sealed {
         /// Object.
         oid: ObjectId,
     },

@@ -59,9 +59,10 @@ impl View {
     pub(super) fn empty(blocks: u32) -> Self {
         Self { layers: Box::default(), blocks: vec![(ABSENT, 0); blocks as usize].into() }
     }
-    /// Put a layer on top. `false`: its objects have another size.
+    /// Put a layer on top. `false`: its objects have another size, or some of it is in strips.
     pub(super) fn cover(&mut self, layer: LayerId, meta: &Meta) -> bool {
-        if meta.blocks() as usize != self.blocks.len() {
+        // What is in strips is asked of its header.
+        if meta.blocks() as usize != self.blocks.len() || meta.seal.is_some() {
             return false;
         }
         for b in meta.present.set_runs().flatten() {

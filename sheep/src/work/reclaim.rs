@@ -6,6 +6,7 @@
 
 use super::sync::stat;
 use crate::peer::Replica;
+use crate::store::ObjectSummary;
 use sheepdog_cluster::{Command, Layer, LayerState, Reply};
 use sheepdog_proto::peer::Status;
 use sheepdog_proto::{LayerId, ObjectId, PlacementKey};
@@ -82,7 +83,7 @@ impl Reclaim {
             let page = store.list(after, PAGE);
             for row in &page {
                 let layer = row.oid.layer();
-                if gone.contains(&layer) {
+                if gone.contains(&layer) && row.oid.is_data() {
                     continue;
                 }
                 let known =
@@ -93,6 +94,10 @@ impl Reclaim {
                         left = true;
                         continue;
                     }
+                    if !row.oid.is_data() {
+                        left |= store.remove(row.oid).await.is_err();
+                        continue;
+                    }
                     gone.insert(layer);
                     if let Err(e) = store.remove_layer(layer).await {
                         tracing::warn!(%layer, error = %e, "objects of a deleted layer");
@@ -100,7 +105,10 @@ impl Reclaim {
                     }
                     continue;
                 }
-                left |= self.surplus(row.oid, row.key).await;
+                // Strips are looked at by `seal`.
+                if row.oid.is_data() {
+                    left |= self.surplus(row.oid, row.key).await;
+                }
             }
             match page.last() {
                 Some(last) if page.len() == PAGE => after = Some(last.oid),
@@ -168,20 +176,21 @@ impl Reclaim {
             let mut after = (from.0 > 0).then(|| ObjectId::data(LayerId(from.0 - 1), u32::MAX));
             loop {
                 let page = store.list(after, PAGE);
-                for row in page.iter().take_while(|row| row.oid.layer() == from) {
+                let of_it = |row: &ObjectSummary| row.oid.is_data() && row.oid.layer() == from;
+                for row in page.iter().take_while(|row| of_it(row)) {
                     let target = ObjectId::data(into, row.oid.index());
                     if r.lacks(row.oid) || r.lacks(target) {
                         left = true;
                         continue 'layers;
                     }
-                    if let Err(e) = store.merge(row.oid, target).await {
+                    if let Err(e) = r.merge_one(&store, row.oid, target).await {
                         tracing::warn!(from = %row.oid, into = %target, error = %e, "layer merge");
                         left = true;
                         continue 'layers;
                     }
                 }
                 match page.last() {
-                    Some(last) if page.len() == PAGE && last.oid.layer() == from => after = Some(last.oid),
+                    Some(last) if page.len() == PAGE && of_it(last) => after = Some(last.oid),
                     _ => break,
                 }
             }

@@ -14,6 +14,7 @@
 use crate::control::Control;
 use crate::peer::Replica;
 use crate::peer::adopt::{AdoptError, Adoption, Loses};
+use crate::peer::strips::Sealed;
 use crate::store::{ObjectSummary, StoreError};
 use futures::stream::{FuturesUnordered, StreamExt};
 use sheepdog_cluster::{Command, LostDisk, NodeMap, Redundancy, Session};
@@ -42,8 +43,8 @@ struct Missing {
     mark: u64,
 }
 
-/// What the inventories of the others name: the object's family and which versions are held where.
-type Wanted = BTreeMap<ObjectId, (LayerId, Vec<(Version, bool)>)>;
+/// What the inventories of the others name: the object's family, and the versions that are held, by whom it is clean, and their seals.
+type Wanted = BTreeMap<ObjectId, (LayerId, Vec<(Version, bool, u64)>)>;
 
 /// Progress of the current or last catch-up.
 #[derive(Debug, Clone, Copy, Default)]
@@ -385,6 +386,11 @@ impl Worker {
         let map = control.map();
         let behind = map.nodes.get(&control.me()).is_some_and(|n| n.synced < map.epoch);
         if behind && sync.inventory_done(map.epoch) {
+            if let Err(why) = self.make_strips(&map).await {
+                tracing::debug!(%why, "strips");
+                *sync.blocked.borrow_mut() = Some(why);
+                return true;
+            }
             let command = Command::NodeSynced {
                 node: control.me(),
                 incarnation: control.incarnation(),
@@ -437,7 +443,7 @@ impl Worker {
                     Ok((Response::Inventory { rows, next }, _)) => {
                         for row in rows {
                             let entry = wanted.entry(row.oid).or_insert_with(|| (row.family, Vec::new()));
-                            entry.1.push((row.version, !row.missing));
+                            entry.1.push((row.version, !row.missing, row.seal));
                         }
                         match next {
                             Some(n) => after = Some(n),
@@ -460,10 +466,14 @@ impl Worker {
             let info = store.info(oid).await.ok().flatten();
             let mine = info.as_ref().filter(|i| !i.filling).map(|i| i.version);
             // Without a clean copy anywhere it is decided one by one.
-            let best = versions.iter().filter(|(_, clean)| *clean).map(|(v, _)| *v).max();
+            let clean = || versions.iter().filter(|(_, clean, _)| *clean);
+            let best = clean().map(|(v, ..)| *v).max();
+            // Put away in other strips since: those of before are not kept.
+            let seal = info.as_ref().and_then(|i| i.seal).map_or(0, |s| s.digest);
+            let elsewhere = seal != 0 && clean().any(|(_, _, other)| *other != seal);
             // After being out or losing a disk, an equal version is not enough: layers may have been merged meanwhile.
             tracing::trace!(me = %me.short(), %oid, ?mine, ?versions, since = %since, epoch = %map.epoch, "inventory");
-            if best.is_none() || mine != best || since.0 == 0 {
+            if best.is_none() || mine != best || since.0 == 0 || elsewhere {
                 r.sync.missed(oid, family);
             }
         }
@@ -478,6 +488,9 @@ impl Worker {
         }
         // Left over from an earlier ring: it was given no steps since, and nobody lists what the others never had or have given up (seed 19917).
         let left_over = |row: &ObjectSummary| {
+            if !row.oid.is_data() {
+                return false;
+            }
             let Some(redundancy) = r.redundancy(row.key.family) else { return false };
             let own = since.0 > 0 && map.was_target(me, since, row.key, redundancy);
             if own || wanted.contains_key(&row.oid) {
@@ -493,6 +506,9 @@ impl Worker {
             let page = store.list(after, 1024);
             // Of the only copy nothing can be fetched: its damage is an error to who reads it.
             let other = |row: &&ObjectSummary| {
+                if !row.oid.is_data() {
+                    return false;
+                }
                 let family = row.key.family;
                 r.redundancy(family).is_none_or(|x| map.redundancy(family, x).width() > 1)
             };
@@ -504,6 +520,53 @@ impl Worker {
                 _ => return Ok(()),
             }
             tokio::task::yield_now().await;
+        }
+    }
+
+    /// Strips that this node should have. Who is complete in an epoch has those of everything that was sealed before; later ones are placed by the map of then.
+    async fn make_strips(&self, map: &NodeMap) -> Result<(), String> {
+        let r = &self.replica;
+        if !r.control.read(|s| s.has_strips()) {
+            return Ok(());
+        }
+        let me = r.control.me();
+        let mut wanted: BTreeMap<ObjectId, (Sealed, u8, VdiId)> = BTreeMap::new();
+        for (id, _) in map.nodes.iter().filter(|(_, n)| n.is_up()) {
+            let mut after = None;
+            loop {
+                let request = Request::Sealed { node: me, epoch: map.epoch, after };
+                match r.ask(*id, &request).await.map_err(|e| format!("node {}: {e}", id.short()))? {
+                    Response::Sealed { rows, next } => {
+                        for row in rows.into_iter().filter(|row| row.seal.check().is_ok()) {
+                            let key = PlacementKey { family: row.family, index: row.oid.index() };
+                            let places = map.strip_targets(key, row.seal.strips());
+                            let Some(role) = places.iter().position(|n| *n == Some(me)) else { continue };
+                            let of = Sealed::from(row);
+                            wanted.insert(of.strip(role as u8), (of, role as u8, row.vdi));
+                        }
+                        match next {
+                            Some(n) => after = Some(n),
+                            None => break,
+                        }
+                    }
+                    Response::Failed(_, why) => return Err(why),
+                    _ => return Err("unexpected answer".into()),
+                }
+            }
+        }
+        let mut todo = wanted.into_values();
+        let mut running = FuturesUnordered::new();
+        loop {
+            let limit = r.control.read(|s| s.recovery.concurrency).clamp(1, 64) as usize;
+            while running.len() < limit {
+                let Some((of, role, vdi)) = todo.next() else { break };
+                running.push(async move { (of.oid, r.make_strip(of, role, vdi).await) });
+            }
+            match running.next().await {
+                None => return Ok(()),
+                Some((_, Ok(_))) => {}
+                Some((oid, Err(why))) => return Err(format!("a strip of object {oid}: {why}")),
+            }
         }
     }
 
@@ -639,6 +702,16 @@ impl Worker {
         let mut left = false;
         let damaged: Vec<_> = r.sync.heal.borrow().iter().map(|(o, m)| (*o, *m)).collect();
         for (oid, m) in damaged {
+            if !oid.is_data() {
+                match r.heal_strip(oid, m.family).await {
+                    Ok(()) => drop(r.sync.heal.borrow_mut().remove(&oid)),
+                    Err(why) => {
+                        tracing::debug!(%oid, %why, "a damaged strip");
+                        left = true;
+                    }
+                }
+                continue;
+            }
             let runs = match store.verify(oid).await {
                 // It is filled as a whole.
                 Ok(_) if store.is_half_filled(oid) => Some(Vec::new()),

@@ -28,7 +28,7 @@ fn judge(loaded: Result<Args, CliError>) {
             assert!(c.port != c.peer_port && c.port > 0);
             assert!(c.gateway || c.disks.first() == Some(&c.home));
             assert!(c.timing.lease >= 2 * c.timing.heartbeat && c.timing.down_out >= c.timing.lease);
-            assert!(c.copies.is_none_or(|n| (1..=16).contains(&n)));
+            assert!(c.redundancy.is_none_or(|r| (1..=16).contains(&r.width()) && r.spread() <= 31));
             assert!(c.journal.1.is_none_or(|s| s >= 32 << 20));
         }
         Err(e) => assert!(!e.0.is_empty()),

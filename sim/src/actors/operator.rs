@@ -67,7 +67,10 @@ async fn move_data(world: Rc<World>, copies: bool) {
         let node = world.nodes[which].id;
         let command = match copies {
             true => {
-                let redundancy = Redundancy::Copies(rng.random_range(2..=3));
+                let redundancy = match crate::world::erasure_coded(world.seed) && rng.random_bool(0.5) {
+                    true => Redundancy::Erasure { data: rng.random_range(1..=2), parity: 1 },
+                    false => Redundancy::Copies(rng.random_range(2..=3)),
+                };
                 Command::AlterCopies { vdi: Some(world.vdi), redundancy }
             }
             false if rng.random_bool(0.3) => Command::NodeDrain { node, on: rng.random_bool(0.5) },

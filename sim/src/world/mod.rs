@@ -65,20 +65,36 @@ pub struct World {
     pub taken: RefCell<Vec<crate::actors::operator::Taken>>,
 }
 
+/// Is the volume of this seed's world erasure coded?
+pub fn erasure_coded(seed: u64) -> bool {
+    seed % 7 == 3
+}
+
 impl World {
     /// A formatted cluster with one volume.
     pub async fn new(seed: u64) -> Rc<Self> {
+        Self::of(seed, None).await
+    }
+
+    /// The same with so many nodes, and this redundancy.
+    pub async fn of(seed: u64, wanted: Option<(usize, Redundancy)>) -> Rc<Self> {
         clock::start();
         let mut rng = SmallRng::seed_from_u64(seed);
         let object = if seed % 4 == 3 { LARGE } else { SMALL };
         let n = rng.random_range(3..=5usize);
         let copies = rng.random_range(2..=3u8).min(n as u8);
+        let redundancy = match erasure_coded(seed) {
+            true if n > 3 && seed.is_multiple_of(2) => Redundancy::Erasure { data: 2, parity: 2 },
+            true => Redundancy::Erasure { data: 2, parity: 1 },
+            false => Redundancy::Copies(copies),
+        };
+        let (n, redundancy) = wanted.unwrap_or((n, redundancy));
         let authority = Authority::new(rng.random());
         let net = Net::new(rng.random());
         let format = Format {
             cluster: CLUSTER,
             created: clock::millis(),
-            redundancy: Redundancy::Copies(copies),
+            redundancy,
             min_copies: None,
             strict: false,
             object_size: object,

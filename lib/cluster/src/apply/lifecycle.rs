@@ -18,9 +18,10 @@ pub(super) fn check_redundancy(r: Redundancy) -> Result<(), CommandError> {
     match r {
         Redundancy::Copies(1..=16) => Ok(()),
         Redundancy::Copies(_) => Err(CommandError::Invalid("the number of copies must be 1 to 16".into())),
-        Redundancy::Erasure { .. } => {
-            Err(CommandError::Invalid("erasure coding is not part of this release: use --copies".into()))
-        }
+        Redundancy::Erasure { data: 1..=16, parity: 1..=15 } => Ok(()),
+        Redundancy::Erasure { data, parity } => Err(CommandError::Invalid(format!(
+            "{data}:{parity} is no erasure code: data strips are 1 to 16, parity strips 1 to 15"
+        ))),
     }
 }
 
@@ -50,6 +51,7 @@ impl ClusterState {
         }
         check_object_size(format.object_size)?;
         check_redundancy(format.redundancy)?;
+        super::vdi::check_strips(format.redundancy, format.object_size)?;
         check_timing(format.timing)?;
         check_trash(format.trash_keep)?;
         if format.min_copies.is_some_and(|m| m == 0 || m as usize > format.redundancy.width()) {

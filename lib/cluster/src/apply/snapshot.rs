@@ -170,6 +170,7 @@ impl ClusterState {
             .ok_or_else(|| CommandError::NotFound("no such family".into()))?;
         let redundancy = redundancy.or(self.redundancy(layer.family)).unwrap_or(family.redundancy);
         self.check_width(redundancy)?;
+        super::vdi::check_strips(redundancy, family.object_size)?;
         check_size(s.size, family.object_size)?;
         let id = self.insert_vdi(now, name, uuid, s.size, redundancy, family.object_size, Some(s.layer))?;
         if let Ok(v) = self.vdi_mut(id) {

@@ -6,7 +6,7 @@ use crate::{
     ClusterState, CommandError, EventLevel, Family, Limits, Lock, Millis, NodeState, Redundancy, Reply,
     Session, Vdi, VdiState,
 };
-use sheepdog_proto::{Epoch, Generation, LayerId, VdiId};
+use sheepdog_proto::{Epoch, Generation, LayerId, MAX_PAYLOAD, VdiId};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Attribute limits, bytes.
@@ -41,15 +41,34 @@ pub(super) fn check_size(size: u64, object_size: u32) -> Result<(), CommandError
     Ok(())
 }
 
+/// A strip travels in one message.
+pub(super) fn check_strips(r: Redundancy, object_size: u32) -> Result<(), CommandError> {
+    let Some((data, _)) = r.strips() else { return Ok(()) };
+    let most = MAX_PAYLOAD as u32;
+    if object_size / u32::from(data.max(1)) <= most {
+        return Ok(());
+    }
+    Err(CommandError::Invalid(format!(
+        "objects of {} MiB need at least {} data strips: ask for more (--copy-policy) or for smaller objects (--object-size)",
+        object_size >> 20,
+        object_size / most
+    )))
+}
+
 impl ClusterState {
     /// Enough nodes (and, when strict, zones) for this redundancy.
     pub(super) fn check_width(&self, r: Redundancy) -> Result<(), CommandError> {
         check_redundancy(r)?;
-        let width = r.width();
+        let width = r.spread();
+        let less = match r {
+            Redundancy::Copies(_) => "ask for fewer copies (--copies)",
+            Redundancy::Erasure { .. } => "ask for fewer strips (--copy-policy)",
+        };
+        let need = if width == 1 { "needs" } else { "need" };
         let holders = || self.nodes.values().filter(|n| !n.gateway && n.state != NodeState::Out);
         if holders().take(width).count() < width {
             return Err(CommandError::NotEnough(format!(
-                "{width} copies need {width} sheep that store data, there are {}: add sheep or ask for fewer copies (--copies)",
+                "{r} {need} {width} sheep that store data, there are {}: add sheep or {less}",
                 holders().count()
             )));
         }
@@ -63,7 +82,7 @@ impl ClusterState {
                 }
             }
             return Err(CommandError::NotEnough(format!(
-                "{width} copies need {width} zones in a strict cluster, there are {}",
+                "{r} {need} {width} zones in a strict cluster, there are {}",
                 zones.len()
             )));
         }
@@ -144,6 +163,7 @@ impl ClusterState {
         }
         self.check_free_name(name)?;
         self.check_width(redundancy)?;
+        check_strips(redundancy, object_size)?;
         let id = self.insert_vdi(now, name, uuid, size, redundancy, object_size, None)?;
         Ok(Reply::Vdi(id))
     }
@@ -187,11 +207,7 @@ impl ClusterState {
                     f.redundancy = redundancy;
                     f.min_copies = f.min_copies.filter(|m| *m as usize <= redundancy.width());
                 }
-                self.event(
-                    now,
-                    EventLevel::Info,
-                    format!("new VDIs get {} copies from now on", redundancy.width()),
-                );
+                self.event(now, EventLevel::Info, format!("new VDIs get {redundancy} from now on"));
                 Ok(Reply::Done)
             }
             Some(id) => {
@@ -210,6 +226,7 @@ impl ClusterState {
         if before == redundancy {
             return Ok(Reply::Done);
         }
+        check_strips(redundancy, self.families.get(&family).map_or(0, |f| f.object_size))?;
         if self.rings.len() >= MAX_MOVES {
             return Err(CommandError::Busy(
                 "data is still being moved after earlier changes: wait (`dog node recovery --progress`), then try again".into(),
@@ -220,7 +237,7 @@ impl ClusterState {
                 "VDI {name} has lost a disk with its only copy: bring it back or accept the loss (`dog cluster recover force`) first"
             )));
         }
-        let text = format!("VDI {name} gets {} copies instead of {}", redundancy.width(), before.width());
+        let text = format!("VDI {name} gets {redundancy} instead of {before}");
         self.event(now, EventLevel::Info, text.clone());
         self.holders_changed(now, text);
         let steps = self.altered.entry(family).or_insert_with(|| vec![(Epoch(0), before)]);

@@ -139,7 +139,7 @@ impl Admin {
             other => return Err(usage(format!("\"{other}\" is no layout: tree or plain"))),
         };
         let wanted = match r.wait_for_nodes as usize {
-            0 => format.redundancy.width(),
+            0 => format.redundancy.spread(),
             n => n,
         };
         self.backend.format(format).await?;

@@ -289,16 +289,12 @@ pub(super) fn condition(state: &ClusterState) -> (pb::cluster_info::Status, Vec<
     if !behind.is_empty() {
         degraded(format!("being filled: {}", names(&behind)));
     }
-    let width = state
-        .families
-        .keys()
-        .filter_map(|f| state.redundancy(*f))
-        .map(|r| r.width())
-        .chain([format.redundancy.width()])
-        .max();
-    let width = width.unwrap_or(1);
-    if holders.len() < width {
-        degraded(format!("{width} copies are asked for, but only {} sheep store data", holders.len()));
+    let asked = state.families.keys().filter_map(|f| state.redundancy(*f)).chain([format.redundancy]);
+    if let Some(most) = asked.max_by_key(|r| r.spread())
+        && holders.len() < most.spread()
+    {
+        let asked = if most.spread() == 1 { "is asked for" } else { "are asked for" };
+        degraded(format!("{most} {asked}, but only {} sheep store data", holders.len()));
     }
     let lost: BTreeSet<_> = state.lost.values().flat_map(|l| &l.families).collect();
     if !lost.is_empty() {
