@@ -59,7 +59,7 @@ pub struct Redundancy {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 16))]
     pub copies: Option<u8>,
-    /// Data and parity strips. The engine of this release has no erasure coding: the operator says so and does nothing.
+    /// Data and parity strips, for what has not been written for a while; what has is kept as copies, one more than there are parity strips. It needs as many sheep as there are strips.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub erasure_coding: Option<ErasureCoding>,
 }
@@ -83,7 +83,7 @@ impl Redundancy {
 #[serde(rename_all = "camelCase")]
 pub struct ErasureCoding {
     /// Data strips.
-    #[schemars(range(min = 2, max = 16))]
+    #[schemars(range(min = 1, max = 16))]
     pub data: u8,
     /// Parity strips: so many losses are survived.
     #[schemars(range(min = 1, max = 15))]

@@ -14,8 +14,9 @@ const SIDECARS: &str = "csi.storage.k8s.io/";
 const FS_TYPE: &str = "csi.storage.k8s.io/fstype";
 
 /// Every key of a storage class, with what it says; also the table of `docs/csi.md`.
-pub const KEYS: [(&str, &str); 6] = [
-    ("copies", "how many copies of the data, 1 to 31; the cluster's number when absent"),
+pub const KEYS: [(&str, &str); 7] = [
+    ("copies", "how many copies of the data, 1 to 16; the cluster's number when absent"),
+    ("copyPolicy", "D:P, data and parity strips instead of copies (erasure coding), for example 4:2"),
     ("fsType", "ext4 (default) or xfs"),
     ("objectSize", "bytes of an object, a power of two, with the suffix Ki or Mi; the cluster's when absent"),
     ("flatten", "true: clones and restored snapshots copy everything in the background and then stand alone"),
@@ -27,13 +28,13 @@ pub const KEYS: [(&str, &str); 6] = [
 ];
 
 /// Keys of a volume attributes class.
-pub const MUTABLE: [&str; 1] = ["copies"];
+pub const MUTABLE: [&str; 2] = ["copies", "copyPolicy"];
 
 /// Parameters as they are meant.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Parameters {
-    /// Number of copies; absent: the cluster's.
-    pub copies: Option<u32>,
+    /// Copies, or strips; absent: the cluster's.
+    pub redundancy: Option<Redundancy>,
     /// File system where a claim names none.
     pub fs: Option<Fs>,
     /// Bytes; absent: the cluster's.
@@ -51,10 +52,10 @@ pub struct Parameters {
 impl Parameters {
     /// Check parameters and mutable parameters, which say the same when both are given.
     pub fn new(parameters: &HashMap<String, String>, mutable: &HashMap<String, String>) -> Outcome<Self> {
-        let mut p = Self::default();
+        let mut p = Self { redundancy: redundancy(parameters)?, ..Self::default() };
         for (key, value) in parameters {
             match key.as_str() {
-                "copies" => p.copies = Some(copies(value)?),
+                "copies" | "copyPolicy" => {}
                 "fsType" | "fstype" | FS_TYPE => p.fs = Some(Fs::parse(value)?),
                 "objectSize" => p.object_size = Some(bytes(key, value)?),
                 "flatten" => p.flatten = flag(key, value)?,
@@ -68,42 +69,45 @@ impl Parameters {
             p.claim = Some(format!("{ns}/{name}"));
         }
         // A volume attributes class is meant for the volume, a storage class for all of them.
-        if let Some(n) = Mutable::new(mutable)?.copies {
-            p.copies = Some(n);
-        }
+        p.redundancy = Mutable::new(mutable)?.redundancy.or(p.redundancy);
         Ok(p)
-    }
-
-    /// As the admin interface says it.
-    pub fn redundancy(&self) -> Option<Redundancy> {
-        self.copies.map(redundancy)
     }
 }
 
 /// What may be changed while a volume is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Mutable {
-    /// Number of copies.
-    pub copies: Option<u32>,
+    /// Copies, or strips.
+    pub redundancy: Option<Redundancy>,
 }
 
 impl Mutable {
     /// Check.
     pub fn new(parameters: &HashMap<String, String>) -> Outcome<Self> {
-        let mut m = Self::default();
-        for (key, value) in parameters {
-            match key.as_str() {
-                "copies" => m.copies = Some(copies(value)?),
-                other => return Err(unknown(other, MUTABLE.into_iter())),
-            }
+        if let Some(other) = parameters.keys().find(|key| !MUTABLE.contains(&key.as_str())) {
+            return Err(unknown(other, MUTABLE.into_iter()));
         }
-        Ok(m)
+        Ok(Self { redundancy: redundancy(parameters)? })
     }
 }
 
-/// That many copies.
-pub fn redundancy(copies: u32) -> Redundancy {
-    Redundancy { copies, data: 0, parity: 0 }
+fn redundancy(parameters: &HashMap<String, String>) -> Outcome<Option<Redundancy>> {
+    match (parameters.get("copies"), parameters.get("copyPolicy")) {
+        (Some(_), Some(_)) => Err(Fault::invalid("say either copies or copyPolicy".to_owned())),
+        (Some(n), None) => Ok(Some(Redundancy { copies: copies(n)?, data: 0, parity: 0 })),
+        (None, Some(policy)) => strips(policy).map(Some),
+        (None, None) => Ok(None),
+    }
+}
+
+fn strips(value: &str) -> Outcome<Redundancy> {
+    let numbers = value.split_once(':').and_then(|(d, p)| Some((d.parse().ok()?, p.parse().ok()?)));
+    match numbers {
+        Some((data @ 1..=16, parity @ 1..=15)) => Ok(Redundancy { copies: 0, data, parity }),
+        _ => Err(Fault::invalid(format!(
+            "copyPolicy \"{value}\": say D:P, data and parity strips, for example 4:2 (at most 16:15)"
+        ))),
+    }
 }
 
 fn unknown<'a>(key: &str, known: impl Iterator<Item = &'a str>) -> Fault {
@@ -113,8 +117,8 @@ fn unknown<'a>(key: &str, known: impl Iterator<Item = &'a str>) -> Fault {
 
 fn copies(value: &str) -> Outcome<u32> {
     match value.parse() {
-        Ok(n) if (1..=31).contains(&n) => Ok(n),
-        _ => Err(Fault::invalid(format!("copies \"{value}\": say a number from 1 to 31"))),
+        Ok(n) if (1..=16).contains(&n) => Ok(n),
+        _ => Err(Fault::invalid(format!("copies \"{value}\": say a number from 1 to 16"))),
     }
 }
 
@@ -161,7 +165,7 @@ mod tests {
             &map(&[]),
         );
         let want = Parameters {
-            copies: Some(3),
+            redundancy: Some(Redundancy { copies: 3, data: 0, parity: 0 }),
             fs: Some(Fs::Xfs),
             object_size: Some(1 << 20),
             flatten: true,
@@ -170,8 +174,8 @@ mod tests {
             claim: Some("shop/data".into()),
         };
         assert_eq!(p, Ok(want));
-        let both = Parameters::new(&map(&[("copies", "3")]), &map(&[("copies", "2")])).unwrap();
-        assert_eq!(both.copies, Some(2));
+        let both = Parameters::new(&map(&[("copies", "3")]), &map(&[("copyPolicy", "4:2")])).unwrap();
+        assert_eq!(both.redundancy, Some(Redundancy { copies: 0, data: 4, parity: 2 }));
     }
 
     #[test]
@@ -180,7 +184,10 @@ mod tests {
             ("copys", "3"),
             ("copies", "0"),
             ("copies", "x"),
-            ("copies", "32"),
+            ("copies", "17"),
+            ("copyPolicy", "4"),
+            ("copyPolicy", "0:1"),
+            ("copyPolicy", "17:1"),
             ("flatten", "yes"),
             ("encrypted", ""),
             ("objectSize", "3Mi"),
@@ -192,7 +199,8 @@ mod tests {
             assert_eq!(e.kind, crate::fault::Kind::Invalid, "{bad:?}");
         }
         let e = Parameters::new(&map(&[("copys", "3")]), &map(&[])).unwrap_err();
-        assert!(e.text.contains("copies, fsType"), "{e}");
+        assert!(e.text.contains("copies, copyPolicy, fsType"), "{e}");
+        assert!(Mutable::new(&map(&[("copies", "3"), ("copyPolicy", "4:2")])).is_err());
         assert!(Parameters::new(&map(&[]), &map(&[("flatten", "true")])).is_err());
         assert!(Mutable::new(&map(&[("size", "1")])).is_err());
     }

@@ -170,9 +170,9 @@ async fn what_cannot_be_is_said_and_nothing_is_formatted() {
     })
     .await;
     w.apply("few", spec(json!({"redundancy": {"erasureCoding": {"data": 2, "parity": 1}}})));
-    w.until("few", "no erasure coding", |w| {
+    w.until("few", "too few nodes for strips", |w| {
         let s = w.cluster("few").and_then(|c| c.status).unwrap_or_default();
-        s.conditions.iter().any(|c| c.type_ == "Progressing" && c.reason == "ErasureCodingUnsupported")
+        s.conditions.iter().any(|c| c.reason == "TooFewNodes" && c.message.contains("1 of at least 3"))
     })
     .await;
     // Never formatted: nothing holds its end.

@@ -218,7 +218,7 @@ async fn begin(c: &Controller, w: &Wanted) -> Outcome<Vdi> {
     let p = &w.parameters;
     let mut request = CreateVdiRequest {
         name: w.name.clone(),
-        redundancy: p.redundancy(),
+        redundancy: p.redundancy,
         object_size: p.object_size.unwrap_or(0),
         uuid: Uuid::new_v4().to_string(),
         flatten: p.flatten,

@@ -5,12 +5,12 @@ use crate::capability::{Fs, Use};
 use crate::csi::*;
 use crate::fault::{Fault, Outcome, given};
 use crate::names::{self, Tag};
-use crate::parameters::{Mutable, Parameters, redundancy};
+use crate::parameters::{Mutable, Parameters};
 use crate::size::{self, Range, signed};
 use sheepdog_client::ErrorKind;
 use sheepdog_client::pb::node::State;
 use sheepdog_client::pb::{
-    AlterVdiCopiesRequest, ClusterInfoRequest, DeleteVdiRequest, NodeInfoReply, NodeInfoRequest,
+    AlterVdiCopiesRequest, ClusterInfoRequest, DeleteVdiRequest, NodeInfoReply, NodeInfoRequest, Redundancy,
     ResizeRequest, VdiRef,
 };
 
@@ -115,14 +115,11 @@ pub(super) async fn modify(
         .run("modification", [format!("volume {}", r.volume_id)], async move {
             let v = this.sheep.the_volume(&r.volume_id).await?;
             let wanted = Mutable::new(&r.mutable_parameters)?;
-            let has = v.redundancy.as_ref().map_or(0, |r| r.copies);
-            if let Some(copies) = wanted.copies.filter(|n| *n != has) {
-                let request = AlterVdiCopiesRequest {
-                    vdi: Some(VdiRef::id(v.id)),
-                    redundancy: Some(redundancy(copies)),
-                };
+            if let Some(redundancy) = wanted.redundancy.filter(|r| Some(*r) != v.redundancy) {
+                let request =
+                    AlterVdiCopiesRequest { vdi: Some(VdiRef::id(v.id)), redundancy: Some(redundancy) };
                 this.sheep.client().alter_vdi_copies(request).await?;
-                tracing::info!(volume = v.uuid, copies, "copies changed");
+                tracing::info!(volume = v.uuid, ?redundancy, "redundancy changed");
             }
             Ok(ControllerModifyVolumeResponse {})
         })
@@ -136,15 +133,15 @@ pub(super) async fn capacity(c: &Controller, r: GetCapacityRequest) -> Outcome<G
         Some(id) => id == c.cluster().await?,
         None => true,
     };
-    let copies = match parameters.copies {
-        Some(n) => n,
+    let redundancy = match parameters.redundancy {
+        Some(r) => r,
         None => {
             let info = c.sheep.client().cluster_info(ClusterInfoRequest { history: 0 }).await?;
-            info.redundancy.map_or(1, |r| r.copies).max(1)
+            info.redundancy.unwrap_or_default()
         }
     };
     let available = if fits && here {
-        available(&c.sheep.client().node_info(NodeInfoRequest::default()).await?, copies)
+        available(&c.sheep.client().node_info(NodeInfoRequest::default()).await?, &redundancy)
     } else {
         0
     };
@@ -155,8 +152,10 @@ pub(super) async fn capacity(c: &Controller, r: GetCapacityRequest) -> Outcome<G
     })
 }
 
-/// Bytes that new volumes may fill with so many copies, when what one node has must still find room elsewhere. Sheep that cannot say count as full.
-fn available(info: &NodeInfoReply, copies: u32) -> u64 {
+/// Bytes that new volumes may fill with this redundancy (of strips: once everything is put away), when what one node has must still find room elsewhere. Sheep that cannot say count as full.
+fn available(info: &NodeInfoReply, redundancy: &Redundancy) -> u64 {
+    let Redundancy { copies, data, parity } = *redundancy;
+    let width = if data > 0 { data + parity } else { copies.max(1) };
     let stores = info.nodes.iter().filter(|s| {
         s.error.is_empty()
             && s.total > 0
@@ -168,12 +167,12 @@ fn available(info: &NodeInfoReply, copies: u32) -> u64 {
         most = most.max(s.used);
         nodes += 1;
     }
-    if nodes < copies {
+    if nodes < width {
         return 0;
     }
     // With as many nodes as copies there is nowhere else to rebuild to.
-    let reserve = if nodes > copies { most } else { 0 };
-    free.saturating_sub(reserve) / u64::from(copies.max(1))
+    let reserve = if nodes > width { most } else { 0 };
+    free.saturating_sub(reserve) / u64::from(width) * u64::from(data.max(1))
 }
 
 #[cfg(test)]
@@ -190,7 +189,10 @@ mod tests {
             used,
             ..Default::default()
         };
-        let of = |nodes, copies| available(&NodeInfoReply { nodes, ..Default::default() }, copies);
+        let of = |nodes, copies| {
+            let redundancy = Redundancy { copies, data: 0, parity: 0 };
+            available(&NodeInfoReply { nodes, ..Default::default() }, &redundancy)
+        };
         assert_eq!(of(vec![node(90, 10, false), node(80, 20, false), node(70, 30, false)], 3), 80);
         assert_eq!(of(vec![node(90, 10, false), node(80, 20, false), node(70, 30, false)], 2), 105);
         assert_eq!(of(vec![node(90, 10, false), node(0, 0, true)], 2), 0);

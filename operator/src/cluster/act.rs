@@ -279,7 +279,7 @@ async fn take(
         }
         Step::AlterCopies(r) => {
             client.alter_copies(r).await?;
-            ctx.tell(c, true, "CopiesChanged", "new volumes get spec.redundancy.copies copies").await;
+            ctx.tell(c, true, "CopiesChanged", "new volumes are made as spec.redundancy says").await;
         }
         Step::SetRecovery(r) => {
             client.set_recovery(r).await?;

@@ -117,7 +117,7 @@ fn format(spec: &SheepdogClusterSpec, seen: &Seen, m: &Members) -> Option<Step> 
     Some(Step::Format {
         host,
         request: pb::FormatRequest {
-            redundancy: Some(wire(spec)),
+            redundancy: Some(wire(&spec.redundancy)),
             min_copies: u32::from(spec.min_copies.unwrap_or(0)),
             strict: spec.strict_zones,
             object_size: 0,
@@ -128,8 +128,12 @@ fn format(spec: &SheepdogClusterSpec, seen: &Seen, m: &Members) -> Option<Step> 
     })
 }
 
-fn wire(spec: &SheepdogClusterSpec) -> pb::Redundancy {
-    pb::Redundancy { copies: u32::from(spec.redundancy.copies.unwrap_or(0)), data: 0, parity: 0 }
+/// As the admin interface says it.
+pub fn wire(r: &sheepdog_crds::Redundancy) -> pb::Redundancy {
+    match &r.erasure_coding {
+        Some(e) => pb::Redundancy { copies: 0, data: e.data.into(), parity: e.parity.into() },
+        None => pb::Redundancy { copies: r.copies.unwrap_or(0).into(), data: 0, parity: 0 },
+    }
 }
 
 fn steady(spec: &SheepdogClusterSpec, info: &pb::ClusterInfo, m: &Members) -> Vec<Step> {
@@ -138,8 +142,8 @@ fn steady(spec: &SheepdogClusterSpec, info: &pb::ClusterInfo, m: &Members) -> Ve
         |sheep: &str, cancel| Step::Drain(pb::DrainNodeRequest { node: sheep.into(), cancel, force: false });
     steps.extend(m.cancel.iter().map(|c| drain(&c.sheep, true)));
     steps.extend(m.drain.iter().map(|d| drain(&d.sheep, false)));
-    let wanted = wire(spec);
-    if wanted.copies > 0 && info.redundancy.as_ref().is_some_and(|r| r.copies != wanted.copies) {
+    let wanted = wire(&spec.redundancy);
+    if wanted.copies + wanted.data > 0 && info.redundancy.as_ref().is_some_and(|r| *r != wanted) {
         steps.push(Step::AlterCopies(pb::AlterCopiesRequest { redundancy: Some(wanted) }));
     }
     if let (Some(want), Some(have)) = (&spec.recovery, &info.recovery) {

@@ -5,14 +5,7 @@ use sheepdog_crds::SheepdogCluster;
 /// Reason and sentence, when the spec cannot be carried out.
 pub fn validate(c: &SheepdogCluster) -> Option<(&'static str, String)> {
     let spec = &c.spec;
-    if spec.redundancy.erasure_coding.is_some() {
-        return Some((
-            "ErasureCodingUnsupported",
-            "spec.redundancy.erasureCoding is not part of this release: say spec.redundancy.copies instead"
-                .into(),
-        ));
-    }
-    if spec.redundancy.copies.is_none() {
+    if spec.redundancy.copies.is_none() && spec.redundancy.erasure_coding.is_none() {
         return Some(("InvalidRedundancy", "spec.redundancy says nothing: write copies: 3".into()));
     }
     for (i, g) in spec.node_groups.iter().enumerate() {
@@ -57,10 +50,7 @@ mod tests {
         let group = json!([{"name": "default"}]);
         assert_eq!(validate(&cluster(json!({"nodeGroups": group}))), None);
         for (spec, word) in [
-            (
-                json!({"nodeGroups": group, "redundancy": {"erasureCoding": {"data": 4, "parity": 2}}}),
-                "say spec.redundancy.copies",
-            ),
+            (json!({"nodeGroups": group, "redundancy": {}}), "spec.redundancy says nothing"),
             (json!({"nodeGroups": [{"name": "a"}, {"name": "a"}]}), "two node groups are named a"),
             (
                 json!({"nodeGroups": [{"directories": ["/d"], "journal": {"directory": "/d"}}]}),

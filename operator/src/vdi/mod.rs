@@ -6,6 +6,7 @@
 pub mod mirror;
 pub mod view;
 
+use crate::cluster::step::wire;
 use crate::condition::{Said, merge};
 use crate::context::{Context, Failure};
 use crate::names::{MANAGER, VDI_FINALIZER};
@@ -92,19 +93,8 @@ fn wanted_size(v: &Vdi) -> Result<u64, Failure> {
     rounded.ok_or_else(|| Failure::Other(format!("spec.size is {}: write for example 10Gi", v.spec.size)))
 }
 
-fn copies(v: &Vdi) -> Result<Option<pb::Redundancy>, Failure> {
-    match &v.spec.redundancy {
-        Some(r) if r.erasure_coding.is_some() => Err(Failure::Sheep(sheepdog_client::Error::new(
-            ErrorKind::Unsupported,
-            "erasure coding is not part of this release: say spec.redundancy.copies instead",
-        ))),
-        Some(r) => Ok(r.copies.map(|c| pb::Redundancy { copies: u32::from(c), data: 0, parity: 0 })),
-        None => Ok(None),
-    }
-}
-
 async fn carry_out(v: &Vdi, ctx: &Context) -> Result<(), Failure> {
-    let (size, redundancy) = (wanted_size(v)?, copies(v)?);
+    let (size, redundancy) = (wanted_size(v)?, v.spec.redundancy.as_ref().map(wire));
     let client = ctx.client_of(&v.spec.cluster).await?;
     let name = v.vdi_name();
     // Once it is known it is known by its id: it may have been renamed, and another one may have its name.
@@ -125,11 +115,11 @@ async fn carry_out(v: &Vdi, ctx: &Context) -> Result<(), Failure> {
     };
     grow(v, ctx, &client, &there, size).await?;
     if let Some(r) = redundancy
-        && there.redundancy.as_ref().is_some_and(|have| have.copies != r.copies)
+        && there.redundancy.as_ref().is_some_and(|have| *have != r)
     {
         let request = pb::AlterVdiCopiesRequest { vdi: by_uuid(&there), redundancy: Some(r) };
         client.alter_vdi_copies(request).await?;
-        ctx.tell(v, true, "CopiesChanged", format!("VDI {name} gets {} copies", r.copies)).await;
+        ctx.tell(v, true, "CopiesChanged", format!("VDI {name} gets {}", view::redundancy(&r))).await;
     }
     let now = client.get_vdi(get(VdiRef::uuid(&there.uuid))).await?;
     let old = v.status.clone().unwrap_or_default();

@@ -68,7 +68,7 @@ pub fn status(object: &Vdi, v: &pb::Vdi, known: &Known, now: Timestamp) -> VdiSt
     }
 }
 
-fn redundancy(r: &pb::Redundancy) -> String {
+pub(super) fn redundancy(r: &pb::Redundancy) -> String {
     match (r.copies, r.data) {
         (1, 0) => "1 copy".into(),
         (n, 0) => format!("{n} copies"),
