@@ -25,6 +25,7 @@ mod layers;
 mod partition;
 mod pause;
 mod rebuild;
+mod strips;
 
 use crate::harness::Lab;
 use anyhow::{Result, bail};
@@ -63,6 +64,7 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "backup", about: backup::ABOUT, core: true, run: backup::run_scenario },
     Scenario { name: "boot", about: boot::ABOUT, core: false, run: boot::run_scenario },
     Scenario { name: "delta", about: delta::ABOUT, core: false, run: delta::run_scenario },
+    Scenario { name: "strips", about: strips::ABOUT, core: true, run: strips::run_scenario },
     Scenario { name: "disks", about: disks::ABOUT, core: true, run: disks::run_scenario },
     Scenario { name: "rebuild", about: rebuild::ABOUT, core: true, run: rebuild::run_scenario },
     Scenario { name: "layers", about: layers::ABOUT, core: false, run: layers::run_scenario },
