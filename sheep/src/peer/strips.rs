@@ -268,6 +268,10 @@ impl Replica {
             let seal = store.row(*oid).and_then(|(row, _)| row.seal);
             out.push((self.vouched(*oid, *family), seal));
         }
+        // Strips are removed because of this answer: it must still be true after a power cut.
+        if let Err(e) = store.all_durable().await {
+            return Response::Failed(self.status_of(&e), e.to_string());
+        }
         if let Err((status, _)) = self.admit(epoch) {
             return Response::Failed(status, "another epoch".into());
         }

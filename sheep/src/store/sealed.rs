@@ -135,6 +135,15 @@ impl Store {
         durable(&disk, rx).await
     }
 
+    /// Wait until everything that was changed so far is on stable storage.
+    pub async fn all_durable(&self) -> Result<(), StoreError> {
+        let disks: Vec<_> = self.disks.borrow().clone();
+        for disk in disks.iter().filter(|d| d.check().is_ok()) {
+            durable(disk, disk.journal.barrier()).await?;
+        }
+        Ok(())
+    }
+
     /// Is any strip here, of whatever?
     pub fn has_strips(&self) -> bool {
         !self.list(Some(ObjectId(u64::MAX >> 1)), 1).is_empty()
