@@ -3,6 +3,7 @@
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto/admin.proto");
     let files = protox::compile(["proto/admin.proto"], ["proto"])?;
-    tonic_prost_build::configure().compile_fds(files)?;
+    // Contents of volumes are not copied once more to get into a message or out of it.
+    tonic_prost_build::configure().bytes(".sheepdog.admin.v1.Chunk.data").compile_fds(files)?;
     Ok(())
 }

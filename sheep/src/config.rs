@@ -1,6 +1,7 @@
 //! Options as meant: checked, with defaults that depend on one another filled in.
 
 use crate::cli::Args;
+use sheepdog_client::policy::{self, Policy};
 use sheepdog_cluster::Redundancy;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -117,13 +118,15 @@ fn is_loopback(host: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|a| a.is_loopback())
 }
 
+// What can be asked for is what there is code for.
+const _: () = assert!(policy::MAX_DATA == sheepdog_erasure::MAX_DATA);
+const _: () = assert!(policy::MAX_PARITY == sheepdog_erasure::MAX_PARITY);
+
 /// D:P.
 fn parse_policy(text: &str) -> Result<Redundancy, ConfigError> {
-    let numbers =
-        text.split_once(':').and_then(|(d, p)| Some((d.parse::<u8>().ok()?, p.parse::<u8>().ok()?)));
-    match numbers {
-        Some((data @ 1..=16, parity @ 1..=15)) => Ok(Redundancy::Erasure { data, parity }),
-        _ => fail("--copy-policy: D:P, data and parity strips, for example 4:2 (at most 16:15)"),
+    match text.parse() {
+        Ok(Policy { data, parity }) => Ok(Redundancy::Erasure { data, parity }),
+        Err(why) => fail(format!("--copy-policy \"{text}\": {why}")),
     }
 }
 

@@ -80,6 +80,8 @@ pub trait Volume {
     fn zero(&self, offset: u64, len: u64, flags: ZeroFlags) -> LocalFut<'_, Result<(), VolumeError>>;
     /// Give space back; the range reads as zeros afterwards.
     fn trim(&self, offset: u64, len: u64) -> LocalFut<'_, Result<(), VolumeError>>;
+    /// What is asked from now on is no client's, but makes way for clients (`work::yielding`).
+    fn set_background(&self) {}
     /// Everything acknowledged so far is durable. It always is; kept for the shape.
     fn flush(&self) -> LocalFut<'_, Result<(), VolumeError>>;
     /// Extents from `offset`, at most `max` of them, covering at least 1 byte and at most `len`.

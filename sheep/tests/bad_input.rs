@@ -91,9 +91,9 @@ impl Sheep {
     }
     async fn write(&self, offset: u64, value: u8) {
         use pb::write_request::Message;
-        let chunk = pb::Chunk { offset, data: vec![value; 4096], zeros: 0 };
+        let chunk = pb::Chunk { offset, data: vec![value; 4096].into(), zeros: 0 };
         let messages = [Message::Vdi(pb::VdiRef::name("vol")), Message::Chunk(chunk)]
-            .map(|message| pb::WriteRequest { message: Some(message) });
+            .map(|message| pb::WriteRequest { message: Some(message), attachment: 0 });
         let mut acks =
             self.client().await.vdi().write(tokio_stream::iter(messages)).await.unwrap().into_inner();
         assert_eq!(acks.message().await.unwrap().unwrap().durable, 4096);

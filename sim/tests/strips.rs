@@ -1,124 +1,17 @@
 //! Erasure coded volumes: what was written lately becomes strips, and any loss that the parity bears is borne, whoever is lost.
 
 mod common;
+#[path = "common/disk.rs"]
+mod disk;
 use bytes::Bytes;
 use common::simulate;
-use sheep::session::volume::open_image;
+use disk::PATIENCE;
+use disk::{Disk, open};
 use sheepdog_cluster::{Command, Redundancy, Reply};
-use sheepdog_sim::invariants::everyone_synced;
+use sheepdog_proto::peer::Seal;
 use sheepdog_sim::world::World;
-use std::rc::Rc;
 use std::time::Duration;
 use tokio::time::Instant;
-
-/// The volume's bytes: four objects of 1 MiB.
-const SIZE: u64 = 4 << 20;
-/// Of one request.
-const PART: u64 = 64 << 10;
-/// Longer than a node that is away stays in the ring.
-const PATIENCE: Duration = Duration::from_secs(600);
-
-fn pattern(salt: u8, at: u64) -> Bytes {
-    (at..at + PART)
-        .map(|i| ((i / 4096) as u8).wrapping_mul(31).wrapping_add((i % 251) as u8) ^ salt)
-        .collect()
-}
-
-/// Open on this node, under number 0.
-async fn open(world: &Rc<World>, node: usize) {
-    let vdi = world.vdi;
-    let opened = world.call(node, move |ctx| async move {
-        let volume = open_image(&ctx.node.gateway, vdi, None).await.expect("opens");
-        ctx.volumes.borrow_mut().insert(0, volume);
-    });
-    opened.await.expect("it runs");
-}
-
-async fn put(world: &Rc<World>, node: usize, at: u64, data: Bytes) {
-    let done = world.call(node, move |ctx| async move {
-        let volume = ctx.volumes.borrow()[&0].clone();
-        volume.write(at, data).await
-    });
-    let done = tokio::time::timeout(PATIENCE, done).await;
-    done.expect("a write ends").expect("it runs").expect("is written");
-}
-
-async fn get(world: &Rc<World>, node: usize, at: u64) -> Bytes {
-    let done = world.call(node, move |ctx| async move {
-        let volume = ctx.volumes.borrow()[&0].clone();
-        let parts = volume.read(at, PART as u32).await?;
-        Ok::<_, sheep::volume::VolumeError>(parts.concat())
-    });
-    let done = tokio::time::timeout(PATIENCE, done).await;
-    done.expect("a read ends").expect("it runs").expect("is read").into()
-}
-
-/// What is expected of the volume, and how it is looked at.
-struct Disk {
-    world: Rc<World>,
-    parts: Vec<u8>,
-}
-
-impl Disk {
-    async fn written(world: Rc<World>, node: usize) -> Self {
-        open(&world, node).await;
-        let parts: Vec<u8> = (0..SIZE / PART).map(|i| i as u8).collect();
-        for (i, salt) in (0u64..).zip(&parts) {
-            put(&world, node, i * PART, pattern(*salt, i * PART)).await;
-        }
-        Self { world, parts }
-    }
-    async fn write(&mut self, node: usize, part: usize, salt: u8) {
-        let at = part as u64 * PART;
-        put(&self.world, node, at, pattern(salt, at)).await;
-        self.parts[part] = salt;
-    }
-    async fn check(&self, node: usize, what: &str) {
-        for (i, salt) in (0u64..).zip(&self.parts) {
-            assert!(get(&self.world, node, i * PART).await == pattern(*salt, i * PART), "{what}: part {i}");
-        }
-    }
-    /// (Blocks of objects that are copies, objects put away, strips) of one node.
-    async fn stored(&self, node: usize) -> (u32, usize, usize) {
-        let counted = self.world.call(node, |ctx| async move {
-            let rows = ctx.node.replica.store.as_ref().expect("a store").list(None, 10_000);
-            let data = || rows.iter().filter(|r| r.oid.is_data());
-            let sealed = data().filter(|r| r.sealed()).count();
-            (data().map(|r| r.data_blocks).sum(), sealed, rows.len() - data().count())
-        });
-        counted.await.expect("it runs")
-    }
-    /// Until all that nodes store is so.
-    async fn until(&self, what: &str, good: impl Fn(&[(u32, usize, usize)]) -> bool) {
-        let deadline = Instant::now() + 2 * PATIENCE;
-        loop {
-            let mut all = Vec::new();
-            for n in 0..self.world.nodes.len() {
-                all.push(self.stored(n).await);
-            }
-            if good(&all) {
-                return;
-            }
-            assert!(Instant::now() < deadline, "{what}: {all:?}");
-            tokio::time::sleep(Duration::from_secs(1)).await;
-        }
-    }
-    /// Everything is in strips, each of them once.
-    async fn put_away(&self, strips: usize) {
-        self.until("it is not put away", |all| {
-            all.iter().all(|(blocks, ..)| *blocks == 0)
-                && all.iter().map(|s| s.2).sum::<usize>() == 4 * strips
-        })
-        .await;
-    }
-    async fn whole(&self, what: &str) {
-        let found = everyone_synced::check(&self.world).await;
-        assert!(found.is_empty(), "{what}: {found:?}");
-    }
-    fn end(self) {
-        self.world.nodes.iter().for_each(|n| n.fs.wipe());
-    }
-}
 
 #[test]
 fn any_two_of_six_nodes_may_be_lost() {
@@ -207,6 +100,137 @@ fn copies_become_strips_and_strips_copies() {
             }
             disk.check(0, &format!("{what}, at last")).await;
         }
+        disk.end();
+    });
+}
+
+/// Strips are kept before any copy points to them, and for how long is nobody's to know: a node that removes one too early must not find that a copy takes it all the same.
+#[test]
+fn a_strip_goes_only_when_no_copy_takes_it_any_more() {
+    simulate(async {
+        let world = World::of(4, Some((3, Redundancy::Erasure { data: 2, parity: 1 }))).await;
+        let disk = Disk::written(world.clone(), 0).await;
+        disk.put_away(3).await;
+        let (oid, holders) = disk.first().await;
+        // As in an attempt to put the object away anew that has come so far and no further.
+        let copy = disk.copy(holders[0], oid).await.expect("is there");
+        let now = copy.seal.expect("is put away");
+        let next = Seal { digest: u64::from(copy.promised + 1) << 32 | 7, slot: (now.slot + 1) % 4, ..now };
+        let strip = oid.strip_of(next.slot, 0);
+        let (key, vdi, size) = (copy.key, copy.vdi, copy.object_size);
+        let kept = disk.store(0, move |store| async move {
+            store.put_strip(strip, key, vdi, size, next, &[], &Bytes::new()).await
+        });
+        kept.await.expect("is kept");
+        let deadline = Instant::now() + PATIENCE;
+        while disk.store(0, move |store| async move { store.has_strip(strip, next) }).await {
+            assert!(Instant::now() < deadline, "a strip that nobody needs stays for ever");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        for n in holders {
+            let copy = disk.copy(n, oid).await.expect("is there");
+            let taken = disk.store(n, move |store| async move {
+                store.seal(oid, copy.epoch, next, (&copy.cold, &copy.cold_crcs), || true).await
+            });
+            assert_eq!(taken.await, Ok(false), "node {n} takes a strip that is gone");
+        }
+        disk.check(0, "what is needed is there").await;
+        disk.put_away(3).await;
+        disk.end();
+    });
+}
+
+/// A copy that has promised to take later strips only is made equal to one that has those of before: it takes what is in them, and is put away again with the others.
+#[test]
+fn a_copy_keeps_its_promise_when_it_is_filled() {
+    for which in 0..2 {
+        simulate(async move {
+            let world = World::of(4, Some((4, Redundancy::Erasure { data: 2, parity: 1 }))).await;
+            let disk = Disk::written(world.clone(), 0).await;
+            disk.put_away(3).await;
+            let (oid, holders) = disk.first().await;
+            let n = holders[which];
+            let copy = disk.copy(n, oid).await.expect("is there");
+            let number = copy.promised + 5;
+            let damage = world.call(n, move |ctx| async move {
+                let store = ctx.node.replica.store.clone().expect("a store");
+                store.remove(oid).await.expect("is removed");
+                store.fill(oid, copy.key, copy.vdi, copy.object_size, Vec::new()).await.expect("is begun");
+                store.promise(oid, number).await.expect("promises");
+                ctx.node.replica.sync.missed(oid, copy.key.family);
+            });
+            damage.await.expect("it runs");
+            let deadline = Instant::now() + PATIENCE;
+            loop {
+                let copy = disk.copy(n, oid).await.expect("is there");
+                if !copy.filling {
+                    assert!(copy.seal.is_none_or(|s| s.number() >= number), "{:?}", copy.seal);
+                    break;
+                }
+                assert!(Instant::now() < deadline, "it is not filled");
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            disk.put_away(3).await;
+            for n in holders {
+                let copy = disk.copy(n, oid).await.expect("is there");
+                assert!(copy.seal.is_some_and(|s| s.number() > number), "all are put away anew");
+            }
+            disk.check(0, "as it was").await;
+            disk.end();
+        });
+    }
+}
+
+/// As when a ring was forgotten before all of its strips were where the next one wants them: nobody looks for them where they are.
+#[test]
+fn strips_are_brought_to_where_they_belong() {
+    simulate(async {
+        let world = World::of(4, Some((4, Redundancy::Erasure { data: 2, parity: 1 }))).await;
+        let disk = Disk::written(world.clone(), 0).await;
+        disk.put_away(3).await;
+        let (oid, holders) = disk.first().await;
+        let copy = disk.copy(holders[0], oid).await.expect("is there");
+        let seal = copy.seal.expect("is put away");
+        let has = async |node: usize, role: u8| {
+            let strip = oid.strip_of(seal.slot, role);
+            disk.store(node, move |store| async move { store.has_strip(strip, seal) }).await
+        };
+        let mut places = Vec::new();
+        for role in 0..3 {
+            for node in 0..4 {
+                if has(node, role).await {
+                    places.push(node);
+                }
+            }
+        }
+        let other = (0..4).find(|n| !places.contains(n)).expect("one has none");
+        // One is left where it belongs, and two are needed.
+        let (key, vdi, size) = (copy.key, copy.vdi, copy.object_size);
+        for role in 0..2 {
+            let strip = oid.strip_of(seal.slot, role);
+            let taken = disk.store(places[usize::from(role)], move |store| async move {
+                let rows = 0..seal.strip_size(size) >> sheepdog_proto::BLOCK_SHIFT;
+                let data = store.read_object(strip, rows).await.expect("is read").data;
+                store.remove(strip).await.expect("is removed");
+                data
+            });
+            let data = taken.await;
+            let kept = disk.store(other, move |store| async move {
+                let rows = 0..(data.len() >> sheepdog_proto::BLOCK_SHIFT) as u32;
+                let rows = std::slice::from_ref(&rows);
+                store.put_strip(strip, key, vdi, size, seal, rows, &data).await
+            });
+            kept.await.expect("is kept");
+        }
+        let deadline = Instant::now() + PATIENCE;
+        for role in 0..2 {
+            while !has(places[usize::from(role)], role).await || has(other, role).await {
+                assert!(Instant::now() < deadline, "a strip stays where nobody looks for it");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+        disk.check(0, "as it was").await;
+        disk.put_away(3).await;
         disk.end();
     });
 }

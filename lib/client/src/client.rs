@@ -30,6 +30,8 @@ pub const FORWARDED_KEY: &str = "sheepdog-forwarded";
 pub const MAX_CHUNK: usize = 1 << 20;
 /// Largest message either side takes, bytes.
 pub const MAX_MESSAGE: usize = 8 << 20;
+/// Bytes of one HTTP/2 frame that either side takes: with the 16 KiB that are usual most of the time of a stream of contents goes into frames.
+pub const MAX_FRAME: u32 = 256 << 10;
 /// Deadline of a unary request unless told otherwise: longer than a sheep looks for a leader.
 pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -225,6 +227,7 @@ impl Client {
             .keep_alive_timeout(Duration::from_secs(10))
             .initial_stream_window_size(4 << 20)
             .initial_connection_window_size(16 << 20)
+            .max_frame_size(MAX_FRAME)
             .user_agent(concat!("sheepdog-client/", env!("CARGO_PKG_VERSION")))
             .map_err(|e| Error::new(ErrorKind::Internal, e.to_string()))?;
         let dialer = Arc::new(Dialer { options, last: AtomicUsize::new(0) });
@@ -340,6 +343,7 @@ impl Client {
         list_nodes = node.list(ListNodesRequest) -> ListNodesReply, again true;
         /// Space and disks.
         node_info = node.info(NodeInfoRequest) -> NodeInfoReply, again true;
+        scrub = node.scrub(ScrubRequest) -> ScrubReply, again true;
         /// Take a disk into use.
         plug_disk = node.plug_disk(PlugDiskRequest) -> NodeDisk, again false;
         /// Take a disk out of use.
@@ -401,10 +405,20 @@ impl Client {
         vdi: VdiRef,
         chunks: impl Stream<Item = Chunk> + Send + 'static,
     ) -> Result<Streaming<WriteAck>, Error> {
+        self.write_attached(vdi, 0, chunks).await
+    }
+
+    /// The same under an attachment of the VDI (`Attachment::id`; 0: none). Fails as soon as that is over.
+    pub async fn write_attached(
+        &self,
+        vdi: VdiRef,
+        attachment: u64,
+        chunks: impl Stream<Item = Chunk> + Send + 'static,
+    ) -> Result<Streaming<WriteAck>, Error> {
         use tokio_stream::StreamExt;
         use write_request::Message;
-        let first = tokio_stream::once(WriteRequest { message: Some(Message::Vdi(vdi)) });
-        let rest = chunks.map(|c| WriteRequest { message: Some(Message::Chunk(c)) });
+        let first = tokio_stream::once(WriteRequest { message: Some(Message::Vdi(vdi)), attachment });
+        let rest = chunks.map(|c| WriteRequest { message: Some(Message::Chunk(c)), attachment: 0 });
         let reply = self.vdi().write(Request::new(first.chain(rest))).await;
         reply.map(tonic::Response::into_inner).map_err(|s| self.explain(s))
     }

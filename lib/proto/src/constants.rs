@@ -26,6 +26,8 @@ pub const DEFAULT_VNODES: u32 = 128;
 pub const DEFAULT_COPIES: u8 = 3;
 /// Most copies of an object.
 pub const MAX_COPIES: u8 = 16;
+/// Smallest limit of bytes a second that a volume may have: a request of 1 MiB takes 16 s.
+pub const MIN_BANDWIDTH: u64 = 64 << 10;
 /// Client and admin port.
 pub const DEFAULT_PORT: u16 = 7000;
 /// The peer port is the client port plus this.

@@ -552,6 +552,8 @@ pub struct ObjectStat {
     pub version: Version,
     /// Epoch of its last change, as far as the header knows.
     pub epoch: Epoch,
+    /// It takes no seal of a lower number any more.
+    pub promised: u32,
 }
 
 /// Where contents of an object are that were erasure coded: in strips made of what it had. Strips never change, and are the same whoever makes them.
@@ -559,7 +561,8 @@ pub struct ObjectStat {
 pub struct Seal {
     /// Of the object then, and of the strips.
     pub version: Version,
-    /// Of slot and code, and of the blocks and checksums that are in the strips: layers that are merged add blocks to an object without changing its version.
+    /// The seal's number in the upper half: of an object's seals a later one has a higher one. In the lower half a hash of slot and code, and of the blocks and checksums that
+    /// are in the strips: layers that are merged add blocks to an object without changing its version.
     pub digest: u64,
     /// Part of the strips' names: two seals of one object may be there at once.
     pub slot: u8,
@@ -570,6 +573,14 @@ pub struct Seal {
 }
 
 impl Seal {
+    /// The number in a digest.
+    pub fn number_in(digest: u64) -> u32 {
+        (digest >> 32) as u32
+    }
+    /// Which seal of its object it is, from 1.
+    pub fn number(self) -> u32 {
+        Self::number_in(self.digest)
+    }
     /// Number of strips.
     pub fn strips(self) -> u8 {
         self.data + self.parity
@@ -585,6 +596,24 @@ impl Seal {
     pub fn strip_size(self, object_size: u32) -> u32 {
         let blocks = (object_size >> crate::BLOCK_SHIFT).div_ceil(u32::from(self.data.max(1)));
         (blocks << crate::BLOCK_SHIFT).next_power_of_two().max(MIN_OBJECT_SIZE)
+    }
+}
+
+/// Which strips a copy needs, and which it can never need.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Needs {
+    /// The copy.
+    pub stat: ObjectStat,
+    /// There is one.
+    pub here: bool,
+    /// Some of its contents are in these.
+    pub seal: Option<Seal>,
+}
+
+impl Needs {
+    /// It takes no seal below this number any more. (Where there is no copy, nothing can be promised.)
+    pub fn promises(&self, number: u32) -> bool {
+        self.here && self.stat.promised >= number
     }
 }
 
@@ -632,6 +661,8 @@ pub struct PullHead {
     pub cold_crcs: Vec<u32>,
     /// Which strips.
     pub seal: Option<Seal>,
+    /// As in `ObjectStat`.
+    pub promised: u32,
 }
 
 impl PullHead {
@@ -809,6 +840,8 @@ pub enum Request {
         family: LayerId,
         /// Runs.
         runs: Vec<Range<u32>>,
+        /// Clients wait for it: nobody is made way for.
+        held: bool,
     },
     /// Objects the asking node should have that changed at `since` or later, or that it was not a target of at `since`.
     Inventory {
@@ -949,6 +982,8 @@ pub enum Request {
         seal: Seal,
         /// Rows that have contents.
         rows: Vec<Range<u32>>,
+        /// What is there under this name is wrong, although it says the same.
+        replace: bool,
     },
     /// Contents of rows of a strip.
     GetStrip {
@@ -992,8 +1027,8 @@ pub enum Request {
     },
     /// Where are these objects, and which strips do they need?
     Seals {
-        /// Objects with their families.
-        objects: Vec<(ObjectId, LayerId)>,
+        /// Objects with their families, and the number below which the receiver is to take no seal of each from now on (0: it need not promise anything).
+        objects: Vec<(ObjectId, LayerId, u32)>,
         /// Epoch of the asker; the receiver must be in the same.
         epoch: Epoch,
         /// Position the receiver must have reached.
@@ -1097,7 +1132,7 @@ pub enum Response {
     /// `HasStrips`.
     Has(Vec<bool>),
     /// `Seals`.
-    Seals(Vec<(ObjectStat, Option<Seal>)>),
+    Seals(Vec<Needs>),
 }
 
 /// Encode a cold message's metadata.

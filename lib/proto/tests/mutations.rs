@@ -8,8 +8,8 @@ use bytes::Bytes;
 use mutate::{each, within};
 use sheepdog_proto::peer::{
     BlockState, CopyDigest, Envelope, Forward, ForwardError, Frame, HEADER_LEN, Hello, InventoryRow, Kind,
-    ObjectStat, PullHead, ReadReply, ReadRequest, Request, Response, Seal, SealedRow, Status, Tail, Terms,
-    WireError, WriteAction, WriteReply, WriteRequest, decode, encode,
+    Needs, ObjectStat, PullHead, ReadReply, ReadRequest, Request, Response, Seal, SealedRow, Status, Tail,
+    Terms, WireError, WriteAction, WriteReply, WriteRequest, decode, encode,
 };
 use sheepdog_proto::{
     AttachmentId, BLOCK_SHIFT, BLOCK_SIZE, BlockMap, ClusterId, ControlIndex, DiskId, Epoch, Generation,
@@ -78,7 +78,7 @@ fn requests() -> Vec<Vec<u8>> {
         },
         Request::Join { vdi, oid, family },
         Request::PullHead { oid, family, control_index },
-        Request::PullData { oid, family, runs: vec![0..4, 9..10] },
+        Request::PullData { oid, family, runs: vec![0..4, 9..10], held: true },
         Request::Inventory { node: NodeId(7), since: Epoch(2), epoch: Epoch(8), after: Some(oid) },
         Request::Forward {
             vdi,
@@ -123,7 +123,15 @@ fn requests() -> Vec<Vec<u8>> {
         Request::Missed { oid, family, epoch: Epoch(8), control_index },
         Request::Settled { vdi, incarnation: 5 },
         Request::Enforced { vdi, incarnation: 5, control_index },
-        Request::PutStrip { oid: strip, family, vdi, object_size: 4 << 20, seal, rows: vec![0..4, 9..10] },
+        Request::PutStrip {
+            oid: strip,
+            family,
+            vdi,
+            object_size: 4 << 20,
+            seal,
+            rows: vec![0..4, 9..10],
+            replace: true,
+        },
         Request::GetStrip { oid: strip, seal, rows: 3..9 },
         Request::Seal {
             oid,
@@ -136,7 +144,7 @@ fn requests() -> Vec<Vec<u8>> {
         },
         Request::Sealed { node: NodeId(7), epoch: Epoch(8), after: Some(oid) },
         Request::HasStrips { strips: vec![(strip, seal); 2] },
-        Request::Seals { objects: vec![(oid, family); 2], epoch: Epoch(8), control_index },
+        Request::Seals { objects: vec![(oid, family, 3); 2], epoch: Epoch(8), control_index },
     ];
     all.iter().map(encode).collect()
 }
@@ -161,13 +169,15 @@ fn responses() -> Vec<Vec<u8>> {
         cold: map(70..73),
         cold_crcs: vec![1, 2, 3],
         seal: Some(seal),
+        promised: 3,
     };
+    let stat = ObjectStat { status: Status::Ok, version: version(5), epoch: Epoch(8), promised: 3 };
     let digest = CopyDigest { status: Status::Ok, version: version(5), digest: Some(7), corrupt: vec![1..2] };
     let all = [
         Response::Done,
         Response::Failed(Status::NoLease, "behind".into()),
         Response::Tail(vec![Tail { oid, version: version(5), prev: version(4), blocks: 1..3 }; 2]),
-        Response::Stats(vec![ObjectStat { status: Status::Ok, version: version(5), epoch: Epoch(8) }; 2]),
+        Response::Stats(vec![stat; 2]),
         Response::Adopted(version(5)),
         Response::Head(Some(Box::new(head))),
         Response::Data(version(4), version(5)),
@@ -180,13 +190,7 @@ fn responses() -> Vec<Vec<u8>> {
         Response::Strip,
         Response::Sealed { rows: vec![sealed; 3], next: Some(oid) },
         Response::Has(vec![true, false]),
-        Response::Seals(vec![
-            (
-                ObjectStat { status: Status::Ok, version: version(5), epoch: Epoch(8) },
-                Some(seal)
-            );
-            2
-        ]),
+        Response::Seals(vec![Needs { stat, here: true, seal: Some(seal) }; 2]),
     ];
     all.iter().map(encode).collect()
 }

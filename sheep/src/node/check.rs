@@ -5,7 +5,7 @@ use crate::front::admin::backend::{CheckFinding, CheckStep, DataError, DataResul
 use crate::peer::strips::Sealed;
 use crate::session::volume::open_image;
 use sheepdog_cluster::Command;
-use sheepdog_proto::peer::{CopyDigest, Request, Response, Seal, Status, Terms};
+use sheepdog_proto::peer::{CopyDigest, Request, Response, Seal, Status};
 use sheepdog_proto::{BLOCK_SHIFT, BlockMap, LayerId, NodeId, ObjectId, PlacementKey, VdiId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -154,6 +154,10 @@ async fn check_object(
         // Perhaps it was written between the answers.
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+    // Its layer was deleted or merged meanwhile, and each node removes its copy when it gets to that.
+    if n.control.read(|s| !s.layers.contains_key(&oid.layer())) {
+        return Ok(Vec::new());
+    }
     if !repair || last.is_empty() {
         return Ok(last);
     }
@@ -178,11 +182,11 @@ async fn check_strips(
         let Some(redundancy) = n.replica.redundancy(shape.family) else { break };
         let up = |id: &NodeId| map.nodes.get(id).is_some_and(|v| v.is_up());
         let holders: Vec<NodeId> = map.acting(key, redundancy).targets.into_iter().filter(up).collect();
-        let objects = [(oid, shape.family)];
+        let objects = [(oid, shape.family, 0)];
         let all = n.replica.seals(&holders, &objects, map.epoch).await.map_err(DataError::Failed)?;
-        let clean = all.into_iter().flatten().filter(|(stat, _)| stat.status == Status::Ok);
+        let clean = all.into_iter().flatten().filter(|needs| needs.stat.status == Status::Ok);
         let mut seals: Vec<Seal> = Vec::new();
-        for seal in clean.filter_map(|(_, seal)| seal) {
+        for seal in clean.filter_map(|needs| needs.seal) {
             if !seals.contains(&seal) {
                 seals.push(seal);
             }
@@ -191,8 +195,7 @@ async fn check_strips(
             let of = Sealed { oid, family: shape.family, object_size: shape.object_size, seal };
             for bad in n.replica.check_strips(of).await.map_err(DataError::Failed)? {
                 let vdi = n.control.read(|s| s.layers.get(&oid.layer()).map(|l| l.vdi)).unwrap_or_default();
-                let mended =
-                    repair && bad.missing && n.replica.give_strip(bad.node, of, bad.role, vdi).await.is_ok();
+                let mended = repair && n.replica.mend_strip(of, &bad, vdi).await.is_ok();
                 findings.push(CheckFinding {
                     oid,
                     node: bad.node,
@@ -200,6 +203,9 @@ async fn check_strips(
                     repaired: mended,
                 });
             }
+        }
+        if n.control.read(|s| !s.layers.contains_key(&oid.layer())) {
+            findings.clear();
         }
         if findings.iter().all(|f| f.repaired) || attempt + 1 == ATTEMPTS {
             break;
@@ -246,7 +252,6 @@ fn judge(oid: ObjectId, copies: &[(NodeId, Option<CopyDigest>)], width: usize) -
 
 /// Have one copy adopt a clean one, through the session's owner where there is one.
 async fn mend(n: &Rc<DataNode>, oid: ObjectId, family: LayerId, node: NodeId) -> bool {
-    let terms = Terms { epoch: n.control.map().epoch, session: None };
     let Ok(copies) = digests(n, oid, family, true).await else { return false };
     let source = copies
         .iter()
@@ -260,9 +265,7 @@ async fn mend(n: &Rc<DataNode>, oid: ObjectId, family: LayerId, node: NodeId) ->
         .and_then(|(_, d)| d.as_ref())
         .map(|d| d.corrupt.clone())
         .filter(|c| !c.is_empty());
-    let control_index = n.control.applied().index;
-    let request = Request::Adopt { oid, family, source, blocks, terms, control_index };
-    matches!(ask(n, node, request).await, Ok(Response::Adopted(_)))
+    n.replica.have_adopted(node, oid, family, source, blocks).await
 }
 
 /// Objects that exist in an image.

@@ -11,15 +11,16 @@ use crate::front::nbd::stats::{ConnectionRow, counted_as};
 use crate::observe::process::resident_bytes;
 use crate::peer::server::PeerStats;
 use crate::session::HoldError;
-use crate::session::volume::open_image;
+use crate::session::volume::{open_attached, open_image};
 use crate::store::{DiskInfo, StoreError};
 use crate::volume::{LocalFut, Volume, VolumeError, ZeroFlags};
+use crate::work::scrub::report::Report;
 use bytes::Bytes;
-use sheepdog_proto::{BLOCK_SHIFT, DiskId, Generation, LayerId, ObjectId, PlacementKey, VdiId};
+use sheepdog_proto::{AttachmentId, BLOCK_SHIFT, DiskId, Generation, LayerId, ObjectId, PlacementKey, VdiId};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
@@ -40,6 +41,16 @@ impl DataHandle {
     /// Over the channel given to `node::run`.
     pub fn new(jobs: mpsc::Sender<Job>) -> Self {
         Self { jobs }
+    }
+
+    /// What `keep_volume` keeps, for the control runtime.
+    fn remote(&self, (number, size): (u64, u64)) -> Box<dyn AdminVolume> {
+        Box::new(RemoteVolume {
+            data: self.clone(),
+            number,
+            size: AtomicU64::new(size),
+            background: AtomicBool::default(),
+        })
     }
 
     /// Run something on the data thread and wait for its answer.
@@ -123,18 +134,17 @@ impl DataPlane for DataHandle {
     }
     fn open(&self, image: Image) -> SendFut<'_, DataResult<Box<dyn AdminVolume>>> {
         Box::pin(async move {
-            let (number, size) = self
-                .run(move |n| {
-                    Box::pin(async move {
-                        let volume = open_image(&n.gateway, image.vdi, image.layer).await?;
-                        let size = volume.size();
-                        Ok::<_, DataError>((keep_volume(volume), size))
-                    })
-                })
-                .await??;
-            let volume: Box<dyn AdminVolume> =
-                Box::new(RemoteVolume { data: self.clone(), number, size: AtomicU64::new(size) });
-            Ok(volume)
+            let opened = self.run(move |n| {
+                Box::pin(async move { kept_as(open_image(&n.gateway, image.vdi, image.layer).await) })
+            });
+            Ok(self.remote(opened.await??))
+        })
+    }
+    fn open_attached(&self, vdi: VdiId, by: AttachmentId) -> SendFut<'_, DataResult<Box<dyn AdminVolume>>> {
+        Box::pin(async move {
+            let opened =
+                self.run(move |n| Box::pin(async move { kept_as(open_attached(&n.gateway, vdi, by).await) }));
+            Ok(self.remote(opened.await??))
         })
     }
     fn flatten(&self, vdi: VdiId, steps: mpsc::Sender<Step>) -> SendFut<'_, DataResult<()>> {
@@ -286,6 +296,23 @@ impl DataPlane for DataHandle {
             .unwrap_or_default()
         })
     }
+    fn scrub(&self, start: bool) -> SendFut<'_, Option<Report>> {
+        Box::pin(async move {
+            self.run(move |n| {
+                Box::pin(async move {
+                    n.replica.store.as_ref()?;
+                    if start {
+                        n.replica.scrubbing.start();
+                    }
+                    let mut report = n.replica.scrubbing.report();
+                    report.hurried |= n.replica.scrubbing.is_asked();
+                    Some(report)
+                })
+            })
+            .await
+            .unwrap_or_default()
+        })
+    }
     fn recovery(&self) -> SendFut<'_, RecoveryState> {
         Box::pin(async move {
             self.run(|n| {
@@ -366,6 +393,13 @@ fn keep_volume(volume: Rc<dyn Volume>) -> u64 {
     })
 }
 
+/// Its number, and its size now.
+fn kept_as(volume: Result<Rc<dyn Volume>, VolumeError>) -> DataResult<(u64, u64)> {
+    let volume = volume?;
+    let size = volume.size();
+    Ok((keep_volume(volume), size))
+}
+
 fn kept(number: u64) -> Result<Rc<dyn Volume>, DataError> {
     OPEN.with(|o| o.borrow().1.get(&number).cloned()).ok_or_else(stopped)
 }
@@ -381,17 +415,22 @@ struct RemoteVolume {
     data: DataHandle,
     number: u64,
     size: AtomicU64,
+    background: AtomicBool,
 }
 
 impl AdminVolume for RemoteVolume {
     fn size(&self) -> u64 {
         self.size.load(Ordering::Relaxed)
     }
+    fn set_background(&self) {
+        self.background.store(true, Ordering::Relaxed);
+    }
     fn read(&self, offset: u64, len: u64) -> SendFut<'_, DataResult<Piece>> {
         let number = self.number;
+        let background = self.background.load(Ordering::Relaxed);
         Box::pin(async move {
             self.data
-                .run(move |_| {
+                .run(move |node| {
                     Box::pin(async move {
                         let v = kept(number)?;
                         let extents = v.block_status(offset, len, 1).await?;
@@ -399,7 +438,13 @@ impl AdminVolume for RemoteVolume {
                         if let Some(e) = first.filter(|e| e.zero) {
                             return Ok(Piece::Zeros(e.len.min(len)));
                         }
-                        let n = first.map_or(len, |e| e.len).min(len).min(READ);
+                        let mut n = first.map_or(len, |e| e.len).min(len).min(READ);
+                        if background {
+                            let yielding = &node.replica.sync.yielding;
+                            n = yielding.piece(n);
+                            v.set_background();
+                            yielding.admit(0, n).await;
+                        }
                         let parts = v.read(offset, n as u32).await?;
                         let data = match <[Bytes; 1]>::try_from(parts) {
                             Ok([one]) => one,

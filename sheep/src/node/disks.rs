@@ -2,15 +2,12 @@
 
 use super::{DataNode, disk_entries};
 use crate::front::admin::backend::{DataError, DataResult};
-use crate::store::{DiskInfo, DiskState};
-use crate::work::evacuate::Evacuation;
+use crate::store::DiskInfo;
+use crate::work::evacuate;
 use sheepdog_cluster::{Command, Reply};
 use sheepdog_proto::DiskId;
 use std::path::Path;
 use std::rc::Rc;
-
-/// Room that objects take beyond their data, and that a disk keeps, about.
-const EXTRA: u64 = 64 << 20;
 
 fn no_data() -> DataError {
     DataError::Invalid("this sheep is a gateway: it keeps no data".into())
@@ -68,35 +65,14 @@ pub async fn plug(n: Rc<DataNode>, path: String) -> DataResult<DiskInfo> {
 /// There is no such disk, or the others cannot take what is on it.
 pub async fn unplug(n: Rc<DataNode>, disk: DiskId, force: bool) -> DataResult<()> {
     let store = n.replica.store.as_ref().ok_or_else(no_data)?;
-    let (it, others): (Vec<_>, Vec<_>) = store.disks().into_iter().partition(|d| d.id == disk);
-    let Some(it) = it.into_iter().next() else {
+    if !store.disks().iter().any(|d| d.id == disk) {
         return Err(DataError::NotFound(format!("this sheep has no disk {disk}")));
-    };
+    }
     if force {
         // First the map, so that writes go on without what was on it; then the disk.
         let retired = Command::DiskRetired { node: n.control.me(), disk };
         n.control.propose(retired).await.map_err(|e| DataError::Failed(e.to_string()))?;
         return store.unplug(disk).await.map_err(|e| DataError::Failed(e.to_string()));
     }
-    if it.leaving.is_some() {
-        return Ok(());
-    }
-    let staying = |d: &&DiskInfo| d.leaving.is_none() && d.state == DiskState::Ok;
-    let mut staying = others.iter().filter(staying).peekable();
-    if staying.peek().is_none() {
-        let text = "no other disk of this sheep could take what is on it: plug one first, drain the node, or say --force";
-        return Err(DataError::Busy(text.into()));
-    }
-    let free: u64 = staying.map(|d| d.free.saturating_sub(EXTRA)).sum();
-    if free < it.used + it.used / 10 {
-        return Err(DataError::Busy(format!(
-            "it holds {} MiB, and the sheep's other disks have room for {} MiB: plug one first, or drain the node",
-            it.used >> 20,
-            free >> 20
-        )));
-    }
-    store.set_leaving(disk, Some(String::new()));
-    let evacuation = Evacuation { replica: n.replica.clone(), disk, stop: n.stop.clone() };
-    tokio::task::spawn_local(evacuation.run());
-    Ok(())
+    evacuate::begin(&n.replica, disk, &n.stop).map_err(DataError::Busy)
 }

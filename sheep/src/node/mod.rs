@@ -26,6 +26,8 @@ use crate::store::fs::{Fs, threads::ThreadsFs, uring::UringFs};
 use crate::store::{DiskState, Store, StoreConfig, StoreEvent};
 use crate::transport::{self, DataLink, LinkKind, PeerTls, Stream};
 use crate::volume::LocalFut;
+use crate::work::balance::Balance;
+use crate::work::health::Health;
 use crate::work::reclaim::Reclaim;
 use crate::work::scrub::Scrub;
 use crate::work::seal::Sealer;
@@ -156,7 +158,8 @@ pub fn assemble(
 ) -> Plane {
     let links = Rc::new(Links::new(control.clone(), cluster, connector, work.clone()));
     let sync = Sync::new(control.clone());
-    let replica = Rc::new(Replica { control, store: store.clone(), links, sync });
+    let replica =
+        Rc::new(Replica { control, store: store.clone(), links, sync, scrubbing: Default::default() });
     let gateway = Gateway::new(replica.clone(), cache.map(Cache::new), work.clone());
     tokio::task::spawn_local(gateway.clone().resume_sessions());
     let table = Table::new(gateway.clone());
@@ -166,6 +169,8 @@ pub fn assemble(
         tokio::task::spawn_local(worker.run());
         tokio::task::spawn_local(Reclaim { replica: replica.clone(), stop: work.clone() }.run());
         tokio::task::spawn_local(Sealer { replica: replica.clone(), stop: work.clone() }.run());
+        tokio::task::spawn_local(Health { replica: replica.clone(), stop: work.clone() }.run());
+        tokio::task::spawn_local(Balance { replica: replica.clone(), stop: work.clone() }.run());
         tokio::task::spawn_local(Scrub { replica: replica.clone(), stop: work.clone() }.run());
         if let Some(events) = s.events() {
             tokio::task::spawn_local(watch_store(replica.clone(), events, work.clone(), dead));
@@ -395,6 +400,14 @@ async fn watch_store(
                 };
                 if let Some(store) = &replica.store {
                     store.place(oid, family);
+                    if let Some((row, disk)) = store.row(oid) {
+                        let vdi = control.read(|s| s.layers.get(&oid.layer()).map_or(row.vdi, |l| l.vdi));
+                        let text = match blocks.len() {
+                            0 => "its file is gone, or its header cannot be read".to_owned(),
+                            n => format!("{n} damaged blocks"),
+                        };
+                        replica.scrubbing.damaged(oid, vdi, &disk, text);
+                    }
                 }
                 tracing::warn!(%oid, ?blocks, "stored blocks do not match their checksums");
                 let text = format!("damaged blocks of object {oid} were found on node {}", me.short());

@@ -10,6 +10,7 @@ use crate::node::DataNode;
 use crate::peer::LinkRow;
 use crate::session::cache::CacheStats;
 use crate::store::{DiskStats, Store};
+use crate::work::scrub::report::Tally;
 use crate::work::sync::Progress;
 use sheepdog_proto::VdiId;
 use std::cell::RefCell;
@@ -109,6 +110,8 @@ pub struct DataReport {
     pub peer_in_flight: u64,
     /// Catching up.
     pub recovery: RecoveryReport,
+    /// Looking for damage.
+    pub scrub: ScrubReport,
     /// The cache of blocks, if there is one.
     pub cache: Option<CacheStats>,
 }
@@ -122,8 +125,19 @@ pub struct RecoveryReport {
     pub missing: u64,
     /// Objects with damaged blocks.
     pub damaged: u64,
+    /// Bytes a second that background work may move beside clients, if there are any.
+    pub rate: Option<u64>,
     /// Why nothing happens.
     pub blocked: Option<String>,
+}
+
+/// Scrubbing, since the process started.
+#[derive(Debug, Default, Clone)]
+pub struct ScrubReport {
+    /// Sums over all VDIs and disks.
+    pub sum: Tally,
+    /// Complete passes.
+    pub passes: u64,
 }
 
 /// What clients of this sheep did with one VDI.
@@ -181,6 +195,7 @@ impl Watched {
             progress: sync.progress(),
             missing: missing as u64,
             damaged: sync.damaged() as u64,
+            rate: sync.yielding.rate(),
             blocked,
         }
     }
@@ -239,6 +254,7 @@ impl Watched {
             ],
             peer_in_flight: peer.in_flight.get(),
             recovery: Self::recovery(&n),
+            scrub: ScrubReport { sum: n.replica.scrubbing.sum(), passes: n.replica.scrubbing.passes() },
             cache: n.gateway.cache_stats(),
             ..DataReport::default()
         };

@@ -140,6 +140,7 @@ impl Collector for Report {
         peers(&mut page, data)?;
         vdis(&mut page, data)?;
         recovery(&mut page, data)?;
+        scrub(&mut page, data)?;
         self.process(&mut page)
     }
 }
@@ -291,6 +292,16 @@ fn disks(p: &mut Page<'_>, disks: &[DiskStats]) -> fmt::Result {
         None,
         "1 for the disk's state",
         &disks.iter().flat_map(state).collect::<Vec<_>>(),
+    )?;
+    let suspect: Vec<_> =
+        disks.iter().map(|d| (labels(d), f64::from(u8::from(d.opinion.suspect.is_some())))).collect();
+    p.gauge("sheepdog_disk_suspect", None, "1 for a disk that is much slower than it should be", &suspect)?;
+    let full = |d: &DiskStats| d.opinion.full_in.map(|t| (labels(d), t.as_secs_f64()));
+    p.gauge(
+        "sheepdog_disk_full_in",
+        Some(Unit::Seconds),
+        "When it will be full, if it goes on as it has gone",
+        &disks.iter().filter_map(full).collect::<Vec<_>>(),
     )?;
     p.gauge("sheepdog_disk_journal_size", bytes.clone(), "Size of the journal", &each(|d| d.journal_size))?;
     p.gauge(
@@ -458,7 +469,22 @@ fn recovery(p: &mut Page<'_>, d: &DataReport) -> fmt::Result {
         Some(Unit::Bytes),
         "Contents fetched from other nodes",
         &plain(r.progress.bytes),
+    )?;
+    p.gauge(
+        "sheepdog_background_rate_bytes",
+        None,
+        "Bytes a second that background work may move beside clients; 0: nobody to make way for",
+        &number(r.rate.unwrap_or(0)),
     )
+}
+
+fn scrub(p: &mut Page<'_>, d: &DataReport) -> fmt::Result {
+    let (s, t) = (&d.scrub, &d.scrub.sum);
+    p.counter("sheepdog_scrub_passes", None, "Times that everything here was looked at", &plain(s.passes))?;
+    p.counter("sheepdog_scrub_objects", None, "Files of objects and strips looked at", &plain(t.objects))?;
+    p.counter("sheepdog_scrub_read", Some(Unit::Bytes), "Contents read for it", &plain(t.bytes))?;
+    p.counter("sheepdog_scrub_found", None, "Damage found, also by reads", &plain(t.found))?;
+    p.counter("sheepdog_scrub_mended", None, "Of it, put right", &plain(t.mended))
 }
 
 #[cfg(test)]

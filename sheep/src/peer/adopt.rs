@@ -6,10 +6,10 @@
 
 use super::link::LinkError;
 use super::replica::Replica;
-use crate::store::{FillOp, ObjectInfo, Store, StoreError, WriteKind};
+use crate::store::{ColdRun, FillOp, ObjectInfo, Store, StoreError, WriteKind};
 use bytes::Bytes;
 use sheepdog_cluster::{LayerState, Session};
-use sheepdog_proto::peer::{PullHead, Request, Response, Status, Terms};
+use sheepdog_proto::peer::{PullHead, Request, Response, Seal, Status, Terms};
 use sheepdog_proto::{
     BLOCK_SHIFT, BlockMap, ControlIndex, Generation, LayerId, NodeId, ObjectId, PlacementKey, Version,
 };
@@ -17,7 +17,7 @@ use std::ops::Range;
 use std::rc::Rc;
 
 /// Bytes fetched at a time: small enough to let client I/O in between.
-const CHUNK: u32 = (1 << 20) >> BLOCK_SHIFT;
+const CHUNK: u64 = 1 << 20;
 /// Attempts while the source keeps changing.
 const ATTEMPTS: usize = 5;
 
@@ -86,6 +86,10 @@ pub struct Adoption {
 }
 
 impl Adoption {
+    /// A session holds its clients' writes to the object meanwhile.
+    fn is_held(&self) -> bool {
+        self.terms.session.is_some()
+    }
     /// The copy here has taken nothing that must not be lost. Steps are refused while an object is filled: whatever came, came before.
     fn may_lose(&self, mine: Option<&ObjectInfo>, theirs: Version) -> Result<(), AdoptError> {
         // What is half filled already is no copy.
@@ -132,6 +136,21 @@ impl Replica {
             Ok(a) => Response::Adopted(a.version),
             Err(e) => Response::Failed(Status::NotHere, e.to_string()),
         }
+    }
+
+    /// Have a node become equal to a clean copy of another, or put these blocks right, where nothing is lost by it. `false`: not now.
+    pub(crate) async fn have_adopted(
+        self: &Rc<Self>,
+        node: NodeId,
+        oid: ObjectId,
+        family: LayerId,
+        source: NodeId,
+        blocks: Option<Vec<Range<u32>>>,
+    ) -> bool {
+        let terms = Terms { epoch: self.control.map().epoch, session: None };
+        let control_index = self.control.applied().index;
+        let request = Request::Adopt { oid, family, source, blocks, terms, control_index };
+        matches!(self.ask(node, &request).await, Ok(Response::Adopted(_)))
     }
 
     /// Make this node's copy equal to the source's, for as long as the terms hold under which it was chosen. With a session in them its owner asks, and keeps writes to the object away
@@ -319,6 +338,7 @@ impl Replica {
     ) -> Result<(bool, u64), AdoptError> {
         let Adoption { oid, family, source, terms, .. } = what;
         let key = PlacementKey { family, index: oid.index() };
+        let known = store.row(oid).map_or(0, |(row, _)| row.promised);
         let local = match store.info(oid).await {
             Ok(i) => i,
             // An unreadable header: start again from nothing. What has begun to be filled does not look as if it had never been written.
@@ -326,6 +346,7 @@ impl Replica {
                 self.hold(oid, terms)?;
                 store.remove(oid).await?;
                 store.fill(oid, key, head.vdi, head.object_size, Vec::new()).await?;
+                store.promise(oid, known).await?;
                 store.info(oid).await?
             }
             Err(e) => return Err(e.into()),
@@ -362,21 +383,29 @@ impl Replica {
             }
             None => want.union(&head.present),
         }
+        // Strips that this copy has promised not to take may be removed as soon as the other one has others: then what is in them is taken out of them.
+        let (own, promised) = local.as_ref().map_or((None, 0), |l| (l.seal, l.promised));
+        let thaw = head.seal.filter(|s| own != Some(*s) && s.number() < promised);
+        let takes = head.seal.filter(|_| thaw.is_none());
         let mut fetched = 0;
         for run in want.set_runs().collect::<Vec<_>>() {
             let mut at = run.start;
             while at < run.end {
-                let chunk = at..(at + CHUNK).min(run.end);
+                let piece = self.sync.yielding.piece(CHUNK);
+                let chunk = at..(at + (piece >> BLOCK_SHIFT) as u32).min(run.end);
                 at = chunk.end;
-                let Some((ops, n)) = self.fetch(oid, family, source, head, chunk.clone()).await? else {
+                let Some((mut ops, mut n)) = self.fetch(what, head, chunk.clone()).await? else {
                     return Ok((false, fetched));
                 };
+                if let Some(seal) = thaw {
+                    n += self.fetch_strips(what, head, seal, chunk.clone(), &mut ops).await?;
+                }
                 let cold = cold_in(head, &chunk);
                 fetched += n;
                 what.may_lose(store.info(oid).await?.as_ref(), head.version)?;
                 self.hold(oid, terms)?;
                 store.fill(oid, key, head.vdi, head.object_size, ops).await?;
-                if let Some((seal, (blocks, crcs))) = head.seal.zip(cold) {
+                if let Some((seal, (blocks, crcs))) = takes.zip(cold) {
                     store.fill_cold(oid, key, head.vdi, head.object_size, seal, blocks, crcs).await?;
                 }
                 self.sync.fetched(n);
@@ -398,21 +427,53 @@ impl Replica {
         }
         self.merge_again(store, oid, before).await?;
         self.hold(oid, terms)?;
+        if head.promised > 0 {
+            store.promise(oid, head.promised).await?;
+        }
         let (dirty, tail) = (head.dirty.clone(), head.tail.clone());
         store.finish_fill(oid, head.version, head.epoch, dirty, head.dirty_since, tail).await?;
         tracing::trace!(me = %self.control.me().short(), %oid, source = %source.short(), version = %head.version, "adopted");
         Ok((true, fetched))
     }
 
+    /// Make way for clients, unless it is them who wait.
+    async fn pay(&self, what: Adoption, bytes: u64) {
+        match what.is_held() {
+            true => self.sync.charge(bytes),
+            false => self.sync.throttle(bytes).await,
+        }
+    }
+
+    /// What of a chunk is in strips, as fill steps; bytes fetched.
+    async fn fetch_strips(
+        self: &Rc<Self>,
+        what: Adoption,
+        head: &PullHead,
+        seal: Seal,
+        chunk: Range<u32>,
+        ops: &mut Vec<FillOp>,
+    ) -> Result<u64, AdoptError> {
+        let Adoption { oid, family, .. } = what;
+        let mut bytes = 0;
+        for (blocks, _) in head.cold.runs(chunk).filter(|(_, cold)| *cold) {
+            let crcs = cold_in(head, &blocks).map_or_else(Vec::new, |(_, crcs)| crcs);
+            let run = ColdRun { oid, object_size: head.object_size, seal, blocks: blocks.clone(), crcs };
+            self.pay(what, (blocks.len() << BLOCK_SHIFT) as u64).await;
+            let data = self.fetch_cold(family, &run).await.map_err(AdoptError::Source)?;
+            bytes += data.len() as u64;
+            ops.push(FillOp { blocks, kind: WriteKind::Data(data) });
+        }
+        Ok(bytes)
+    }
+
     /// Contents of one chunk as fill steps; `None` when the source has moved on.
     async fn fetch(
         &self,
-        oid: ObjectId,
-        family: LayerId,
-        source: NodeId,
+        what: Adoption,
         head: &PullHead,
         chunk: Range<u32>,
     ) -> Result<Option<(Vec<FillOp>, u64)>, AdoptError> {
+        let Adoption { oid, family, source, .. } = what;
         let mut ops = Vec::new();
         let mut data_runs = Vec::new();
         for (run, present) in head.present.runs(chunk) {
@@ -432,8 +493,8 @@ impl Replica {
             return Ok(Some((ops, 0)));
         }
         let expect: usize = data_runs.iter().map(|r| r.len() << BLOCK_SHIFT).sum();
-        self.sync.throttle(expect as u64).await;
-        let request = Request::PullData { oid, family, runs: data_runs.clone() };
+        self.pay(what, expect as u64).await;
+        let request = Request::PullData { oid, family, runs: data_runs.clone(), held: what.is_held() };
         let (response, payload) = self.links.to(source).request(&request, Vec::new()).await?;
         match response {
             Response::Data(before, after) if before == head.version && after == head.version => {}

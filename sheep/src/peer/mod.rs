@@ -7,6 +7,7 @@ pub mod inventory;
 pub mod link;
 pub mod replica;
 pub mod server;
+mod strip_check;
 pub(crate) mod strips;
 
 pub use link::{Connector, Link, LinkError, LinkRow, LinkStream, Links};

@@ -9,6 +9,7 @@ use super::link::{LinkError, Links};
 use crate::control::Control;
 use crate::planted::{self, Bug};
 use crate::store::{ObjectSummary, Store, StoreError, WriteKind, WriteOp, WriteOutcome};
+use crate::work::scrub::report::Scrubbing;
 use crate::work::sync::Sync;
 use bytes::Bytes;
 use sheepdog_cluster::{NodeMap, Redundancy};
@@ -38,6 +39,8 @@ pub struct Replica {
     pub links: Rc<Links>,
     /// What this node is missing.
     pub sync: Sync,
+    /// What scrubbing has found here.
+    pub scrubbing: Scrubbing,
 }
 
 impl Replica {
@@ -290,7 +293,13 @@ impl Replica {
             Request::PullHead { oid, family, control_index } => {
                 (self.pull_head(oid, family, control_index).await, none)
             }
-            Request::PullData { oid, family, runs } => self.pull_data(oid, family, &runs).await,
+            Request::PullData { oid, family, runs, held } => {
+                if !held {
+                    let blocks: usize = runs.iter().map(|r| r.len()).sum();
+                    self.sync.serving.admit(0, (blocks << BLOCK_SHIFT) as u64).await;
+                }
+                self.pull_data(oid, family, &runs).await
+            }
             Request::Inventory { node, since, epoch, after } => {
                 (self.inventory(node, since, epoch, after).await, none)
             }
@@ -363,8 +372,15 @@ impl Replica {
         if blocks.iter().any(|r| r.start >= r.end || r.end > most) {
             return Response::Failed(Status::Invalid, "block range".into());
         }
+        let decided = blocks.is_empty();
         match store.stamp(oid, epoch, blocks, floor).await {
-            Ok(()) => Response::Done,
+            Ok(()) => {
+                // See `Choice::settle`.
+                if decided {
+                    self.sync.decided(oid);
+                }
+                Response::Done
+            }
             Err(e) => Response::Failed(self.status_of(&e), e.to_string()),
         }
     }
@@ -400,13 +416,14 @@ impl Replica {
     /// Version and standing of one object here.
     pub async fn stat_one(&self, oid: ObjectId, family: LayerId) -> ObjectStat {
         let map = self.control.map();
-        let fail = |status| ObjectStat { status, version: Version::NONE, epoch: Epoch(0) };
+        let fail = |status| ObjectStat { status, version: Version::NONE, epoch: Epoch(0), promised: 0 };
         let Some(store) = &self.store else { return fail(Status::NotHere) };
         match store.info(oid).await {
             Err(e) => fail(self.status_of(&e)),
             Ok(info) => {
                 let version = info.as_ref().map_or(Version::NONE, |i| i.version);
                 let epoch = info.as_ref().map_or(Epoch(0), |i| i.epoch);
+                let promised = info.as_ref().map_or(0, |i| i.promised);
                 let key = PlacementKey { family, index: oid.index() };
                 // Of this object only: what is missing at other layers does not matter here.
                 let whole = !self.lacks(oid);
@@ -417,7 +434,7 @@ impl Replica {
                     true => Status::Ok,
                     false => Status::NotHere,
                 };
-                ObjectStat { status, version, epoch }
+                ObjectStat { status, version, epoch, promised }
             }
         }
     }
@@ -425,10 +442,12 @@ impl Replica {
     /// The same from what is in memory: damage of a header that nobody has read is not seen.
     pub(crate) fn vouched(&self, oid: ObjectId, family: LayerId) -> ObjectStat {
         let map = self.control.map();
-        let none = ObjectStat { status: Status::NotHere, version: Version::NONE, epoch: Epoch(0) };
-        let Some(store) = &self.store else { return none };
-        let row = store.row(oid).map(|(row, _)| row);
-        let (version, epoch) = row.map_or((Version::NONE, Epoch(0)), |r| (r.version, r.epoch));
+        let none = (Version::NONE, Epoch(0), 0);
+        let row = self.store.as_ref().and_then(|s| s.row(oid)).map(|(row, _)| row);
+        let (version, epoch, promised) = row.map_or(none, |r| (r.version, r.epoch, r.promised));
+        let Some(store) = &self.store else {
+            return ObjectStat { status: Status::NotHere, version, epoch, promised };
+        };
         let key = PlacementKey { family, index: oid.index() };
         let lost = self.may_be_lost(&map, key, || !store.layers_at(key).is_empty());
         let clean = !self.lacks(oid) && self.knows(&map, key) && !lost && self.holds(&map, key);
@@ -437,7 +456,7 @@ impl Replica {
             true => Status::Ok,
             false => Status::NotHere,
         };
-        ObjectStat { status, version, epoch }
+        ObjectStat { status, version, epoch, promised }
     }
 
     async fn stat(&self, objects: &[(ObjectId, LayerId)], index: ControlIndex) -> Response {
@@ -474,6 +493,7 @@ impl Replica {
                 cold: i.cold,
                 cold_crcs: i.cold_crcs,
                 seal: i.seal,
+                promised: i.promised,
             }))),
             (Ok(_), Ok(None)) => Response::Head(None),
             (Err(e), _) | (_, Err(e)) => Response::Failed(self.status_of(&e), e.to_string()),
@@ -556,7 +576,7 @@ impl Replica {
             }
             if deep && d.digest.is_some() {
                 match store.verify(*oid).await {
-                    Ok(corrupt) => d.corrupt = corrupt,
+                    Ok(found) => d.corrupt = found.damaged,
                     Err(e) => d.status = self.status_of(&e),
                 }
                 if !d.corrupt.is_empty() {

@@ -255,6 +255,7 @@ impl Server {
                 let write = replica.write(&req, message.payload);
                 tokio::task::spawn_local(async move {
                     let reply = write.await;
+                    replica.sync.served(timed.began.elapsed());
                     timed.done(|s| &s.write, bytes, reply.status == Status::Ok);
                     conn.answer(Frame::new(Kind::WriteReply, id, &reply.encode(), Vec::new()), bytes);
                 });
@@ -275,6 +276,7 @@ impl Server {
                             (head, Bytes::new())
                         }
                     };
+                    replica.sync.served(timed.began.elapsed());
                     timed.done(|s| &s.read, data.len(), head.status == Status::Ok);
                     let payload = if head.status == Status::Ok { vec![data] } else { Vec::new() };
                     conn.answer(Frame::new(Kind::ReadReply, id, &head.encode(), payload), bytes);

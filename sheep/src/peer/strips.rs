@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt};
 use sheepdog_erasure::{Codec, Shape};
 use sheepdog_proto::checksum::crc32c;
-use sheepdog_proto::peer::{ObjectStat, Request, Response, Seal, SealedRow, Status};
+use sheepdog_proto::peer::{Needs, Request, Response, Seal, SealedRow, Status};
 use sheepdog_proto::{
     BLOCK_SHIFT, BLOCK_SIZE, BlockMap, ControlIndex, Epoch, LayerId, MAX_PAYLOAD, NodeId, ObjectId,
     PlacementKey, VdiId,
@@ -52,21 +52,9 @@ pub(crate) fn contents(strip: &[u8]) -> (Vec<Range<u32>>, Bytes) {
     (runs, data.into())
 }
 
-fn matches(data: &[u8], crcs: &[u32]) -> bool {
+pub(super) fn matches(data: &[u8], crcs: &[u32]) -> bool {
     data.len() == crcs.len() << BLOCK_SHIFT
         && data.chunks_exact(BLOCK_SIZE).zip(crcs).all(|(block, crc)| crc32c(block) == *crc)
-}
-
-/// A strip that is not as it should be.
-pub(crate) struct BadStrip {
-    /// Where it should be.
-    pub node: NodeId,
-    /// Its number.
-    pub role: u8,
-    /// What is wrong.
-    pub text: String,
-    /// It is not there, so it can be put there.
-    pub missing: bool,
 }
 
 /// Which strips of what.
@@ -108,9 +96,10 @@ impl Replica {
         payload: Bytes,
     ) -> (Response, Vec<Bytes>) {
         let response = match request {
-            Request::PutStrip { oid, family, vdi, object_size, seal, rows } => {
+            Request::PutStrip { oid, family, vdi, object_size, seal, rows, replace } => {
                 let of = Sealed { oid: oid.whole(), family, object_size, seal };
-                self.put_strip(of, oid.strip().map_or(u8::MAX, |(_, role)| role), vdi, &rows, &payload).await
+                let role = oid.strip().map_or(u8::MAX, |(_, role)| role);
+                self.put_strip(of, role, vdi, (&rows, &payload), replace).await
             }
             Request::GetStrip { oid, seal, rows } => match self.get_strip(oid, seal, rows).await {
                 Ok(data) => return (Response::Strip, vec![data]),
@@ -120,12 +109,7 @@ impl Replica {
                 self.seal_here(oid, family, seal, (&blocks, &crcs), epoch, control_index).await
             }
             Request::Sealed { node, epoch, after } => self.sealed_for(node, epoch, after).await,
-            Request::HasStrips { strips } => match &self.store {
-                Some(store) => {
-                    Response::Has(strips.iter().map(|(o, seal)| store.has_strip(*o, *seal)).collect())
-                }
-                None => Response::Failed(Status::NotHere, "a gateway".into()),
-            },
+            Request::HasStrips { strips } => self.has_here(&strips).await,
             Request::Seals { objects, epoch, control_index } => {
                 self.seals_here(&objects, epoch, control_index).await
             }
@@ -135,7 +119,7 @@ impl Replica {
     }
 
     /// Ask a node, which may be this one, about strips.
-    async fn ask_strips(
+    pub(super) async fn ask_strips(
         self: &Rc<Self>,
         node: NodeId,
         request: Request,
@@ -154,8 +138,8 @@ impl Replica {
         of: Sealed,
         role: u8,
         vdi: VdiId,
-        rows: &[Range<u32>],
-        data: &Bytes,
+        (rows, data): (&[Range<u32>], &Bytes),
+        replace: bool,
     ) -> Response {
         let Some(store) = &self.store else { return Response::Failed(Status::NotHere, "a gateway".into()) };
         let known = self.control.read(|s| s.families.get(&of.family).map(|f| f.object_size));
@@ -165,8 +149,24 @@ impl Replica {
         if !fits {
             return Response::Failed(Status::Invalid, "not a strip of this object".into());
         }
+        if replace
+            && let Some((row, _)) = store.row(of.strip(role))
+            && let Err(e) = store.remove_strip(&row, || true).await
+        {
+            return Response::Failed(self.status_of(&e), e.to_string());
+        }
         match store.put_strip(of.strip(role), of.key(), vdi, of.object_size, of.seal, rows, data).await {
             Ok(()) => Response::Done,
+            Err(e) => Response::Failed(self.status_of(&e), e.to_string()),
+        }
+    }
+
+    async fn has_here(&self, strips: &[(ObjectId, Seal)]) -> Response {
+        let Some(store) = &self.store else { return Response::Failed(Status::NotHere, "a gateway".into()) };
+        let has = strips.iter().map(|(oid, seal)| store.has_strip(*oid, *seal)).collect();
+        // Others remove theirs because of this answer.
+        match store.all_durable().await {
+            Ok(()) => Response::Has(has),
             Err(e) => Response::Failed(self.status_of(&e), e.to_string()),
         }
     }
@@ -253,9 +253,10 @@ impl Replica {
         Response::Sealed { rows, next }
     }
 
+    /// See `Request::Seals`.
     async fn seals_here(
         &self,
-        objects: &[(ObjectId, LayerId)],
+        objects: &[(ObjectId, LayerId, u32)],
         epoch: Epoch,
         index: ControlIndex,
     ) -> Response {
@@ -263,10 +264,16 @@ impl Replica {
             return Response::Failed(Status::NoLease, "behind the control plane".into());
         }
         let Some(store) = &self.store else { return Response::Failed(Status::NotHere, "a gateway".into()) };
+        for (oid, _, number) in objects.iter().filter(|(.., number)| *number > 0) {
+            if let Err(e) = store.promise(*oid, *number).await {
+                return Response::Failed(self.status_of(&e), e.to_string());
+            }
+        }
         let mut out = Vec::with_capacity(objects.len());
-        for (oid, family) in objects {
-            let seal = store.row(*oid).and_then(|(row, _)| row.seal);
-            out.push((self.vouched(*oid, *family), seal));
+        for (oid, family, _) in objects {
+            let row = store.row(*oid).map(|(row, _)| row);
+            let (here, seal) = (row.is_some(), row.and_then(|r| r.seal));
+            out.push(Needs { stat: self.vouched(*oid, *family), here, seal });
         }
         // Strips are removed because of this answer: it must still be true after a power cut.
         if let Err(e) = store.all_durable().await {
@@ -278,13 +285,13 @@ impl Replica {
         Response::Seals(out)
     }
 
-    /// What each of these nodes says of objects; an error when one does not answer.
+    /// What each of these nodes says of objects, and promises; an error when one does not answer.
     pub(crate) async fn seals(
         self: &Rc<Self>,
         nodes: &[NodeId],
-        objects: &[(ObjectId, LayerId)],
+        objects: &[(ObjectId, LayerId, u32)],
         epoch: Epoch,
-    ) -> Result<Vec<Vec<(ObjectStat, Option<Seal>)>>, String> {
+    ) -> Result<Vec<Vec<Needs>>, String> {
         let mut all = Vec::with_capacity(nodes.len());
         for node in nodes {
             let control_index = self.control.applied().index;
@@ -312,6 +319,21 @@ impl Replica {
         }
     }
 
+    /// Of these strips, those that the node has not.
+    pub(crate) async fn lacking<T>(
+        self: &Rc<Self>,
+        node: NodeId,
+        strips: Vec<T>,
+        which: impl Fn(&T) -> (Sealed, u8),
+    ) -> Result<Vec<T>, String> {
+        let name = |strip: &T| {
+            let (of, role) = which(strip);
+            (of.strip(role), of.seal)
+        };
+        let has = self.has_strips(node, strips.iter().map(name).collect()).await?;
+        Ok(strips.into_iter().zip(has).filter_map(|(strip, has)| (!has).then_some(strip)).collect())
+    }
+
     /// Have a node keep a strip, all of it.
     pub(crate) async fn send_strip(
         self: &Rc<Self>,
@@ -321,6 +343,19 @@ impl Replica {
         vdi: VdiId,
         strip: &[u8],
     ) -> Result<(), String> {
+        self.put_strip_at(node, of, role, vdi, strip, false).await
+    }
+
+    /// The same. `replace`: what it has under this name is wrong.
+    pub(crate) async fn put_strip_at(
+        self: &Rc<Self>,
+        node: NodeId,
+        of: Sealed,
+        role: u8,
+        vdi: VdiId,
+        strip: &[u8],
+        replace: bool,
+    ) -> Result<(), String> {
         let (rows, data) = contents(strip);
         let request = Request::PutStrip {
             oid: of.strip(role),
@@ -329,6 +364,7 @@ impl Replica {
             object_size: of.object_size,
             seal: of.seal,
             rows,
+            replace,
         };
         match self.ask_strips(node, request, data).await?.0 {
             Response::Done => Ok(()),
@@ -493,32 +529,19 @@ impl Replica {
         if store.has_strip(of.strip(role), of.seal) {
             return Ok(0);
         }
-        let rows = 0..of.shape().rows();
-        let bytes = (rows.len() << BLOCK_SHIFT) as u64;
+        let bytes = u64::from(of.shape().rows()) << BLOCK_SHIFT;
         store.may_rebuild(of.strip(role), of.key(), bytes).await.map_err(|e| e.to_string())?;
-        let me = self.control.me();
-        // By an older map another node has it, or had: then it is copied.
-        let elsewhere =
-            self.control.map().strip_holders(of.key(), of.seal.strips(), role).iter().any(|n| *n != me);
-        let copied = if elsewhere { self.rows_of(of, role, rows.clone()).await } else { None };
-        let (strip, cost) = match copied {
-            Some(data) => (data.to_vec(), bytes),
-            None => {
-                let all = bytes * u64::from(of.seal.data);
-                self.sync.throttle(all).await;
-                (self.rebuild_rows(of, role, rows).await?, all)
-            }
-        };
+        let (strip, cost) = self.whole_strip(of, role).await?;
         self.sync.fetched(cost);
-        self.send_strip(me, of, role, vdi, &strip).await.map(|()| cost)
+        self.send_strip(self.control.me(), of, role, vdi, &strip).await.map(|()| cost)
     }
 
-    /// A strip here is damaged: it is made again, or removed when nobody needs it.
+    /// A strip here is damaged: it is made again, if a copy is known to need it. If not it stays until it is known that none does: then it is removed like any other.
     pub(crate) async fn heal_strip(self: &Rc<Self>, oid: ObjectId, family: LayerId) -> Result<(), String> {
         let store = self.store.clone().ok_or("a gateway")?;
         let Some((row, _)) = store.row(oid) else { return Ok(()) };
         let damaged = match store.verify(oid).await {
-            Ok(runs) => !runs.is_empty(),
+            Ok(found) => !found.damaged.is_empty(),
             Err(StoreError::CorruptHeader { .. }) => true,
             Err(e) => return Err(e.to_string()),
         };
@@ -529,16 +552,15 @@ impl Replica {
         let known = self
             .control
             .read(|s| Some((s.families.get(&family)?.redundancy, s.families.get(&family)?.object_size)));
-        let Some((redundancy, object_size)) = known else {
-            return store.remove_strip(&row).await.map_err(|e| e.to_string());
-        };
+        // Of a deleted volume.
+        let Some((redundancy, object_size)) = known else { return Ok(()) };
         let map = self.control.map();
         let key = PlacementKey { family, index: oid.index() };
         let up = |n: &NodeId| map.nodes.get(n).is_some_and(|v| v.is_up());
         let holders: Vec<NodeId> = map.acting(key, redundancy).all().filter(up).collect();
-        let all = self.seals(&holders, &[(whole, family)], map.epoch).await?;
-        let clean = || all.iter().flatten().filter(|(stat, _)| stat.status == Status::Ok);
-        if clean().next().is_none() {
+        let all = self.seals(&holders, &[(whole, family, 0)], map.epoch).await?;
+        let mut clean = all.iter().flatten().filter(|needs| needs.stat.status == Status::Ok).peekable();
+        if clean.peek().is_none() {
             return Err("no copy of its object can say whether it is needed".into());
         }
         // A header that cannot be read does not say which one it was.
@@ -546,66 +568,30 @@ impl Replica {
             s.slot == slot
                 && (row.version == Default::default() || (s.version, s.digest) == (row.version, row.epoch.0))
         };
-        let Some(seal) = clean().find_map(|(_, seal)| seal.filter(this)) else {
-            return store.remove_strip(&row).await.map_err(|e| e.to_string());
-        };
+        let Some(seal) = clean.find_map(|needs| needs.seal.filter(this)) else { return Ok(()) };
         let of = Sealed { oid: whole, family, object_size, seal };
         let strip = self.rebuild_rows(of, role, 0..of.shape().rows()).await?;
-        store.remove_strip(&row).await.map_err(|e| e.to_string())?;
+        store.remove_strip(&row, || true).await.map_err(|e| e.to_string())?;
         self.send_strip(self.control.me(), of, role, row.vdi, &strip).await?;
         tracing::warn!(%oid, "a damaged strip was made again from others");
         Ok(())
     }
 
-    /// Read all strips of an object where they should be, and compare them with each other: what is wrong with which, and whether it can be made again.
-    pub(crate) async fn check_strips(self: &Rc<Self>, of: Sealed) -> Result<Vec<BadStrip>, String> {
-        let codec = Codec::new(of.seal.data, of.seal.parity).map_err(|e| e.to_string())?;
-        let map = self.control.map();
+    /// A strip from whoever has it, or else made again from others; and how many bytes were read for it.
+    pub(crate) async fn whole_strip(self: &Rc<Self>, of: Sealed, role: u8) -> Result<(Vec<u8>, u64), String> {
         let rows = 0..of.shape().rows();
-        let (mut strips, mut bad) = (Vec::new(), Vec::new());
-        for (role, node) in (0u8..).zip(map.strip_targets(of.key(), of.seal.strips())) {
-            let mut wrong = |text: &str, missing| {
-                bad.push(BadStrip { node: node.unwrap_or_default(), role, text: text.into(), missing });
-            };
-            let Some(at) = node else {
-                wrong("has no place: add sheep", false);
-                continue;
-            };
-            let request = Request::GetStrip { oid: of.strip(role), seal: of.seal, rows: rows.clone() };
-            match self.ask_strips(at, request, Bytes::new()).await {
-                Ok((Response::Strip, data)) if data.len() == rows.len() << BLOCK_SHIFT => {
-                    strips.push((role, data));
-                }
-                Ok((Response::Failed(Status::NotHere, _), _)) => wrong("is not where it should be", true),
-                Ok((Response::Failed(Status::Corrupt, _), _)) => {
-                    wrong("is damaged: its node makes it again", false);
-                }
-                Ok((Response::Failed(_, why), _)) => wrong(&why, false),
-                Ok(_) => wrong("unexpected answer", false),
-                Err(why) => wrong(&format!("cannot be reached: {why}"), false),
-            }
+        let bytes = (rows.len() << BLOCK_SHIFT) as u64;
+        self.sync.throttle(bytes).await;
+        // By an older map another node has it, or had.
+        if let Some(data) = self.rows_of(of, role, rows.clone()).await {
+            return Ok((data.to_vec(), bytes));
         }
-        let need = usize::from(of.seal.data);
-        if strips.len() <= need {
-            return Ok(bad);
-        }
-        // Any D give back the others: those are what they are compared with.
-        let first: Vec<Option<&[u8]>> = (0..of.seal.strips())
-            .map(|r| strips.iter().take(need).find(|(role, _)| *role == r).map(|(_, data)| data.as_ref()))
-            .collect();
-        for (role, data) in &strips[need..] {
-            let made = codec.rebuild(&first, &[usize::from(*role)]).map_err(|e| e.to_string())?;
-            if made.first().is_none_or(|made| made != data) {
-                let node =
-                    map.strip_targets(of.key(), of.seal.strips()).get(usize::from(*role)).copied().flatten();
-                let (node, text) = (node.unwrap_or_default(), "does not fit the others".into());
-                bad.push(BadStrip { node, role: *role, text, missing: false });
-            }
-        }
-        Ok(bad)
+        let all = bytes * u64::from(of.seal.data);
+        self.sync.throttle(all - bytes).await;
+        Ok((self.rebuild_rows(of, role, rows).await?, all))
     }
 
-    /// Make a strip that another node lacks.
+    /// Have a node keep a strip that it lacks.
     pub(crate) async fn give_strip(
         self: &Rc<Self>,
         node: NodeId,
@@ -613,9 +599,7 @@ impl Replica {
         role: u8,
         vdi: VdiId,
     ) -> Result<(), String> {
-        let rows = 0..of.shape().rows();
-        self.sync.throttle((rows.len() << BLOCK_SHIFT) as u64 * u64::from(of.seal.data)).await;
-        let strip = self.rebuild_rows(of, role, rows).await?;
+        let (strip, _) = self.whole_strip(of, role).await?;
         self.send_strip(node, of, role, vdi, &strip).await
     }
 

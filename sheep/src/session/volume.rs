@@ -11,6 +11,7 @@ use sheepdog_cluster::{ClusterState, Vdi};
 use sheepdog_proto::{AttachmentId, LayerId, VdiId};
 use std::cell::Cell;
 use std::rc::Rc;
+use tokio::time::Instant;
 
 /// Parts of one large request in flight at a time.
 const PARTS: usize = 8;
@@ -148,7 +149,15 @@ async fn open_live(
     };
     let ear = Rc::new(Ear::default());
     entry.rule.listen_to(&ear);
-    Ok(Rc::new(Live { gateway: gateway.clone(), entry, open, read_only, flight: Rc::default(), ear }))
+    Ok(Rc::new(Live {
+        gateway: gateway.clone(),
+        entry,
+        open,
+        read_only,
+        flight: Rc::default(),
+        ear,
+        background: Cell::default(),
+    }))
 }
 
 impl Table {
@@ -219,6 +228,8 @@ struct Live {
     read_only: bool,
     flight: Rc<Flight>,
     ear: Rc<Ear>,
+    /// Makes way for clients: it is none.
+    background: Cell<bool>,
 }
 
 /// Requests of one open that have not ended.
@@ -265,9 +276,13 @@ impl Live {
     }
     async fn one(&self, io: Io) -> Result<IoDone, VolumeError> {
         self.admitted(&io).await?;
-        let in_flight = self.enter()?;
+        let (in_flight, began) = (self.enter()?, Instant::now());
         if matches!(io, Io::Read { .. } | Io::Status { .. }) {
-            return self.gateway.submit(&self.entry, self.open, &io).await;
+            let done = self.gateway.submit(&self.entry, self.open, &io).await;
+            if !self.background.get() {
+                self.gateway.replica.sync.served(began.elapsed());
+            }
+            return done;
         }
         if self.read_only {
             return Err(VolumeError::ReadOnly);
@@ -276,7 +291,9 @@ impl Live {
         let (gateway, entry, open) = (self.gateway.clone(), self.entry.clone(), self.open);
         let task = tokio::task::spawn_local(async move {
             let _in_flight = in_flight;
-            gateway.submit_change(&entry, open, &io).await
+            let done = gateway.submit_change(&entry, open, &io).await;
+            gateway.replica.sync.served(began.elapsed());
+            done
         });
         task.await.unwrap_or(Err(VolumeError::ShuttingDown))
     }
@@ -400,6 +417,9 @@ impl Volume for Live {
             return Box::pin(std::future::pending());
         }
         Box::pin(self.gateway.revoked(self.entry.vdi, by, change))
+    }
+    fn set_background(&self) {
+        self.background.set(true);
     }
     fn abandon(&self) {
         self.entry.rule.abandon(&self.ear);

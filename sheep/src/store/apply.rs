@@ -4,9 +4,9 @@
 //! move the journal's beginning to the noted position. What changes meanwhile is in the journal behind that position.
 
 use super::disk::{Disk, Fresh, Obj};
-use super::index::Change;
+use super::index::{Change, Known};
 use super::object::{data_offset, slot_len};
-use super::types::{DiskState, ObjectSummary, StoreError};
+use super::types::{DiskState, StoreError};
 use crate::buf::AlignedBuf;
 use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt};
@@ -67,6 +67,7 @@ pub(super) async fn run(disk: Weak<Disk>) {
 /// Bring the files up to date with everything journaled so far.
 pub(super) async fn checkpoint(d: &Rc<Disk>) -> Result<(), StoreError> {
     d.check()?;
+    let _turn = d.turn.lock().await;
     let (began, bytes) = (tokio::time::Instant::now(), d.fresh_bytes.get());
     let result = write_all(d).await;
     d.ops.checkpoint.finished(bytes as u64, began.elapsed(), result.is_ok());
@@ -108,7 +109,7 @@ async fn write_all(d: &Rc<Disk>) -> Result<(), StoreError> {
         }
         match running.next().await {
             None => break,
-            Some(r) => rows.extend(r?.map(|row| (row.oid, Some(row)))),
+            Some(r) => rows.extend(r?.map(|row| (row.summary.oid, Some(row)))),
         }
     }
     rows.extend(gone.into_iter().map(|oid| (oid, None)));
@@ -119,7 +120,7 @@ async fn write_all(d: &Rc<Disk>) -> Result<(), StoreError> {
         }
     }
     if !rows.is_empty() {
-        d.index.commit(rows, false).await.map_err(|e| d.fail(format!("index: {e}")))?;
+        d.note(rows).await?;
     }
     let tails = d.saved_tails();
     wait(d, d.journal.append(tails, Vec::new())).await?;
@@ -150,23 +151,23 @@ pub(super) async fn look_after(disk: Weak<Disk>) {
 }
 
 /// Write one object's changes to its file; its row for the index.
-async fn object(d: &Rc<Disk>, o: &Rc<Obj>) -> Result<Option<ObjectSummary>, StoreError> {
+async fn object(d: &Rc<Disk>, o: &Rc<Obj>) -> Result<Option<Known>, StoreError> {
     let result = write_object(d, o).await;
     o.applying.set(false);
     result
 }
 
-async fn write_object(d: &Rc<Disk>, o: &Rc<Obj>) -> Result<Option<ObjectSummary>, StoreError> {
+async fn write_object(d: &Rc<Disk>, o: &Rc<Obj>) -> Result<Option<Known>, StoreError> {
     if o.removed.get() {
         return Ok(None);
     }
     let (meta, fresh): (_, BTreeMap<u32, Fresh>) = {
         let meta = o.meta.borrow();
         // Without contents of its own only its row has changed.
-        let Some(m) = meta.as_ref() else { return Ok(Some(d.summary(o))) };
+        let Some(m) = meta.as_ref() else { return Ok(Some(d.known(o))) };
         (m.clone(), o.fresh.borrow().clone())
     };
-    let row = d.summary(o);
+    let summary = d.summary(o);
     if o.slot.get() == 0 && o.file.borrow().is_none() {
         // A file of this name is of before the object was removed, or of a start whose journal is replayed: all that counts is here.
         d.fs.unlink(&d.object_path(o.oid).1).map_err(|e| d.fail(e.to_string()))?;
@@ -210,14 +211,28 @@ async fn write_object(d: &Rc<Disk>, o: &Rc<Obj>) -> Result<Option<ObjectSummary>
     if let Some(e) = failed {
         return Err(d.fail(e.to_string()));
     }
-    let counter = o.slot.get() + 1;
-    let len = slot_len(meta.object_size);
-    let mut slot = AlignedBuf::new(len);
-    meta.encode(counter, &mut slot);
-    let at = (counter % 2) * len as u64;
-    file.write_at(at, vec![slot.freeze()], false).await.map_err(|e| d.fail(e.to_string()))?;
-    file.sync().await.map_err(|e| d.fail(e.to_string()))?;
-    o.slot.set(counter);
+    let mend = o.mend.take();
+    if mend {
+        // It may have been another file: nothing of that stays.
+        for (run, data) in meta.data().runs(0..meta.blocks()) {
+            let (offset, len) = (data_offset(meta.object_size, run.start), (run.len() as u64) << BLOCK_SHIFT);
+            if !data {
+                file.punch(offset, len).map_err(|e| d.fail(e.to_string()))?;
+            }
+        }
+    }
+    // One after the other, so that there is a whole one at any time.
+    let slots = if mend { 2 } else { 1 };
+    for _ in 0..slots {
+        let counter = o.slot.get() + 1;
+        let len = slot_len(meta.object_size);
+        let mut slot = AlignedBuf::new(len);
+        meta.encode(counter, &mut slot);
+        let at = (counter % 2) * len as u64;
+        file.write_at(at, vec![slot.freeze()], false).await.map_err(|e| d.fail(e.to_string()))?;
+        file.sync().await.map_err(|e| d.fail(e.to_string()))?;
+        o.slot.set(counter);
+    }
     let mut now = o.fresh.borrow_mut();
     let mut dropped = 0;
     for (b, f) in fresh {
@@ -229,5 +244,5 @@ async fn write_object(d: &Rc<Disk>, o: &Rc<Obj>) -> Result<Option<ObjectSummary>
     if !o.removed.get() {
         d.fresh_bytes.set(d.fresh_bytes.get().saturating_sub(dropped << BLOCK_SHIFT));
     }
-    Ok(Some(row))
+    Ok(Some(Known { summary, slot: o.slot.get() }))
 }

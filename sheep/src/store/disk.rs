@@ -4,12 +4,12 @@
 //! files and frees the journal. Reads look at the overlay first. Replay after a crash runs the same code over the journal's records.
 
 use super::fs::{File, Fs, OpenHow};
-use super::index::Index;
+use super::index::{Index, Known};
 use super::journal::{Journal, Record, SavedTail, action};
 use super::object::{Meta, Slot, data_offset, file_len, slot_len};
 use super::types::{
-    DiskState, FillOp, ObjectInfo, ObjectSummary, StoreError, StoreEvent, TailEntry, WriteKind, WriteOp,
-    WriteOutcome,
+    DiskState, FillOp, ObjectInfo, ObjectSummary, Opinion, StoreError, StoreEvent, TailEntry, WriteKind,
+    WriteOp, WriteOutcome,
 };
 use super::view::{SHALLOW, Views};
 use crate::observe::cells::OpStats;
@@ -65,6 +65,8 @@ pub(super) struct Obj {
     pub(super) change: Cell<u64>,
     /// Counter of the last metadata slot written.
     pub(super) slot: Cell<u64>,
+    /// A slot in the file is damaged: both are to be written.
+    pub(super) mend: Cell<bool>,
     pub(super) file: RefCell<Option<Rc<dyn File>>>,
     waiting: RefCell<VecDeque<oneshot::Sender<()>>>,
     loading: Cell<bool>,
@@ -83,6 +85,7 @@ pub(super) struct Summary {
     pub(super) filling: bool,
     pub(super) data_blocks: u32,
     pub(super) seal: Option<Seal>,
+    pub(super) promised: u32,
     /// Both metadata slots are damaged.
     pub(super) broken: bool,
 }
@@ -127,7 +130,10 @@ pub(super) struct Disk {
     pub(super) plain: Cell<bool>,
     pub(super) fs: Rc<dyn Fs>,
     pub(super) journal: Rc<Journal>,
-    pub(super) index: Rc<dyn Index>,
+    /// Nothing only while it is opened anew, by whoever has the `turn`.
+    pub(super) index: RefCell<Option<Rc<dyn Index>>>,
+    /// Held while files are brought up to date, and while what is on the disk is compared with what is in memory.
+    pub(super) turn: tokio::sync::Mutex<()>,
     /// Identity and journal, and which files they are: without them the disk is gone.
     files: RefCell<Vec<(PathBuf, u64)>>,
     /// Held while these are compared or replaced.
@@ -146,6 +152,8 @@ pub(super) struct Disk {
     pub(super) state: RefCell<DiskState>,
     /// It is being emptied and takes no new objects; why it is not empty yet, where that is known.
     pub(super) leaving: RefCell<Option<String>>,
+    /// Why it is thought to be failing, if it is, and when it will be full: for listings.
+    pub(super) opinion: RefCell<Opinion>,
     /// The cluster may have forgotten it by now: nothing may come onto it before it is known again.
     pub(super) retiring: Cell<bool>,
     pub(super) free: Cell<u64>,
@@ -203,7 +211,8 @@ impl Disk {
             plain: Cell::new(plain),
             fs,
             journal,
-            index,
+            index: RefCell::new(Some(index)),
+            turn: tokio::sync::Mutex::default(),
             files: RefCell::new(files),
             looking: tokio::sync::Mutex::default(),
             objects: RefCell::default(),
@@ -216,6 +225,7 @@ impl Disk {
             fresh_bytes: Cell::new(0),
             state: RefCell::new(DiskState::Ok),
             leaving: RefCell::default(),
+            opinion: RefCell::default(),
             retiring: Cell::new(false),
             free: Cell::new(space.free),
             total: Cell::new(space.total),
@@ -257,12 +267,19 @@ impl Disk {
         self.applied.notify_waiters();
         StoreError::DiskFailed { disk: self.id, reason }
     }
-    /// The object's file is gone, or nothing in its header can be read.
-    fn lost(&self, obj: &Obj) -> StoreError {
-        if !std::mem::replace(&mut obj.summary.borrow_mut().broken, true) {
-            self.note_half(obj.oid, false);
+    /// The object's file is gone, or nothing in its header can be read. What is in memory of an object at rest counts no more: it is filled anew.
+    pub(super) fn lost(&self, obj: &Obj) -> StoreError {
+        // With changes that are not in its file yet it gets one again: then blocks are missing, one by one.
+        let comes_again = obj.since.get().is_some() || obj.applying.get();
+        if comes_again || !std::mem::replace(&mut obj.summary.borrow_mut().broken, true) {
             tracing::warn!(oid = %obj.oid, disk = %self.path.display(), "an object's header is damaged or its file is gone");
             let _ = self.events.try_send(StoreEvent::Corrupt { oid: obj.oid, blocks: 0..0 });
+        }
+        if !comes_again {
+            self.note_half(obj.oid, false);
+            if obj.meta.borrow_mut().take().is_some() {
+                self.loaded.set(self.loaded.get() - 1);
+            }
         }
         StoreError::CorruptHeader { oid: obj.oid }
     }
@@ -372,6 +389,7 @@ impl Disk {
             since: Cell::new(None),
             change: Cell::new(0),
             slot: Cell::new(0),
+            mend: Cell::new(false),
             file: RefCell::default(),
             waiting: RefCell::default(),
             loading: Cell::new(false),
@@ -407,7 +425,8 @@ impl Disk {
         self.views.gone(old.key, oid.layer());
         self.data_blocks.set(self.data_blocks.get() - u64::from(old.summary.borrow().data_blocks));
         let summary = *old.summary.borrow();
-        self.insert(oid, PlacementKey { family, index: oid.index() }, summary, None);
+        let placed = self.insert(oid, PlacementKey { family, index: oid.index() }, summary, None);
+        placed.slot.set(old.slot.get());
         self.dirty.borrow_mut().insert(oid);
     }
     /// An object found on the disk at start.
@@ -418,7 +437,8 @@ impl Disk {
     }
 
     /// An object that the index knows. Its header is read when it is needed.
-    pub(super) fn listed(&self, row: &ObjectSummary) {
+    pub(super) fn listed(&self, known: &Known) {
+        let row = &known.summary;
         let summary = Summary {
             vdi: row.vdi,
             object_size: row.object_size,
@@ -427,9 +447,10 @@ impl Disk {
             filling: row.filling,
             data_blocks: row.data_blocks,
             seal: row.seal,
+            promised: row.promised,
             broken: false,
         };
-        self.insert(row.oid, row.key, summary, None);
+        self.insert(row.oid, row.key, summary, None).slot.set(known.slot);
     }
 
     fn fresh_object(&self, oid: ObjectId, key: PlacementKey, vdi: VdiId, object_size: u32) -> Rc<Obj> {
@@ -441,6 +462,7 @@ impl Disk {
             filling: false,
             data_blocks: 0,
             seal: None,
+            promised: 0,
             broken: false,
         };
         self.insert(oid, key, summary, Some(Meta::new(oid, key, vdi, object_size)))
@@ -513,17 +535,26 @@ impl Disk {
         let len = slot_len(obj.summary.borrow().object_size);
         let both = file.read_at(0, 2 * len).await.map_err(|e| self.fail(e.to_string()))?;
         match best_slot(obj.oid, &both, len) {
-            Ok((counter, meta)) => {
+            // An older one is what the object was before its newer one was damaged. (A newer one than is known of is of before a crash: the journal goes on from it.)
+            Ok((counter, meta)) if counter >= obj.slot.get() => {
                 obj.slot.set(counter);
                 if obj.meta.borrow().is_none() {
+                    self.count(obj, meta.data().count());
                     *obj.meta.borrow_mut() = Some(*meta);
                     self.loaded.set(self.loaded.get() + 1);
                     self.fetches.set(self.fetches.get() + 1);
                 }
                 Ok(())
             }
-            Err(_) => Err(self.lost(obj)),
+            _ => Err(self.lost(obj)),
         }
+    }
+
+    /// So many blocks of the object have contents here. A row of the index may be older than the header: the crash came in between.
+    fn count(&self, obj: &Obj, data_blocks: u32) {
+        let before = std::mem::replace(&mut obj.summary.borrow_mut().data_blocks, data_blocks);
+        let total = self.data_blocks.get() + u64::from(data_blocks);
+        self.data_blocks.set(total.saturating_sub(u64::from(before)));
     }
 
     fn note_use(&self, obj: &Obj) {
@@ -587,7 +618,7 @@ impl Disk {
     }
 
     /// Remember that the object differs from its file.
-    fn touch(&self, obj: &Rc<Obj>, position: u64) {
+    pub(super) fn touch(&self, obj: &Rc<Obj>, position: u64) {
         obj.change.set(obj.change.get() + 1);
         if obj.since.get().is_none() {
             obj.since.set(Some(position));
@@ -602,6 +633,7 @@ impl Disk {
             s.filling = m.filling;
             s.vdi = m.vdi;
             s.seal = m.seal;
+            s.promised = m.promised;
             self.note_half(obj.oid, m.filling);
         }
     }
@@ -624,10 +656,7 @@ impl Disk {
             let grown = i64::from(has) - i64::from(old.is_some_and(|o| o.data.is_some()));
             self.fresh_bytes.set((self.fresh_bytes.get() as i64 + (grown << BLOCK_SHIFT)).max(0) as usize);
         }
-        let after = data_blocks.max(0) as u32;
-        let before = std::mem::replace(&mut obj.summary.borrow_mut().data_blocks, after);
-        let total = self.data_blocks.get() + u64::from(after);
-        self.data_blocks.set(total.saturating_sub(u64::from(before)));
+        self.count(obj, data_blocks.max(0) as u32);
         m.warm(blocks.clone());
         match what {
             WriteAction::Data => {
@@ -671,6 +700,7 @@ impl Disk {
         m.zero.subtract(blocks);
         m.cold.union(blocks);
         m.seal = (!m.cold.is_empty()).then_some(seal);
+        m.promised = m.promised.max(seal.number());
     }
 
     /// Take one step. The object's metadata must be loaded, or the object not exist.
@@ -861,6 +891,13 @@ impl Disk {
                 self.touch(&obj, position);
                 self.unlink.borrow_mut().remove(oid);
             }
+            Record::Promise { oid, number } => {
+                let Some(obj) = self.object(*oid) else { return };
+                if let Some(m) = obj.meta.borrow_mut().as_mut() {
+                    m.promised = m.promised.max(*number);
+                }
+                self.touch(&obj, position);
+            }
             Record::Watermark { vdi, generation, seq } => {
                 self.set_mark(*vdi, Version { generation: generation.0, seq: *seq });
             }
@@ -1025,7 +1062,13 @@ impl Disk {
             cold: m.cold.clone(),
             cold_crcs: m.cold_crcs(),
             seal: m.seal,
+            promised: m.promised,
         })
+    }
+
+    /// Its row of the index.
+    pub(super) fn known(&self, obj: &Obj) -> Known {
+        Known { summary: self.summary(obj), slot: obj.slot.get() }
     }
 
     pub(super) fn summary(&self, obj: &Obj) -> ObjectSummary {
@@ -1040,6 +1083,7 @@ impl Disk {
             filling: s.filling || s.broken,
             data_blocks: s.data_blocks,
             seal: s.seal,
+            promised: s.promised,
         }
     }
 
@@ -1089,6 +1133,12 @@ pub(super) fn best_slot(oid: ObjectId, both: &[u8], len: usize) -> Result<(u64, 
         (Slot::Blank, Slot::Blank) => Err(Slot::Blank),
         _ => Err(Slot::Broken),
     }
+}
+
+/// One of the two is damaged.
+pub(super) fn has_broken_slot(oid: ObjectId, both: &[u8], len: usize) -> bool {
+    let slots = [&both[..len.min(both.len())], both.get(len..).unwrap_or_default()];
+    slots.iter().any(|slot| Meta::decode(oid, slot) == Slot::Broken)
 }
 
 /// The turn to read an object's header.

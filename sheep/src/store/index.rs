@@ -25,13 +25,22 @@ const CACHE: usize = 1 << 20;
 /// Rows of one transaction while an index is rebuilt.
 pub(super) const BATCH: usize = 16_384;
 
+/// What the index knows of an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Known {
+    /// The object.
+    pub summary: ObjectSummary,
+    /// Counter of the last header in its file. One that is older is not the object's any more: the newer one is damaged.
+    pub slot: u64,
+}
+
 /// One change: an object and what is known of it, or that it is gone.
-pub type Change = (ObjectId, Option<ObjectSummary>);
+pub type Change = (ObjectId, Option<Known>);
 
 /// Where rows are kept.
 pub trait Index {
     /// Everything; `None`: it was never filled.
-    fn rows(&self) -> LocalFut<'static, io::Result<Option<Vec<ObjectSummary>>>>;
+    fn rows(&self) -> LocalFut<'static, io::Result<Option<Vec<Known>>>>;
     /// Durable when done. `complete`: all objects of the disk are in it from now on.
     fn commit(&self, changes: Vec<Change>, complete: bool) -> LocalFut<'static, io::Result<()>>;
 }
@@ -47,12 +56,15 @@ struct Row {
     filling: bool,
     data_blocks: u32,
     seal: Option<Seal>,
+    promised: u32,
+    slot: u64,
 }
 
 /// An index of another layout is made again.
-const LAYOUT: u8 = 2;
+const LAYOUT: u8 = 4;
 
-fn encode(s: &ObjectSummary) -> Vec<u8> {
+fn encode(known: &Known) -> Vec<u8> {
+    let s = &known.summary;
     let row = Row {
         key: s.key,
         vdi: s.vdi,
@@ -62,14 +74,16 @@ fn encode(s: &ObjectSummary) -> Vec<u8> {
         filling: s.filling,
         data_blocks: s.data_blocks,
         seal: s.seal,
+        promised: s.promised,
+        slot: known.slot,
     };
     postcard::to_extend(&row, vec![LAYOUT]).unwrap_or_default()
 }
 
-fn decode(oid: ObjectId, raw: &[u8]) -> Option<ObjectSummary> {
+fn decode(oid: ObjectId, raw: &[u8]) -> Option<Known> {
     let (layout, rest) = raw.split_first()?;
     let row: Row = (*layout == LAYOUT).then(|| postcard::from_bytes(rest).ok())??;
-    Some(ObjectSummary {
+    let summary = ObjectSummary {
         oid,
         key: row.key,
         vdi: row.vdi,
@@ -79,7 +93,9 @@ fn decode(oid: ObjectId, raw: &[u8]) -> Option<ObjectSummary> {
         filling: row.filling,
         data_blocks: row.data_blocks,
         seal: row.seal,
-    })
+        promised: row.promised,
+    };
+    Some(Known { summary, slot: row.slot })
 }
 
 fn other(e: impl std::error::Error + Send + Sync + 'static) -> io::Error {
@@ -125,7 +141,7 @@ impl FileIndex {
 }
 
 impl Index for FileIndex {
-    fn rows(&self) -> LocalFut<'static, io::Result<Option<Vec<ObjectSummary>>>> {
+    fn rows(&self) -> LocalFut<'static, io::Result<Option<Vec<Known>>>> {
         let db = self.0.clone();
         let read = move || {
             let tx = db.begin_read().map_err(other)?;
@@ -171,8 +187,8 @@ mod tests {
     use super::*;
     use sheepdog_proto::{Generation, LayerId};
 
-    fn row(n: u32) -> ObjectSummary {
-        ObjectSummary {
+    fn row(n: u32) -> Known {
+        let summary = ObjectSummary {
             oid: ObjectId::data(LayerId(3), n),
             key: PlacementKey { family: LayerId(1), index: n },
             vdi: VdiId(9),
@@ -188,7 +204,9 @@ mod tests {
                 data: 4,
                 parity: 2,
             }),
-        }
+            promised: n,
+        };
+        Known { summary, slot: u64::from(n) << 40 }
     }
 
     #[tokio::test]
@@ -198,8 +216,11 @@ mod tests {
         {
             let index = FileIndex::open(&path, DiskId(1)).await.expect("open");
             assert_eq!(index.rows().await.expect("read"), None);
-            index.commit((1..4).map(|n| (row(n).oid, Some(row(n)))).collect(), true).await.expect("write");
-            index.commit(vec![(row(1).oid, None)], false).await.expect("write");
+            index
+                .commit((1..4).map(|n| (row(n).summary.oid, Some(row(n)))).collect(), true)
+                .await
+                .expect("write");
+            index.commit(vec![(row(1).summary.oid, None)], false).await.expect("write");
         }
         assert!(FileIndex::open(&path, DiskId(2)).await.is_err());
         let index = FileIndex::open(&path, DiskId(1)).await.expect("open");

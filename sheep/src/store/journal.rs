@@ -176,6 +176,13 @@ pub enum Record {
         /// Checksum of each.
         crcs: Vec<u32>,
     },
+    /// No seal of a lower number is taken any more.
+    Promise {
+        /// Object.
+        oid: ObjectId,
+        /// Number.
+        number: u32,
+    },
 }
 
 impl Record {

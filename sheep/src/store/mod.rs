@@ -26,10 +26,12 @@ mod sealed;
 #[cfg(test)]
 mod tests;
 pub mod types;
+mod verify;
 mod view;
 
 pub use open::{OpenError, StoreConfig};
 pub use types::*;
+pub use verify::Verified;
 
 use crate::observe::cells::OpCounts;
 use bytes::Bytes;
@@ -88,6 +90,8 @@ pub struct DiskStats {
     pub objects: u64,
     /// State.
     pub state: DiskState,
+    /// What is thought of it.
+    pub opinion: Opinion,
     /// Size of the journal's ring, bytes.
     pub journal_size: u64,
     /// Part of the ring that a checkpoint has not freed yet, bytes.
@@ -566,9 +570,17 @@ impl Store {
                     objects: objects.len() as u64,
                     state: d.state.borrow().clone(),
                     leaving: d.leaving.borrow().clone(),
+                    opinion: d.opinion.borrow().clone(),
                 }
             })
             .collect()
+    }
+
+    /// Note what is thought of a disk.
+    pub fn set_opinion(&self, disk: DiskId, change: impl FnOnce(&mut Opinion)) {
+        if let Some(d) = self.disks.borrow().iter().find(|d| d.id == disk) {
+            change(&mut d.opinion.borrow_mut());
+        }
     }
 
     /// Open another disk. It takes no new objects before `set_leaving` says that it stays: the cluster has to know of it first.
@@ -655,6 +667,7 @@ impl Store {
                 used: d.data_blocks.get() << BLOCK_SHIFT,
                 objects: d.objects.borrow().len() as u64,
                 state: d.state.borrow().clone(),
+                opinion: d.opinion.borrow().clone(),
                 journal_size,
                 journal_used,
                 journal_queued,

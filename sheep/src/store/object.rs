@@ -49,7 +49,8 @@ struct Head {
     seal_slot: u8,
     seal_data: u8,
     seal_parity: u8,
-    reserved: [u8; 125],
+    promised: U32,
+    reserved: [u8; 121],
     /// Of the whole slot with this field zero.
     crc: U32,
 }
@@ -87,6 +88,8 @@ pub struct Meta {
     pub cold: BlockMap,
     /// In which; there is one exactly when some block is cold.
     pub seal: Option<Seal>,
+    /// No seal of a lower number is taken any more, whatever becomes of this one: others remove strips because of that.
+    pub promised: u32,
     /// CRC-32C of every data block, cold ones too; 0 for others.
     pub crcs: Vec<u32>,
 }
@@ -150,6 +153,7 @@ impl Meta {
             dirty_last: Epoch(0),
             cold: BlockMap::new(blocks),
             seal: None,
+            promised: 0,
             crcs: vec![0; blocks as usize],
         }
     }
@@ -221,7 +225,8 @@ impl Meta {
             seal_slot: seal.slot,
             seal_data: seal.data,
             seal_parity: seal.parity,
-            reserved: [0; 125],
+            promised: self.promised.into(),
+            reserved: [0; 121],
             crc: 0.into(),
         };
         out[..HEAD].copy_from_slice(head.as_bytes());
@@ -303,6 +308,7 @@ impl Meta {
                 zero,
                 cold,
                 seal,
+                promised: head.promised.get(),
                 dirty: words(2),
                 dirty_since: (flags & 2 != 0).then(|| Epoch(head.dirty_since.get())),
                 dirty_last: Epoch(head.dirty_last.get()),
@@ -333,6 +339,7 @@ mod tests {
                 m.seal = Some(Seal { version, digest: 77, slot: 3, data: 16, parity: 15 });
             }
             m.version = Version { generation: 3, seq: 4 };
+            m.promised = 5;
             let mut slot = vec![0; slot_len(size)];
             assert_eq!(Meta::decode(oid, &slot), Slot::Blank);
             m.encode(12, &mut slot);

@@ -1,11 +1,10 @@
 //! Opening disks: identity, journal replay, finding the objects.
 
-use super::disk::{Disk, Summary, best_slot};
+use super::disk::{Disk, Summary, best_slot, has_broken_slot};
 use super::fs::{Fs, OpenHow};
-use super::index::Index;
+use super::index::{Index, Known};
 use super::journal::{Journal, Record};
 use super::object::slot_len;
-use super::types::ObjectSummary;
 use super::{Store, StoreEvent, apply};
 use crate::buf::AlignedBuf;
 use bytes::Bytes;
@@ -16,6 +15,7 @@ use sheepdog_proto::{
     ObjectId, PlacementKey, VdiId, Version,
 };
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -28,7 +28,7 @@ pub const DEFAULT_JOURNAL: u64 = 256 << 20;
 /// Name of the identity file.
 const IDENTITY: &str = "disk";
 /// Name of the index.
-const INDEX: &str = "index.redb";
+pub(super) const INDEX: &str = "index.redb";
 /// Events that wait to be looked at.
 const EVENTS: usize = 1024;
 
@@ -288,11 +288,13 @@ impl Store {
         }
         let (fs, events) = (self.fs.clone(), self.events_out.clone());
         let disk = Disk::new(id.disk, path.to_owned(), id.plain, fs, journal, index, files, events);
+        // Objects of which a header is damaged, found without an index.
+        let mut torn = BTreeSet::new();
         match rows {
             Some(rows) => rows.iter().for_each(|row| disk.listed(row)),
             None => {
-                self.scan(&disk).await.map_err(fail)?;
-                self.fill_index(&disk).await.map_err(fail)?;
+                self.scan(&disk, &mut torn).await.map_err(fail)?;
+                disk.fill_index().await.map_err(fail)?;
             }
         }
         let replayed = records.len();
@@ -302,11 +304,29 @@ impl Store {
                 && let Some(obj) = disk.object(oid)
                 && disk.load(&obj).await.is_err()
             {
-                // The header was torn or damaged and the journal does not have all of the object.
-                tracing::warn!(%oid, "an object's header is damaged: it will be filled from another copy");
+                // The journal has all of it: its first header was being written.
+                let first = matches!(&record, Record::Write { prev, .. } if *prev == Version::NONE);
+                if !first || obj.slot.get() != 0 {
+                    // The header was torn or damaged and the journal does not have all of the object.
+                    tracing::warn!(%oid, "an object's header is damaged: it will be filled from another copy");
+                    continue;
+                }
+                disk.run(position, &Record::Remove { oid }, &data);
+            }
+            // A write of a header that was cut short left the one before it, and the journal has all that came after. Where it does not begin there, the newer header was whole once.
+            if let Some(oid) = touched(&record)
+                && torn.remove(&oid)
+                && let Some(obj) = disk.object(oid)
+                && let Record::Write { prev, .. } = &record
+                && *prev > obj.summary.borrow().version
+            {
+                disk.lost(&obj);
                 continue;
             }
             disk.run(position, &record, &data);
+        }
+        for obj in torn.into_iter().filter_map(|oid| disk.object(oid)) {
+            disk.lost(&obj);
         }
         if replayed > 0 {
             // The process before this one may have ended between making a directory and making it durable.
@@ -335,7 +355,7 @@ impl Store {
         &self,
         path: &Path,
         disk: DiskId,
-    ) -> Result<(Rc<dyn Index>, Option<Vec<ObjectSummary>>), OpenError> {
+    ) -> Result<(Rc<dyn Index>, Option<Vec<Known>>), OpenError> {
         let file = path.join(INDEX);
         let mut last = None;
         for _ in 0..2 {
@@ -357,30 +377,12 @@ impl Store {
         Err(OpenError(format!("{}: the index can neither be read nor be made again: {why}", file.display())))
     }
 
-    async fn fill_index(&self, disk: &Rc<Disk>) -> io::Result<()> {
-        let all: Vec<_> = disk.objects.borrow().values().map(|o| (o.oid, Some(disk.summary(o)))).collect();
-        for part in all.chunks(super::index::BATCH) {
-            disk.index.commit(part.to_vec(), false).await?;
-        }
-        disk.index.commit(Vec::new(), true).await
-    }
-
-    /// Find every object by its header.
-    async fn scan(&self, disk: &Rc<Disk>) -> io::Result<()> {
-        let root = disk.path.join("obj");
-        let mut dirs = vec![root.clone()];
-        if !disk.plain.get() {
-            dirs.clear();
-            for layer in self.fs.list(&root)? {
-                for part in self.fs.list(&root.join(&layer))? {
-                    dirs.push(root.join(&layer).join(part));
-                }
-            }
-        }
-        for dir in dirs {
+    /// Find every object by its header. `torn`: those of which one of the two is damaged.
+    async fn scan(&self, disk: &Rc<Disk>, torn: &mut BTreeSet<ObjectId>) -> io::Result<()> {
+        for dir in disk.object_dirs()? {
             for name in self.fs.list(&dir)? {
                 if let Some(oid) = ObjectId::parse(&name) {
-                    self.scan_object(disk, oid).await.map_err(|e| {
+                    self.scan_object(disk, oid, torn).await.map_err(|e| {
                         io::Error::new(e.kind(), format!("object file {}: {e}", dir.join(&name).display()))
                     })?;
                 }
@@ -389,7 +391,12 @@ impl Store {
         Ok(())
     }
 
-    async fn scan_object(&self, disk: &Rc<Disk>, oid: ObjectId) -> io::Result<()> {
+    async fn scan_object(
+        &self,
+        disk: &Rc<Disk>,
+        oid: ObjectId,
+        torn: &mut BTreeSet<ObjectId>,
+    ) -> io::Result<()> {
         let (_, path) = disk.object_path(oid);
         let file = self.fs.open(&path, OpenHow { create: false, direct: true })?;
         let len = file.len()?;
@@ -404,6 +411,9 @@ impl Store {
                 Err(super::object::Slot::Blank) => {}
                 Err(why) => header = Err(why),
                 valid => {
+                    if has_broken_slot(oid, &both, slot) {
+                        torn.insert(oid);
+                    }
                     header = valid;
                     break;
                 }
@@ -420,6 +430,7 @@ impl Store {
                     filling: m.filling,
                     data_blocks: m.data().count(),
                     seal: m.seal,
+                    promised: m.promised,
                     broken: false,
                 };
                 disk.found(oid, m.key, counter, summary);
@@ -437,6 +448,7 @@ impl Store {
                     filling: false,
                     data_blocks: 0,
                     seal: None,
+                    promised: 0,
                     broken: true,
                 };
                 disk.found(oid, m.key, 0, summary);
@@ -451,6 +463,7 @@ impl Store {
                     filling: false,
                     data_blocks: 0,
                     seal: None,
+                    promised: 0,
                     broken: true,
                 };
                 let key = PlacementKey { family: LayerId(0), index: oid.index() };
@@ -474,7 +487,8 @@ fn touched(record: &super::journal::Record) -> Option<ObjectId> {
         | R::Fill { oid, .. }
         | R::FinishFill { oid, .. }
         | R::Stamp { oid, .. }
-        | R::Seal { oid, .. } => Some(*oid),
+        | R::Seal { oid, .. }
+        | R::Promise { oid, .. } => Some(*oid),
         R::Remove { .. } | R::Watermark { .. } | R::Tails { .. } => None,
     }
 }

@@ -12,9 +12,6 @@ use std::rc::Rc;
 
 /// Attempts while the object is overwritten under the reader.
 const ATTEMPTS: usize = 100;
-/// Blocks checked at a time by `verify`.
-const VERIFY: u32 = 256;
-
 /// Headers read at a time when a view is made.
 const LOADS: usize = 16;
 /// Attempts to make a view while its layers are changed.
@@ -339,44 +336,5 @@ impl Store {
             }
         }
         Ok(out)
-    }
-
-    /// Check every block of an object against its checksum; runs that do not match.
-    pub async fn verify(&self, oid: ObjectId) -> Result<Vec<Range<u32>>, StoreError> {
-        let Some((d, o)) = self.loaded(oid).await? else { return Ok(Vec::new()) };
-        // By its name, not by a handle that still works when the file is gone.
-        if o.since.get().is_none() && !o.applying.get() {
-            *o.file.borrow_mut() = None;
-        }
-        let mut bad: Vec<Range<u32>> = Vec::new();
-        let Some(info) = d.info(&o) else { return Ok(bad) };
-        let mut data = info.present;
-        data.subtract(&info.zero);
-        data.subtract(&info.cold);
-        for run in data.set_runs().collect::<Vec<_>>() {
-            let mut first = run.start;
-            while first < run.end {
-                let chunk = first..(first + VERIFY).min(run.end);
-                first = chunk.end;
-                let read = self.read_object(oid, chunk.clone()).await;
-                if let Err(e) = read {
-                    if !matches!(e, StoreError::Corrupt { .. }) {
-                        return Err(e);
-                    }
-                    // Name each block, so that healing fetches no more than it must.
-                    for b in chunk {
-                        match self.read_object(oid, b..b + 1).await {
-                            Err(StoreError::Corrupt { .. }) => match bad.last_mut() {
-                                Some(last) if last.end == b => last.end = b + 1,
-                                _ => bad.push(b..b + 1),
-                            },
-                            Err(e) => return Err(e),
-                            Ok(_) => {}
-                        }
-                    }
-                }
-            }
-        }
-        Ok(bad)
     }
 }

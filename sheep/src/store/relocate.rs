@@ -131,11 +131,21 @@ impl Store {
         objects.range((from, Unbounded)).take(limit).map(|(oid, o)| (*oid, size(o))).collect()
     }
 
-    /// Move an object from a disk that is leaving to one that stays. Nothing to do when it is not there any more.
+    /// Where the object would be put if it were new. `None`: there is no such object, or no disk for it.
+    pub fn belongs_on(&self, oid: ObjectId) -> Option<DiskId> {
+        let (_, obj) = self.locate(oid)?;
+        Some(self.choose(obj.key).ok()?.id)
+    }
+
+    /// Move an object from a disk, that is leaving for example, to the one that it belongs on. Nothing to do when it is not there any more.
     ///
     /// # Errors
     /// The object cannot be read (it is healed from another copy, like everything that is found damaged), or no other disk takes it.
     pub async fn relocate(&self, oid: ObjectId, from: DiskId) -> Result<(), StoreError> {
+        if self.moves.hides(from, oid) {
+            // It is just coming here.
+            self.moves.still(oid).await;
+        }
         let Some((_, obj)) = self.locate(oid).filter(|(d, _)| d.id == from) else { return Ok(()) };
         // Until the disk has written most of what it was given: room in its memory is for clients first.
         let disk = self.choose(obj.key)?;
@@ -155,6 +165,9 @@ impl Store {
         *turn.unfinished.borrow_mut() = Some(target.clone());
         let make = |ops| target.fill(oid, info.key, info.vdi, info.object_size, true, ops);
         let mut last: Durable = make(Vec::new())?;
+        if info.promised > 0 {
+            last = target.log(Record::Promise { oid, number: info.promised });
+        }
         let blocks = info.object_size >> BLOCK_SHIFT;
         for first in (0..blocks).step_by(CHUNK as usize) {
             let chunk = first..(first + CHUNK).min(blocks);

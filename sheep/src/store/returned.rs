@@ -7,12 +7,16 @@ use sheepdog_proto::{DiskId, ObjectId};
 use std::rc::Rc;
 
 impl Store {
-    /// Of objects that another disk has as well one stays: a whole one rather than one that was being filled, then the later. Which of them is right is found out when
+    /// Of objects that another disk has as well one stays: a whole one rather than one that was being filled, then the later (of equal ones the one that was sealed later: strips of before
+    /// may be gone). Which of them is right is found out when
     /// the node compares itself with the others; two at once would shadow each other.
     pub(super) fn settle_twins(&self, disk: &Rc<Disk>) {
         let disks = self.disks.borrow();
         let others = || disks.iter().filter(|d| d.id != disk.id);
-        let rank = |d: &Disk, oid| d.object(oid).map(|o| d.summary(&o)).map(|s| (!s.filling, s.version));
+        let rank = |d: &Disk, oid| {
+            let row = d.object(oid).map(|o| d.summary(&o));
+            row.map(|s| (!s.filling, s.version, s.promised))
+        };
         let mine: Vec<ObjectId> = disk.objects.borrow().keys().copied().collect();
         let mut twins = 0;
         for oid in mine {

@@ -4,6 +4,9 @@
 //! reader could see from copies that are not. But it is a change: the epoch of the last one moves, so that a node that was not a holder then asks for it.
 //!
 //! A strip is an object of its own: its version is the seal's, and where other objects have the epoch of their last change it has the seal's digest.
+//!
+//! Seals of an object are numbered. A copy takes none below the number that it has *promised*, and what it has promised stays: so strips that it does not need now, of a lower number, it
+//! will never need.
 
 use super::journal::Record;
 use super::types::{FillOp, ObjectSummary, StoreError, WriteKind};
@@ -26,7 +29,7 @@ impl Drop for Making<'_> {
 
 impl Store {
     /// Give up contents that are in strips by now: of those `blocks` that have these checksums here. `false`: the object is not at the version that the strips were made of (or
-    /// there is none, it is being filled, or needs strips of before), or `admitted` says no, and nothing was done.
+    /// there is none, it is being filled, needs strips of before, or has promised not to take these), or `admitted` says no, and nothing was done.
     pub async fn seal(
         &self,
         oid: ObjectId,
@@ -58,7 +61,7 @@ impl Store {
             }
             let mut left = m.cold.clone();
             left.subtract(&away);
-            if m.seal != Some(seal) && !left.is_empty() {
+            if m.seal != Some(seal) && (!left.is_empty() || seal.number() < m.promised) {
                 return Ok(false);
             }
             let mut todo = away.clone();
@@ -74,6 +77,14 @@ impl Store {
         };
         durable(&disk, rx).await?;
         Ok(true)
+    }
+
+    /// Take no seal of a lower number any more. On stable storage when done.
+    pub async fn promise(&self, oid: ObjectId, number: u32) -> Result<(), StoreError> {
+        let Some((disk, obj)) = self.at_rest(oid).await? else { return Ok(()) };
+        let more = obj.meta.borrow().as_ref().is_some_and(|m| m.promised < number);
+        let rx = if more { disk.log(Record::Promise { oid, number }) } else { disk.journal.barrier() };
+        durable(&disk, rx).await
     }
 
     /// Of an object that is being filled: contents of these blocks are in strips. `crcs`: of each of them.
@@ -135,10 +146,11 @@ impl Store {
         durable(&disk, rx).await
     }
 
-    /// Wait until everything that was changed so far is on stable storage.
+    /// Wait until everything that was changed so far is on stable storage. An error while a failed disk is not given up yet: it may come back without its last changes.
     pub async fn all_durable(&self) -> Result<(), StoreError> {
         let disks: Vec<_> = self.disks.borrow().clone();
-        for disk in disks.iter().filter(|d| d.check().is_ok()) {
+        for disk in &disks {
+            disk.check()?;
             durable(disk, disk.journal.barrier()).await?;
         }
         Ok(())
@@ -158,14 +170,19 @@ impl Store {
             })
     }
 
-    /// Remove a strip, if it is still the one that was looked at: another may have taken its name since.
-    pub async fn remove_strip(&self, strip: &ObjectSummary) -> Result<(), StoreError> {
+    /// Remove a strip, if it is still the one that was looked at (another may have taken its name since), and `still` says yes.
+    pub async fn remove_strip(
+        &self,
+        strip: &ObjectSummary,
+        still: impl FnOnce() -> bool,
+    ) -> Result<(), StoreError> {
         let oid = strip.oid;
         self.moves.still(oid).await;
+        // From here on without awaiting.
         let Some((disk, obj)) = self.locate(oid) else { return Ok(()) };
         let now = disk.summary(&obj);
         let same = (now.version, now.epoch) == (strip.version, strip.epoch);
-        if oid.is_data() || !same || self.making.borrow().contains(&oid) {
+        if oid.is_data() || !same || self.making.borrow().contains(&oid) || !still() {
             return Ok(());
         }
         disk.check()?;
@@ -173,7 +190,8 @@ impl Store {
         durable(&disk, rx).await
     }
 
-    /// Keep a strip. `rows` are those with contents, and `data` the contents. Whoever makes it makes the same one, so one that is here stays.
+    /// Keep a strip. `rows` are those with contents, and `data` the contents. Whoever makes it makes the same one, so one that is here stays. It takes the place of one of an earlier
+    /// seal: whoever began to make it had the promise of all copies that they take none of those any more.
     #[allow(clippy::too_many_arguments)]
     pub async fn put_strip(
         &self,
@@ -189,7 +207,8 @@ impl Store {
             return Err(StoreError::Invalid("not the name of a strip of this seal".into()));
         }
         if self.has_strip(oid, seal) {
-            return Ok(());
+            // Whoever made it may not have been told yet.
+            return self.all_durable().await;
         }
         let mut at = 0;
         let mut ops = Vec::with_capacity(rows.len());
@@ -205,7 +224,8 @@ impl Store {
             return Err(StoreError::Invalid("payload length".into()));
         }
         // Of an earlier seal, or half made. A later one stays: whoever asks has waited for long.
-        if self.row(oid).is_some_and(|(row, _)| row.version > seal.version && !row.filling) {
+        let later = |row: &ObjectSummary| !row.filling && Seal::number_in(row.epoch.0) >= seal.number();
+        if self.row(oid).is_some_and(|(row, _)| later(&row)) {
             return Err(StoreError::Invalid("a strip of a later seal is there".into()));
         }
         if !self.making.borrow_mut().insert(oid) {

@@ -99,6 +99,8 @@ pub struct ObjectInfo {
     pub cold_crcs: Vec<u32>,
     /// Which strips; there is one exactly when some block is cold.
     pub seal: Option<Seal>,
+    /// It takes no seal of a lower number any more.
+    pub promised: u32,
 }
 
 /// Blocks of an object whose contents are in strips.
@@ -137,6 +139,8 @@ pub struct ObjectSummary {
     pub data_blocks: u32,
     /// Others have theirs in strips: which.
     pub seal: Option<Seal>,
+    /// It takes no seal of a lower number any more.
+    pub promised: u32,
 }
 
 impl ObjectSummary {
@@ -202,6 +206,15 @@ pub enum DiskState {
     Failed(String),
 }
 
+/// What is thought of a disk that works.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Opinion {
+    /// Why it is suspect, if it is.
+    pub suspect: Option<String>,
+    /// It will be full in so long, if it goes on as it has gone.
+    pub full_in: Option<std::time::Duration>,
+}
+
 /// One disk, for listings and weights.
 #[derive(Debug, Clone)]
 pub struct DiskInfo {
@@ -221,6 +234,8 @@ pub struct DiskInfo {
     pub state: DiskState,
     /// It is being emptied; why it is not empty yet, where that is known.
     pub leaving: Option<String>,
+    /// What is thought of it.
+    pub opinion: Opinion,
 }
 
 /// What the store tells the node without being asked.

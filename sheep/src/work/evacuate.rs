@@ -4,7 +4,7 @@
 //! out of the committed map and out of use; the other nodes need not look at anything. A sheep that ends before that uses the disk again when it is back.
 
 use crate::peer::Replica;
-use crate::store::Store;
+use crate::store::{DiskInfo, DiskState, Store};
 use sheepdog_cluster::{Command, Reply};
 use sheepdog_proto::DiskId;
 use std::rc::Rc;
@@ -15,7 +15,8 @@ use tokio_util::sync::CancellationToken;
 const PAGE: usize = 256;
 /// Before what could not be moved is tried again, or the control plane asked again.
 const PAUSE: Duration = Duration::from_secs(2);
-
+/// Room that objects take beyond their data, and that a disk keeps, about.
+const EXTRA: u64 = 64 << 20;
 /// So many that cannot be moved end a round.
 const ENOUGH: usize = 64;
 
@@ -29,6 +30,36 @@ pub struct Evacuation {
     pub stop: CancellationToken,
 }
 
+/// Begin to empty a disk onto the node's others. Nothing to do when that goes on already.
+///
+/// # Errors
+/// There is no such disk, or the others cannot take what is on it: in words.
+pub fn begin(replica: &Rc<Replica>, disk: DiskId, stop: &CancellationToken) -> Result<(), String> {
+    let store = replica.store.as_ref().ok_or("this sheep is a gateway: it keeps no data")?;
+    let (it, others): (Vec<_>, Vec<_>) = store.disks().into_iter().partition(|d| d.id == disk);
+    let Some(it) = it.into_iter().next() else { return Err(format!("this sheep has no disk {disk}")) };
+    if it.leaving.is_some() {
+        return Ok(());
+    }
+    let staying = |d: &&DiskInfo| d.leaving.is_none() && d.state == DiskState::Ok;
+    let mut staying = others.iter().filter(staying).peekable();
+    if staying.peek().is_none() {
+        return Err("no other disk of this sheep could take what is on it: plug one first, drain the node, or say --force".into());
+    }
+    let free: u64 = staying.map(|d| d.free.saturating_sub(EXTRA)).sum();
+    if free < it.used + it.used / 10 {
+        return Err(format!(
+            "it holds {} MiB, and the sheep's other disks have room for {} MiB: plug one first, or drain the node",
+            it.used >> 20,
+            free >> 20
+        ));
+    }
+    store.set_leaving(disk, Some(String::new()));
+    let evacuation = Evacuation { replica: replica.clone(), disk, stop: stop.clone() };
+    tokio::task::spawn_local(evacuation.run());
+    Ok(())
+}
+
 impl Evacuation {
     /// Run until the disk is out of use, or stays after all.
     pub async fn run(self) {
@@ -38,7 +69,8 @@ impl Evacuation {
         while self.goes_on(&store) {
             match self.round(&store).await {
                 Ok(true) if self.retire(&store).await => return,
-                Ok(_) => {}
+                // Something has come meanwhile, or stays although nothing went wrong.
+                Ok(_) => self.pause().await,
                 Err(why) => {
                     if why != said {
                         tracing::warn!(disk = %self.disk.short(), why, "the disk cannot be emptied yet");

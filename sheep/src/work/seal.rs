@@ -1,14 +1,17 @@
-//! Erasure coding: what has not been written for a while is put away in strips, and strips that nobody needs any more are removed.
+//! Erasure coding: what has not been written for a while is put away in strips. (Those that nobody needs any more are removed by `sweep`.)
 //!
 //! The first holder of an object sees to it. It looks at everything that all copies agree on, makes the strips, has each kept by its node, and when all are on stable storage
 //! asks the holders one by one, itself last, to give up what is in them. A holder does that only if its copy is still at the version that the strips were made of. Whatever
-//! is cut short is begun again by whoever is the first holder then, and comes out the same.
+//! is cut short is begun again by whoever is the first holder then.
+//!
+//! Every attempt to seal an object has a number of its own, and before its strips are sent anywhere all copies promise to take none of a lower number any more.
 //!
 //! Nothing is sealed while anything is being moved or anybody is away, so strips are where the map says, all of them. What becomes of them later (nodes that go, disks that are
 //! lost) is for each node to make good: `sync`.
 //!
 //! Volumes that are not erasure coded any more get their contents back here, too.
 
+use super::sweep::SWEEP;
 use crate::peer::Replica;
 use crate::peer::strips::{ASKED, Sealed};
 use crate::planted::{self, Bug};
@@ -16,9 +19,9 @@ use crate::store::{ObjectSummary, Store};
 use futures::stream::{FuturesUnordered, StreamExt};
 use sheepdog_cluster::{LayerState, NodeMap, Redundancy};
 use sheepdog_erasure::Codec;
-use sheepdog_proto::peer::{ObjectStat, Seal, Status};
-use sheepdog_proto::{BLOCK_SHIFT, BlockMap, Epoch, LayerId, NodeId, ObjectId, Version};
-use std::collections::{BTreeMap, HashMap};
+use sheepdog_proto::peer::{Needs, Seal, Status};
+use sheepdog_proto::{BLOCK_SHIFT, BlockMap, Epoch, NodeId, ObjectId, Version};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -30,8 +33,6 @@ const LOOK: Duration = Duration::from_secs(5);
 const IDLE: Duration = Duration::from_secs(15);
 /// Of an object's blocks so many must be here as copies, one in this: less is not worth reading all the rest.
 const SHARE: u32 = 16;
-/// How often strips are looked at.
-const SWEEP: Duration = Duration::from_secs(60);
 /// Objects looked at before others get a turn.
 const PAGE: usize = 256;
 /// Objects that something may have to be done about, of each look: the rest is for the next one.
@@ -59,8 +60,12 @@ struct Seen {
 
 /// How far the looking has come.
 #[derive(Default)]
-struct Round {
+pub(super) struct Round {
     seen: HashMap<ObjectId, Seen>,
+    /// Copies of these were found to need different strips: an attempt to seal them was cut short, and this node's own copy does not show it.
+    pub(super) mixed: BTreeSet<ObjectId>,
+    /// Strips that no copy needs and some may take yet: their digests, and since when.
+    pub(super) unneeded: HashMap<ObjectId, (u64, Instant)>,
     /// Go on after this.
     at: Option<ObjectId>,
     pass: u64,
@@ -81,13 +86,14 @@ fn least(row: &ObjectSummary) -> u32 {
     if planted::hurried() { 1 } else { ((row.object_size >> BLOCK_SHIFT) / SHARE).max(1) }
 }
 
-fn todo(row: &ObjectSummary, redundancy: Redundancy) -> Todo {
+/// `mixed`: its copies need different strips.
+fn todo(row: &ObjectSummary, redundancy: Redundancy, mixed: bool) -> Todo {
     match redundancy {
         Redundancy::Copies(_) if row.sealed() => Todo::Thaw,
         Redundancy::Copies(_) => Todo::Nothing,
         Redundancy::Erasure { data, parity } => {
             let other_code = row.seal.is_some_and(|s| (s.data, s.parity) != (data, parity));
-            match other_code || row.data_blocks >= least(row) {
+            match mixed || other_code || row.data_blocks >= least(row) {
                 true => Todo::Seal(data, parity),
                 false => Todo::Nothing,
             }
@@ -130,7 +136,7 @@ impl Sealer {
             if let Err(why) = self.replace_lost(&store).await {
                 tracing::debug!(%why, "looking for lost strips");
             }
-            if self.sweep(&store).await {
+            if self.sweep(&store, &mut round).await {
                 swept = Some((Instant::now(), epoch));
             }
         }
@@ -147,7 +153,8 @@ impl Sealer {
                 round.at = Some(row.oid);
                 let Some(made_with) = r.redundancy(row.key.family).filter(|_| !row.filling) else { continue };
                 let epoch = r.control.map().epoch;
-                let what = todo(row, r.control.map().redundancy(row.key.family, made_with));
+                let redundancy = r.control.map().redundancy(row.key.family, made_with);
+                let what = todo(row, redundancy, round.mixed.contains(&row.oid));
                 if what == Todo::Nothing {
                     continue;
                 }
@@ -168,7 +175,7 @@ impl Sealer {
                 };
                 match result {
                     Ok(true) => seen.rests = Some((epoch, row.seal)),
-                    Ok(false) => {}
+                    Ok(false) => drop(round.mixed.remove(&row.oid)),
                     Err(why) => tracing::debug!(oid = %row.oid, ?what, %why, "strips"),
                 }
                 if left == 0 {
@@ -241,27 +248,32 @@ impl Sealer {
         let r = &self.replica;
         let (oid, family) = (row.oid, row.key.family);
         let text = |e: crate::store::StoreError| e.to_string();
-        // All copies are whole and equal, as far as versions tell; the new strips must not take the place of any that a copy needs.
-        let mut used = Vec::new();
-        for (stat, seal) in r.seals(holders, &[(oid, family)], map.epoch).await?.into_iter().flatten() {
-            if stat.status != Status::Ok || stat.version != row.version {
-                return Err("the copies are not equal yet".into());
-            }
-            used.extend(seal.map(|s| s.slot));
-        }
-        let slot = (0..4).find(|s| !used.contains(s)).ok_or("too many seals of one object")?;
+        let said = r.seals(holders, &[(oid, family, 0)], map.epoch).await?;
+        let number = equal(&said, row.version)?.checked_add(1).ok_or("it was sealed too often")?;
         let Some(info) = store.info(oid).await.map_err(text)? else { return Ok(()) };
         if info.version != row.version || info.filling {
             return Err("it was written meanwhile".into());
         }
         let mut blocks = info.present.clone();
         blocks.subtract(&info.zero);
+        let put_away = info.seal.is_some_and(|s| (s.data, s.parity) == (data, parity)) && blocks == info.cold;
+        if put_away && said.iter().flatten().all(|needs| needs.seal == info.seal) {
+            return Ok(());
+        }
         let (contents, crcs) = self.contents(store, row, &blocks).await?;
         let now = store.info(oid).await.map_err(text)?;
         if now.is_none_or(|n| n.version != row.version || n.present != info.present || n.zero != info.zero) {
             return Err("it was written meanwhile".into());
         }
-        let digest = digest(slot, (data, parity), &blocks, &crcs);
+        // From here on none of them takes strips of before, so what is not needed now may be replaced.
+        let said = r.seals(holders, &[(oid, family, number)], map.epoch).await?;
+        equal(&said, row.version)?;
+        if said.iter().flatten().any(|needs| !needs.here || needs.stat.promised != number) {
+            return Err("another attempt was begun meanwhile".into());
+        }
+        let used: Vec<u8> = said.iter().flatten().filter_map(|needs| needs.seal.map(|s| s.slot)).collect();
+        let slot = (0..4).find(|s| !used.contains(s)).ok_or("too many seals of one object")?;
+        let digest = u64::from(number) << 32 | u64::from(hash(slot, (data, parity), &blocks, &crcs));
         let seal = Seal { version: row.version, digest, slot, data, parity };
         let of = Sealed { oid, family, object_size: row.object_size, seal };
         let strips = encode(of, &contents)?;
@@ -336,9 +348,7 @@ impl Sealer {
                 }
             }
             for (node, strips) in asked {
-                let names = strips.iter().map(|(of, role, _)| (of.strip(*role), of.seal)).collect();
-                let has = r.has_strips(node, names).await?;
-                for ((of, role, row), _) in strips.into_iter().zip(has).filter(|(_, has)| !has) {
+                for (of, role, row) in r.lacking(node, strips, |(of, role, _)| (*of, *role)).await? {
                     // Put away anew since it was asked for.
                     let now = store.row(row.oid).and_then(|(row, _)| row.seal);
                     if now != Some(of.seal) || r.control.map().epoch != map.epoch {
@@ -355,112 +365,19 @@ impl Sealer {
             tokio::task::yield_now().await;
         }
     }
+}
 
-    /// Remove strips that nobody needs, and those that belong elsewhere and are there; `true`: all were looked at.
-    async fn sweep(&self, store: &Rc<Store>) -> bool {
-        let map = self.replica.control.map();
-        let mut after = Some(ObjectId(u64::MAX >> 1));
-        loop {
-            let page = store.list(after, ASKED);
-            if let Err(why) = self.sweep_page(store, &page, &map).await {
-                tracing::debug!(%why, "sweep");
-                if self.replica.control.map().epoch != map.epoch {
-                    return false;
-                }
-            }
-            match page.last() {
-                Some(last) if page.len() == ASKED => after = Some(last.oid),
-                _ => return true,
-            }
-            tokio::task::yield_now().await;
-        }
+/// The copies are whole and equal, as far as versions tell: the highest number that one of them has promised.
+fn equal(said: &[Vec<Needs>], version: Version) -> Result<u32, String> {
+    let mut all = said.iter().flatten();
+    if !all.all(|needs| needs.stat.status == Status::Ok && needs.stat.version == version) {
+        return Err("the copies are not equal yet".into());
     }
-
-    async fn sweep_page(
-        &self,
-        store: &Rc<Store>,
-        page: &[ObjectSummary],
-        map: &NodeMap,
-    ) -> Result<(), String> {
-        let r = &self.replica;
-        let whole = |n: &NodeId| map.nodes.get(n).is_some_and(|v| v.is_up() && v.synced >= map.epoch);
-        // Who says something about which objects: each node is asked once.
-        let mut asked: BTreeMap<NodeId, Vec<(ObjectId, LayerId)>> = BTreeMap::new();
-        let mut strips = Vec::new();
-        for row in page {
-            // Those of deleted layers go with `reclaim`.
-            let known = r.control.read(|s| s.layers.contains_key(&row.oid.layer()));
-            let Some(made_with) = r.redundancy(row.key.family).filter(|_| known) else { continue };
-            let holders: Vec<NodeId> = map.acting(row.key, made_with).all().collect();
-            if !holders.iter().all(whole) {
-                continue;
-            }
-            for node in &holders {
-                let of = asked.entry(*node).or_default();
-                let this = (row.oid.whole(), row.key.family);
-                if of.last() != Some(&this) {
-                    of.push(this);
-                }
-            }
-            strips.push((row, holders.len(), map.redundancy(row.key.family, made_with)));
-        }
-        let mut said: HashMap<ObjectId, Vec<(ObjectStat, Option<Seal>)>> = HashMap::new();
-        for (node, objects) in asked {
-            let answers = r.seals(&[node], &objects, map.epoch).await?;
-            for ((oid, _), answer) in objects.iter().zip(answers.into_iter().flatten()) {
-                said.entry(*oid).or_default().push(answer);
-            }
-        }
-        for (row, holders, redundancy) in strips {
-            let said = said.get(&row.oid.whole()).map_or(&[][..], Vec::as_slice);
-            if said.len() < holders || said.iter().any(|(stat, _)| stat.status != Status::Ok) {
-                continue;
-            }
-            if let Err(why) = self.sweep_one(store, row, said, redundancy, map).await {
-                tracing::debug!(oid = %row.oid, %why, "sweep");
-            }
-        }
-        Ok(())
-    }
-
-    /// `said`: what all holders say of its object.
-    async fn sweep_one(
-        &self,
-        store: &Rc<Store>,
-        row: &ObjectSummary,
-        said: &[(ObjectStat, Option<Seal>)],
-        redundancy: Redundancy,
-        map: &NodeMap,
-    ) -> Result<(), String> {
-        let r = &self.replica;
-        let Some((slot, role)) = row.oid.strip() else { return Ok(()) };
-        let this = |s: &Seal| (s.slot, s.version, s.digest) == (slot, row.version, row.epoch.0);
-        let needed = said.iter().find_map(|(_, seal)| seal.filter(this));
-        if let Some(seal) = needed {
-            let mine = map.strip_targets(row.key, seal.strips()).get(usize::from(role)).copied().flatten();
-            let Some(node) = mine.filter(|n| *n != r.control.me()) else { return Ok(()) };
-            if map.rings.len() != 1 || r.has_strips(node, vec![(row.oid, seal)]).await? != [true] {
-                return Err("not where it belongs yet".into());
-            }
-        } else if redundancy.strips().is_some() && !row.filling {
-            // Perhaps it is being put away just now.
-            let open = |(stat, seal): &(ObjectStat, Option<Seal>)| {
-                stat.version == row.version && seal.is_none_or(|s| s.version != row.version)
-            };
-            if said.iter().any(open) {
-                return Ok(());
-            }
-        }
-        if r.control.map().epoch != map.epoch {
-            return Err("the map changed".into());
-        }
-        tracing::trace!(me = %r.control.me().short(), oid = %row.oid, "strip is not needed");
-        store.remove_strip(row).await.map_err(|e| e.to_string())
-    }
+    Ok(said.iter().flatten().map(|needs| needs.stat.promised).max().unwrap_or(0))
 }
 
 /// What is in the strips, by which code, and under which names, in short.
-fn digest(slot: u8, (data, parity): (u8, u8), blocks: &BlockMap, crcs: &[u32]) -> u64 {
+fn hash(slot: u8, (data, parity): (u8, u8), blocks: &BlockMap, crcs: &[u32]) -> u32 {
     let mut h = xxhash_rust::xxh3::Xxh3::new();
     h.update(&[slot, data, parity]);
     for w in blocks.words() {
@@ -469,8 +386,7 @@ fn digest(slot: u8, (data, parity): (u8, u8), blocks: &BlockMap, crcs: &[u32]) -
     for crc in crcs {
         h.update(&crc.to_le_bytes());
     }
-    // 0 is none.
-    h.digest().max(1)
+    h.digest() as u32
 }
 
 /// All strips of an object's contents.
@@ -496,7 +412,7 @@ fn encode(of: Sealed, contents: &[u8]) -> Result<Vec<Vec<u8>>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sheepdog_proto::{PlacementKey, VdiId};
+    use sheepdog_proto::{LayerId, PlacementKey, VdiId};
 
     const SEAL: Seal = Seal { version: Version::NONE, digest: 1, slot: 0, data: 4, parity: 2 };
 
@@ -511,19 +427,21 @@ mod tests {
             filling: false,
             data_blocks,
             seal: sealed.then_some(SEAL),
+            promised: 0,
         }
     }
 
     #[test]
     fn what_is_worth_it() {
         let ec = Redundancy::Erasure { data: 4, parity: 2 };
-        assert_eq!(todo(&row(63, false), ec), Todo::Nothing);
-        assert_eq!(todo(&row(64, false), ec), Todo::Seal(4, 2));
-        assert_eq!(todo(&row(63, true), ec), Todo::Nothing);
-        assert_eq!(todo(&row(64, true), ec), Todo::Seal(4, 2));
-        assert_eq!(todo(&row(0, true), Redundancy::Erasure { data: 2, parity: 1 }), Todo::Seal(2, 1));
-        assert_eq!(todo(&row(1024, false), Redundancy::Copies(3)), Todo::Nothing);
-        assert_eq!(todo(&row(0, true), Redundancy::Copies(3)), Todo::Thaw);
+        assert_eq!(todo(&row(63, false), ec, false), Todo::Nothing);
+        assert_eq!(todo(&row(64, false), ec, false), Todo::Seal(4, 2));
+        assert_eq!(todo(&row(63, true), ec, false), Todo::Nothing);
+        assert_eq!(todo(&row(64, true), ec, false), Todo::Seal(4, 2));
+        assert_eq!(todo(&row(0, true), ec, true), Todo::Seal(4, 2), "an attempt was cut short");
+        assert_eq!(todo(&row(0, true), Redundancy::Erasure { data: 2, parity: 1 }, false), Todo::Seal(2, 1));
+        assert_eq!(todo(&row(1024, false), Redundancy::Copies(3), false), Todo::Nothing);
+        assert_eq!(todo(&row(0, true), Redundancy::Copies(3), false), Todo::Thaw);
     }
 
     #[test]

@@ -14,8 +14,9 @@
 use crate::control::Control;
 use crate::peer::Replica;
 use crate::peer::adopt::{AdoptError, Adoption, Loses};
-use crate::peer::strips::Sealed;
+use crate::peer::strips::{ASKED, Sealed};
 use crate::store::{ObjectSummary, StoreError};
+use crate::work::yielding::Yielding;
 use futures::stream::{FuturesUnordered, StreamExt};
 use sheepdog_cluster::{Command, LostDisk, NodeMap, Redundancy, Session};
 use sheepdog_proto::peer::{Request, Response, Status, Terms};
@@ -66,6 +67,8 @@ pub struct Sync {
     missing_at: RefCell<HashMap<PlacementKey, u32>>,
     marks: Cell<u64>,
     heal: RefCell<BTreeMap<ObjectId, Missing>>,
+    /// Copies here that have become the truth, of objects of which none could vouch for itself: who asked before what is sealed was told without them.
+    decided: RefCell<BTreeSet<ObjectId>>,
     filling: RefCell<HashMap<ObjectId, Rc<FillSlot>>>,
     /// The epoch that this process was last complete for, as far as it knows.
     complete_as: Cell<Option<Epoch>>,
@@ -75,7 +78,10 @@ pub struct Sync {
     /// Objects wait for room on a disk here.
     full: RefCell<Option<String>>,
     progress: Cell<Progress>,
-    tokens: Cell<(f64, Option<tokio::time::Instant>)>,
+    /// How fast background work of this node may go.
+    pub yielding: Yielding,
+    /// The same of what is read for that of others.
+    pub serving: Yielding,
     changed: Notify,
 }
 
@@ -118,13 +124,15 @@ impl Sync {
             missing_at: RefCell::default(),
             marks: Cell::new(0),
             heal: RefCell::default(),
+            decided: RefCell::default(),
             filling: RefCell::default(),
             complete_as: Cell::new(None),
             inventory: Cell::new(None),
             blocked: RefCell::default(),
             full: RefCell::default(),
             progress: Cell::default(),
-            tokens: Cell::new((0.0, None)),
+            yielding: Yielding::default(),
+            serving: Yielding::default(),
             changed: Notify::new(),
         }
     }
@@ -189,6 +197,10 @@ impl Sync {
             self.changed.notify_one();
         }
     }
+    /// The copy here has become the truth, which it was not known to be before.
+    pub fn decided(&self, oid: ObjectId) {
+        self.decided.borrow_mut().insert(oid);
+    }
     /// How much was missed until now.
     pub fn mark(&self) -> u64 {
         self.marks.get()
@@ -246,25 +258,19 @@ impl Sync {
         p.bytes += bytes;
         self.progress.set(p);
     }
-    /// Wait until the recovery budget allows `bytes` more (token bucket of one second).
+    /// Wait until background work may read, send or write `bytes` more: see `yielding`.
     pub async fn throttle(&self, bytes: u64) {
-        loop {
-            let rate = self.control.read(|s| s.recovery.max_bytes_per_s) as f64;
-            if rate == 0.0 {
-                return;
-            }
-            let now = tokio::time::Instant::now();
-            let (tokens, last) = self.tokens.get();
-            let grown = last.map_or(rate, |l| (tokens + rate * (now - l).as_secs_f64()).min(rate));
-            // A request larger than a second's budget passes when the bucket is full.
-            if grown >= (bytes as f64).min(rate) {
-                self.tokens.set((grown - bytes as f64, Some(now)));
-                return;
-            }
-            self.tokens.set((grown, Some(now)));
-            let wait = ((bytes as f64).min(rate) - grown) / rate;
-            tokio::time::sleep(Duration::from_secs_f64(wait.clamp(0.001, 1.0))).await;
-        }
+        let limit = self.control.read(|s| s.recovery.max_bytes_per_s);
+        self.yielding.admit(limit, bytes).await;
+    }
+    /// `bytes` that must not wait: whoever comes next waits for them.
+    pub fn charge(&self, bytes: u64) {
+        self.yielding.charge(self.control.read(|s| s.recovery.max_bytes_per_s), bytes);
+    }
+    /// A client's request was served, here or for another node.
+    pub fn served(&self, took: Duration) {
+        self.yielding.served(took);
+        self.serving.served(took);
     }
     /// For listings.
     pub fn progress(&self) -> Progress {
@@ -384,6 +390,11 @@ impl Worker {
             return true;
         }
         let map = control.map();
+        if let Err(why) = self.bring_strips(&map).await {
+            tracing::debug!(%why, "strips");
+            *sync.blocked.borrow_mut() = Some(why);
+            return true;
+        }
         let behind = map.nodes.get(&control.me()).is_some_and(|n| n.synced < map.epoch);
         if behind && sync.inventory_done(map.epoch) {
             if let Err(why) = self.make_strips(&map).await {
@@ -570,6 +581,50 @@ impl Worker {
         }
     }
 
+    /// Where strips are being moved, nodes get those of what is known to be sealed when they ask. Those of copies that have become the truth later are brought to them, before holders by older
+    /// rings are let go.
+    async fn bring_strips(&self, map: &NodeMap) -> Result<(), String> {
+        let r = &self.replica;
+        let Some(store) = &r.store else { return Ok(()) };
+        let up = |n: &NodeId| map.nodes.get(n).is_some_and(|v| v.is_up());
+        let decided: Vec<ObjectId> = r.sync.decided.borrow().iter().copied().collect();
+        for part in decided.chunks(ASKED) {
+            let mut asked: BTreeMap<NodeId, Vec<(Sealed, u8, VdiId)>> = BTreeMap::new();
+            for (row, _) in part.iter().filter_map(|oid| store.row(*oid)).filter(|_| map.rings.len() > 1) {
+                let Some(seal) = row.seal.filter(|_| !row.filling && r.holds(map, row.key)) else { continue };
+                let of = Sealed { oid: row.oid, family: row.key.family, object_size: row.object_size, seal };
+                for (role, node) in (0u8..).zip(map.strip_targets(row.key, seal.strips())) {
+                    // Who is away asks when it is back.
+                    let Some(node) = node.filter(up) else { continue };
+                    asked.entry(node).or_default().push((of, role, row.vdi));
+                }
+            }
+            for (node, strips) in asked {
+                for (of, role, vdi) in r.lacking(node, strips, |(of, role, _)| (*of, *role)).await? {
+                    let text = |why: String| format!("a strip of object {}: {why}", of.oid);
+                    let strip = match r.whole_strip(of, role).await {
+                        Ok((strip, _)) => strip,
+                        Err(why) => {
+                            let roles = 0..of.seal.strips();
+                            let mut all =
+                                roles.flat_map(|r| map.strip_holders(of.key(), of.seal.strips(), r));
+                            if !all.all(|n| up(&n)) {
+                                return Err(text(why));
+                            }
+                            // It does not get better by waiting, and others may wait for this node.
+                            tracing::error!(oid = %of.strip(role), node = %node.short(), %why, "a strip is missing");
+                            continue;
+                        }
+                    };
+                    r.send_strip(node, of, role, vdi, &strip).await.map_err(text)?;
+                    tracing::debug!(oid = %of.strip(role), node = %node.short(), "a strip was brought to where it belongs");
+                }
+            }
+            r.sync.decided.borrow_mut().retain(|oid| part.binary_search(oid).is_err());
+        }
+        Ok(())
+    }
+
     /// `true`: some are left.
     async fn fill_missing(&self) -> bool {
         let sync = &self.replica.sync;
@@ -677,6 +732,8 @@ impl Worker {
     async fn join(&self, owner: NodeId, vdi: VdiId, oid: ObjectId, family: LayerId) -> Result<(), String> {
         let r = &self.replica;
         let me = r.control.me();
+        // Not later: writes to the object wait while it is copied.
+        r.sync.throttle(0).await;
         let (session, mark) = (r.session_over(oid), r.sync.mark());
         if owner == me {
             if !self.joiner.join(vdi, oid, family, me).await? {
@@ -715,7 +772,7 @@ impl Worker {
             let runs = match store.verify(oid).await {
                 // It is filled as a whole.
                 Ok(_) if store.is_half_filled(oid) => Some(Vec::new()),
-                Ok(runs) => Some(runs),
+                Ok(found) => Some(found.damaged),
                 Err(StoreError::CorruptHeader { .. }) => None,
                 Err(_) => continue,
             };
@@ -795,7 +852,7 @@ pub async fn choose_source(
     let redundancy = r.redundancy(family).ok_or("the volume was deleted")?;
     // A copy is right as of the epoch at which its node last had everything here, or of its own last change: the latest of them, then the longest, is the truth.
     let key = PlacementKey { family, index: oid.index() };
-    let mut best: Option<(Epoch, Version, bool, NodeId)> = None;
+    let mut best: Option<(Epoch, Version, u32, bool, NodeId)> = None;
     let mut behind: Vec<(Epoch, NodeId)> = Vec::new();
     for n in acting {
         if !map.nodes.get(n).is_some_and(|v| v.is_up()) {
@@ -814,8 +871,9 @@ pub async fn choose_source(
                 return Ok(Choice { source: Some(*n), epoch: map.epoch, decided: false });
             }
             Status::Ok | Status::NotHere => {
-                let this = (right, stat.version, *n == node, *n);
-                if best.is_none_or(|b| (b.0, b.1, b.2) < (this.0, this.1, this.2)) {
+                // Of equal ones that which was sealed last: strips of the others may be gone.
+                let this = (right, stat.version, stat.promised, *n == node, *n);
+                if best.is_none_or(|b| (b.0, b.1, b.2, b.3) < (this.0, this.1, this.2, this.3)) {
                     best = Some(this);
                 }
             }
@@ -832,7 +890,7 @@ pub async fn choose_source(
     {
         return Err(format!("node {} fills its copy", n.short()));
     }
-    let Some((known, version, _, source)) = best else { return Err("no copy is whole".into()) };
+    let Some((known, version, .., source)) = best else { return Err("no copy is whole".into()) };
     let owns = (version != Version::NONE).then_some(source);
     if let Some(away) = map.unknowable_object(key, redundancy, known, owns) {
         return Err(format!("node {} is away and may have newer data", away.short()));

@@ -244,7 +244,7 @@ fn control_bodies() {
 #[test]
 fn admin_messages() {
     let vdi = Some(pb::VdiRef::id(7));
-    let chunk = pb::Chunk { offset: 5, data: vec![1; 30], zeros: 0 };
+    let chunk = pb::Chunk { offset: 5, data: vec![1; 30].into(), zeros: 0 };
     let create = pb::CreateVdiRequest {
         name: "vol".into(),
         size: 1 << 30,
@@ -254,7 +254,7 @@ fn admin_messages() {
         ..Default::default()
     };
     let snapshot = pb::SnapshotRequest { vdis: vec![pb::VdiRef::id(1), pb::VdiRef::id(2)], tag: "t".into() };
-    let write = pb::WriteRequest { message: Some(pb::write_request::Message::Chunk(chunk)) };
+    let write = pb::WriteRequest { message: Some(pb::write_request::Message::Chunk(chunk)), attachment: 0 };
     let valid = [create.encode_to_vec(), snapshot.encode_to_vec(), write.encode_to_vec()];
     each(8, &valid, |bytes| {
         let cap = 4096 + 64 * bytes.len();

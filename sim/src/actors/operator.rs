@@ -68,6 +68,9 @@ async fn move_data(world: Rc<World>, copies: bool) {
         let command = match copies {
             true => {
                 let redundancy = match crate::world::erasure_coded(world.seed) && rng.random_bool(0.5) {
+                    true if world.nodes.len() > 5 => {
+                        Redundancy::Erasure { data: rng.random_range(1..=4), parity: 2 }
+                    }
                     true => Redundancy::Erasure { data: rng.random_range(1..=2), parity: 1 },
                     false => Redundancy::Copies(rng.random_range(2..=3)),
                 };

@@ -1,6 +1,6 @@
 //! Promises that are looked at when everything has healed. Each returns what is wrong.
 
-mod copies_equal;
+pub mod copies_equal;
 pub mod everyone_synced;
 mod snapshots_unchanged;
 mod volume_readable;

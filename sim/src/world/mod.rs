@@ -83,7 +83,11 @@ impl World {
         let object = if seed % 4 == 3 { LARGE } else { SMALL };
         let n = rng.random_range(3..=5usize);
         let copies = rng.random_range(2..=3u8).min(n as u8);
+        // A third of them needs six nodes.
+        let wide = erasure_coded(seed) && seed.is_multiple_of(3);
+        let n = if wide { 6 } else { n };
         let redundancy = match erasure_coded(seed) {
+            true if wide => Redundancy::Erasure { data: 4, parity: 2 },
             true if n > 3 && seed.is_multiple_of(2) => Redundancy::Erasure { data: 2, parity: 2 },
             true => Redundancy::Erasure { data: 2, parity: 1 },
             false => Redundancy::Copies(copies),

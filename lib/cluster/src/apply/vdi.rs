@@ -6,14 +6,12 @@ use crate::{
     ClusterState, CommandError, EventLevel, Family, Limits, Lock, Millis, NodeState, Redundancy, Reply,
     Session, Vdi, VdiState,
 };
-use sheepdog_proto::{Epoch, Generation, LayerId, MAX_PAYLOAD, VdiId};
+use sheepdog_proto::{Epoch, Generation, LayerId, MAX_PAYLOAD, MIN_BANDWIDTH, VdiId};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Attribute limits, bytes.
 const MAX_KEY: usize = 256;
 const MAX_VALUE: usize = 64 << 10;
-/// Smallest limit of bytes a second: a request of 1 MiB takes 16 s.
-const MIN_BANDWIDTH: u64 = 64 << 10;
 /// Attributes of one VDI.
 const MAX_ATTRS: usize = 1024;
 /// Rings that are not settled yet at which the copies of no further VDI are changed: whoever asks where an object is looks at all of them.

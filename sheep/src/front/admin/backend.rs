@@ -9,10 +9,13 @@
 use crate::control::{Control, SendFut};
 use crate::store::{DiskInfo, DiskState};
 use crate::volume::VolumeError;
+use crate::work::scrub::report::Report;
 use bytes::Bytes;
 use sheepdog_client::{Error, ErrorKind};
 use sheepdog_cluster::Format;
-use sheepdog_proto::{ClusterId, Generation, LayerId, NodeId, ObjectId, PlacementKey, VdiId, Version};
+use sheepdog_proto::{
+    AttachmentId, ClusterId, Generation, LayerId, NodeId, ObjectId, PlacementKey, VdiId, Version,
+};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -96,6 +99,8 @@ pub enum Piece {
 pub trait AdminVolume: Send + Sync {
     /// Bytes, now.
     fn size(&self) -> u64;
+    /// What is read from now on makes way for clients.
+    fn set_background(&self);
     /// The next piece at `offset`, at least 1 byte and at most `len`.
     fn read(&self, offset: u64, len: u64) -> SendFut<'_, DataResult<Piece>>;
     /// Write; durable when done. `Zeros` may be done without allocating.
@@ -262,6 +267,8 @@ pub trait DataPlane: Send + Sync {
     fn cut(&self, vdi: VdiId, from: u64) -> SendFut<'_, DataResult<()>>;
     /// Open an image; this node's gateway passes I/O on to the owner.
     fn open(&self, image: Image) -> SendFut<'_, DataResult<Box<dyn AdminVolume>>>;
+    /// Open the working image as somebody who has it attached: refused, and its writes later, once that attachment is over.
+    fn open_attached(&self, vdi: VdiId, by: AttachmentId) -> SendFut<'_, DataResult<Box<dyn AdminVolume>>>;
     /// Copy in what a clone lacks (`FlattenStart` is committed); proposes `FlattenDone` itself. Steps count objects. Completes when done.
     fn flatten(&self, vdi: VdiId, steps: mpsc::Sender<Step>) -> SendFut<'_, DataResult<()>>;
     /// Compare all copies of all objects of an image. Completes when done.
@@ -300,6 +307,8 @@ pub trait DataPlane: Send + Sync {
     fn node_counters(&self) -> SendFut<'_, NodeCounters>;
     /// What this node still has to fetch.
     fn recovery(&self) -> SendFut<'_, RecoveryState>;
+    /// What scrubbing has found on this node; `start`: it is to look at everything now. `None`: a gateway, which has nothing.
+    fn scrub(&self, start: bool) -> SendFut<'_, Option<Report>>;
 }
 
 /// Standing in the control plane.
@@ -345,7 +354,10 @@ pub(super) fn disk_state(d: &DiskInfo) -> (sheepdog_client::pb::node_disk::State
     match (&d.state, &d.leaving) {
         (DiskState::Failed(why), _) => (State::Failed, why.clone()),
         (_, Some(why)) => (State::Leaving, why.clone()),
-        (DiskState::Ok, None) => (State::Ok, String::new()),
+        (DiskState::Ok, None) => match &d.opinion.suspect {
+            Some(why) => (State::Suspect, why.clone()),
+            None => (State::Ok, String::new()),
+        },
         (DiskState::Full, None) => (State::Full, String::new()),
     }
 }

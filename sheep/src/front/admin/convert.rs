@@ -210,6 +210,7 @@ pub(super) fn disk(d: &DiskInfo) -> pb::NodeDisk {
         objects: d.objects,
         state: state.into(),
         reason,
+        full_in_s: d.opinion.full_in.map(|t| t.as_secs()),
     }
 }
 

@@ -8,9 +8,10 @@ use sheepdog_client::pb::node_service_server::NodeService;
 use sheepdog_client::pb::*;
 use sheepdog_client::{Client, Error, ErrorKind};
 use sheepdog_cluster::{Command, NodeState};
-use sheepdog_proto::{DiskId, NodeId};
+use sheepdog_proto::{DiskId, NodeId, VdiId};
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tonic::{Request, Response, Status};
 
 type Reply1<T> = Result<Response<T>, Status>;
@@ -18,9 +19,12 @@ type Reply1<T> = Result<Response<T>, Status>;
 /// How long a stopped node may take until the cluster has noticed.
 const NOTICE: Duration = Duration::from_secs(15);
 
+/// Findings of scrubbing told one by one, of each node.
+const FINDINGS: usize = 100;
+
 /// A disk that takes new data.
 fn usable(d: &NodeDisk) -> bool {
-    matches!(d.state(), node_disk::State::Ok | node_disk::State::Full)
+    matches!(d.state(), node_disk::State::Ok | node_disk::State::Full | node_disk::State::Suspect)
 }
 
 /// Why what is on one node does not fit on the others that are up: the least that can be said, without looking where each object would go.
@@ -185,6 +189,59 @@ impl Admin {
         let moving = self.control().read(|s| s.rings.len() > 1);
         let idle = !moving && nodes.iter().all(|n| n.complete);
         Ok(RecoveryReply { nodes, settings: Some(settings), idle })
+    }
+
+    async fn scrub_here(&self, start: bool) -> Result<NodeScrub, Error> {
+        let report = self.data().scrub(start).await.unwrap_or_default();
+        let names: BTreeMap<VdiId, String> =
+            self.control().read(|s| s.vdis.values().map(|v| (v.id, v.name.clone())).collect());
+        let name = |vdi: &VdiId| match names.get(vdi) {
+            Some(name) => name.clone(),
+            None if vdi.0 == 0 => String::new(),
+            None => vdi.to_string(),
+        };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
+        let ms = |at: &tokio::time::Instant| now.saturating_sub(at.elapsed().as_millis() as u64);
+        let rows = report.rows.iter().map(|((vdi, disk), t)| ScrubRow {
+            vdi: name(vdi),
+            disk: disk.clone(),
+            objects: t.objects,
+            bytes: t.bytes,
+            found: t.found,
+            mended: t.mended,
+        });
+        let told = report.findings.iter().skip(report.findings.len().saturating_sub(FINDINGS));
+        let findings = told.map(|f| ScrubFinding {
+            object: f.oid.map_or_else(String::new, |o| o.to_string()),
+            vdi: name(&f.vdi),
+            disk: f.disk.clone(),
+            text: f.text.clone(),
+            at_ms: ms(&f.at),
+            mended: f.mended,
+        });
+        Ok(NodeScrub {
+            node: Some(self.my_row()?),
+            error: String::new(),
+            done: report.done,
+            total: report.total,
+            asked: report.hurried,
+            passes: report.passes,
+            ended_ms: report.ended.as_ref().map_or(0, ms),
+            rows: rows.collect(),
+            findings: findings.collect(),
+        })
+    }
+
+    async fn scrub(&self, r: &ScrubRequest, forwarded: bool) -> Result<ScrubReply, Error> {
+        if forwarded {
+            return Ok(ScrubReply { nodes: vec![self.scrub_here(r.start).await?] });
+        }
+        let start = r.start;
+        let there = move |c: Client, id: String| -> BoxFuture<'static, _> {
+            Box::pin(async move { Ok(c.scrub(ScrubRequest { nodes: vec![id], start }).await?.nodes.pop()) })
+        };
+        let silent = |node: Node, error: String| NodeScrub { node: Some(node), error, ..Default::default() };
+        Ok(ScrubReply { nodes: self.rows(&r.nodes, self.scrub_here(start), there, silent).await? })
     }
 
     async fn stat_here(&self) -> Result<NodeStat, Error> {
@@ -379,6 +436,10 @@ impl NodeService for Nodes {
     async fn info(&self, r: Request<NodeInfoRequest>) -> Reply1<NodeInfoReply> {
         let forwarded = is_forwarded(&r);
         Ok(Response::new(self.0.info(&r.get_ref().nodes, forwarded).await?))
+    }
+    async fn scrub(&self, r: Request<ScrubRequest>) -> Reply1<ScrubReply> {
+        let forwarded = is_forwarded(&r);
+        Ok(Response::new(self.0.scrub(r.get_ref(), forwarded).await?))
     }
     type RecoveryStream = Answers<RecoveryReply>;
     async fn recovery(&self, r: Request<RecoveryRequest>) -> Reply1<Answers<RecoveryReply>> {

@@ -7,7 +7,7 @@ use super::service::Admin;
 use super::vdi::Vdis;
 use crate::transport::tune;
 use rustls::ServerConfig;
-use sheepdog_client::client::MAX_MESSAGE;
+use sheepdog_client::client::{MAX_FRAME, MAX_MESSAGE};
 use sheepdog_client::pb::cluster_service_server::ClusterServiceServer;
 use sheepdog_client::pb::node_service_server::NodeServiceServer;
 use sheepdog_client::pb::vdi_service_server::VdiServiceServer;
@@ -88,6 +88,7 @@ impl AdminServer {
             .max_concurrent_streams(MAX_REQUESTS as u32)
             .initial_stream_window_size(4 << 20)
             .initial_connection_window_size(16 << 20)
+            .max_frame_size(MAX_FRAME)
             .http2_keepalive_interval(Some(Duration::from_secs(20)))
             .http2_keepalive_timeout(Some(Duration::from_secs(20)))
             .add_service(vdis.max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE))

@@ -8,6 +8,7 @@ use sheepdog_client::client::MAX_CHUNK;
 use sheepdog_client::pb::*;
 use sheepdog_client::{Error, ErrorKind};
 use sheepdog_cluster::Command;
+use sheepdog_proto::AttachmentId;
 use std::ops::Range;
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -25,8 +26,8 @@ const ALLOCATE: u64 = 16 << 20;
 
 fn chunk(offset: u64, piece: Piece) -> Chunk {
     match piece {
-        Piece::Data(data) => Chunk { offset, data: data.to_vec(), zeros: 0 },
-        Piece::Zeros(zeros) => Chunk { offset, data: Vec::new(), zeros },
+        Piece::Data(data) => Chunk { offset, data, zeros: 0 },
+        Piece::Zeros(zeros) => Chunk { offset, data: Default::default(), zeros },
     }
 }
 
@@ -59,6 +60,9 @@ pub(super) fn read(admin: &Arc<Admin>, r: ReadRequest) -> Stream1<Chunk> {
     }
     admin.stream(async move |admin, sink| {
         let volume = Arc::new(admin.data().open(image).await?);
+        if r.background {
+            volume.set_background();
+        }
         let (mut next, end) = (r.offset, r.offset + length);
         let mut spans = FuturesOrdered::new();
         let mut zeros: Option<Chunk> = None;
@@ -99,7 +103,7 @@ pub(super) fn read(admin: &Arc<Admin>, r: ReadRequest) -> Stream1<Chunk> {
 fn piece(c: Chunk) -> Result<(u64, u64, Piece), Error> {
     match (c.data.len(), c.zeros) {
         (0, n) if n > 0 => Ok((c.offset, n, Piece::Zeros(n))),
-        (n, 0) if n > 0 && n <= MAX_CHUNK => Ok((c.offset, n as u64, Piece::Data(c.data.into()))),
+        (n, 0) if n > 0 && n <= MAX_CHUNK => Ok((c.offset, n as u64, Piece::Data(c.data))),
         _ => Err(usage(format!("a chunk has 1 to {MAX_CHUNK} bytes of data or a number of zeros"))),
     }
 }
@@ -107,11 +111,15 @@ fn piece(c: Chunk) -> Result<(u64, u64, Piece), Error> {
 pub(super) fn write(admin: &Arc<Admin>, mut input: Streaming<WriteRequest>) -> Stream1<WriteAck> {
     use write_request::Message;
     admin.stream(async move |admin, sink| {
-        let Some(WriteRequest { message: Some(Message::Vdi(vdi)) }) = input.message().await? else {
+        let Some(WriteRequest { message: Some(Message::Vdi(vdi)), attachment }) = input.message().await?
+        else {
             return Err(usage("the first message of a write names the VDI"));
         };
         let (image, _) = admin.image(&Some(vdi), "")?;
-        let volume = Arc::new(admin.data().open(image).await?);
+        let volume = Arc::new(match attachment {
+            0 => admin.data().open(image).await?,
+            id => admin.data().open_attached(image.vdi, AttachmentId(id)).await?,
+        });
         let mut flying = FuturesOrdered::new();
         let mut ranges: std::collections::VecDeque<Range<u64>> = Default::default();
         let mut durable = 0;
@@ -134,7 +142,7 @@ pub(super) fn write(admin: &Arc<Admin>, mut input: Streaming<WriteRequest>) -> S
                     open = false;
                     continue;
                 }
-                Some(WriteRequest { message: Some(Message::Chunk(c)) }) => c,
+                Some(WriteRequest { message: Some(Message::Chunk(c)), .. }) => c,
                 Some(_) => return Err(usage("a write stream names its VDI once, then sends chunks")),
             };
             let (offset, len, piece) = piece(c)?;

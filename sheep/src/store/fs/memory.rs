@@ -5,8 +5,7 @@
 
 use super::{File, Fs, OpenHow, Space};
 use crate::buf::AlignedBuf;
-use crate::store::index::{Change, Index};
-use crate::store::types::ObjectSummary;
+use crate::store::index::{Change, Index, Known};
 use crate::volume::LocalFut;
 use bytes::Bytes;
 use rand::rngs::SmallRng;
@@ -24,7 +23,7 @@ const PAGE: u64 = 4096;
 /// Shared by all states of a file in which it is the same: most of a simulation's time would go into copies.
 type Page = Rc<[u8; PAGE as usize]>;
 
-#[derive(Default, Clone)]
+#[derive(Default, Clone, PartialEq, Eq)]
 struct Contents {
     pages: BTreeMap<u64, Page>,
     len: u64,
@@ -125,13 +124,13 @@ impl MemoryFile {
 struct MemoryIndex {
     disk: Cell<DiskId>,
     complete: Cell<bool>,
-    rows: RefCell<BTreeMap<ObjectId, ObjectSummary>>,
+    rows: RefCell<BTreeMap<ObjectId, Known>>,
 }
 
 struct MemoryIndexHandle(Rc<MemoryIndex>);
 
 impl Index for MemoryIndexHandle {
-    fn rows(&self) -> LocalFut<'static, io::Result<Option<Vec<ObjectSummary>>>> {
+    fn rows(&self) -> LocalFut<'static, io::Result<Option<Vec<Known>>>> {
         let rows = self.0.complete.get().then(|| self.0.rows.borrow().values().copied().collect());
         Box::pin(std::future::ready(Ok(rows)))
     }
@@ -154,6 +153,8 @@ struct State {
     indexes: RefCell<BTreeMap<PathBuf, Rc<MemoryIndex>>>,
     total: Cell<u64>,
     latency: Cell<Duration>,
+    /// Below this directory everything takes longer.
+    slow: RefCell<Option<(PathBuf, Duration)>>,
     fail_after: Cell<Option<u64>>,
     /// Where names of disks come from: which objects lie together hangs on them.
     ids: RefCell<SmallRng>,
@@ -178,6 +179,7 @@ impl MemoryFs {
             indexes: RefCell::default(),
             total: Cell::new(total),
             latency: Cell::new(Duration::ZERO),
+            slow: RefCell::default(),
             fail_after: Cell::new(None),
             ids: RefCell::new(SmallRng::seed_from_u64(0)),
         }))
@@ -189,6 +191,10 @@ impl MemoryFs {
     /// Every data operation takes this long (of the runtime's clock).
     pub fn set_latency(&self, latency: Duration) {
         self.0.latency.set(latency);
+    }
+    /// Every data operation on files below this directory takes so long, also on those that are open.
+    pub fn set_slow(&self, dir: &Path, latency: Duration) {
+        *self.0.slow.borrow_mut() = Some((dir.to_owned(), latency));
     }
     /// Size in bytes.
     pub fn set_total(&self, total: u64) {
@@ -274,6 +280,52 @@ impl MemoryFs {
         f.durable.write(offset, &byte);
         true
     }
+    /// Make an index wrong about one of its objects, chosen by a number. False when it knows none.
+    pub fn damage_index(&self, path: &Path, salt: u64) -> bool {
+        let Some(index) = self.0.indexes.borrow().get(path).cloned() else { return false };
+        let mut rows = index.rows.borrow_mut();
+        let nth = (salt / 4) as usize % rows.len().max(1);
+        let Some(oid) = rows.keys().nth(nth).copied() else { return false };
+        let Some(mut row) = rows.remove(&oid) else { return false };
+        match salt % 4 {
+            0 => return true,
+            1 => row.slot += 1,
+            2 => row.summary.version.seq += 1,
+            _ => row.summary.data_blocks ^= 1,
+        }
+        rows.insert(oid, row);
+        true
+    }
+    /// Two files change their contents, also on stable storage. False when there are not both.
+    pub fn swap(&self, a: &Path, b: &Path) -> bool {
+        let files = self.0.files.borrow();
+        let (Some(a), Some(b)) = (files.get(a), files.get(b)) else { return false };
+        if Rc::ptr_eq(a, b) {
+            return false;
+        }
+        let (mut a, mut b) = (a.borrow_mut(), b.borrow_mut());
+        std::mem::swap(&mut a.now, &mut b.now);
+        std::mem::swap(&mut a.durable, &mut b.durable);
+        true
+    }
+    /// A copy of a file, which `restore` brings back; `None`: there is no such file.
+    pub fn keep(&self, path: &Path) -> Option<Kept> {
+        self.0.files.borrow().get(path).map(|f| Kept(f.borrow().now.clone()))
+    }
+    /// Somewhere in a file that is not a hole; `None`: it is one.
+    pub fn somewhere(&self, path: &Path, salt: u64) -> Option<u64> {
+        let file = self.0.files.borrow().get(path).cloned()?;
+        let file = file.borrow();
+        let pages = file.now.pages.len() as u64;
+        let page = file.now.pages.keys().nth((salt % pages.max(1)) as usize)?;
+        Some(page * PAGE + (salt >> 32) % PAGE)
+    }
+    /// A file is what it was.
+    pub fn restore(&self, path: &Path, kept: Kept) {
+        let mut files = self.0.files.borrow_mut();
+        let mut f = files.entry(path.to_owned()).or_default().borrow_mut();
+        (f.now, f.durable, f.linked) = (kept.0.clone(), kept.0, true);
+    }
     /// Paths of all files.
     pub fn paths(&self) -> Vec<PathBuf> {
         self.0.files.borrow().keys().cloned().collect()
@@ -283,8 +335,13 @@ impl MemoryFs {
     }
 }
 
+/// See `MemoryFs::keep`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Kept(Contents);
+
 struct Handle {
     state: Rc<State>,
+    path: PathBuf,
     file: Rc<RefCell<MemoryFile>>,
 }
 
@@ -296,7 +353,9 @@ impl Handle {
             }
             self.state.fail_after.set(Some(left - 1));
         }
-        Ok(self.state.latency.get())
+        let slow = self.state.slow.borrow();
+        let slow = slow.as_ref().filter(|(dir, _)| self.path.starts_with(dir)).map(|(_, latency)| *latency);
+        Ok(slow.unwrap_or(self.state.latency.get()))
     }
 }
 
@@ -375,7 +434,7 @@ impl Fs for MemoryFs {
             None if how.create => files.entry(path.to_owned()).or_default().clone(),
             None => return Err(io::ErrorKind::NotFound.into()),
         };
-        Ok(Rc::new(Handle { state: self.0.clone(), file }))
+        Ok(Rc::new(Handle { state: self.0.clone(), path: path.to_owned(), file }))
     }
     fn unlink(&self, path: &Path) -> io::Result<()> {
         self.0.files.borrow_mut().remove(path);

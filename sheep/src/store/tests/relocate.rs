@@ -177,7 +177,7 @@ fn a_damaged_object_stays_where_it_is_until_it_is_healed() {
         let v = Version { generation: 1, seq: 1 };
         store.finish_fill(oid(0), v, Epoch(3), BlockMap::new(BLOCKS), None, None).await.expect("ends");
         store.relocate(oid(0), from).await.expect("moves");
-        assert_eq!(store.verify(oid(0)).await, Ok(vec![]));
+        assert_eq!(store.verify(oid(0)).await, Ok(Verified::default()));
     });
 }
 
