@@ -1,5 +1,9 @@
 //! Options of the StorageClass and the VolumeSnapshotClass that a cluster gets.
 
+use crate::limits::{
+    BANDWIDTH, BANDWIDTH_HAS_BURST, BANDWIDTH_HAS_BURST_SAYS, BANDWIDTH_SAYS, BURST, BURST_SAYS,
+    IOPS_HAS_BURST, IOPS_HAS_BURST_SAYS,
+};
 use crate::{DeletionPolicy, yes};
 use kube::KubeSchema;
 use schemars::JsonSchema;
@@ -99,13 +103,49 @@ pub struct VolumeAttributesClassOptions {
     pub parameters: VolumeAttributes,
 }
 
-/// What can be changed of a volume through its claim.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+/// What can be changed of a volume through its claim, as the driver names it. What is not named stays as it is.
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("has(self.copies) || has(self.copyPolicy) || has(self.iops) || has(self.bandwidth)").message(
+        "parameters say nothing: write copies, copyPolicy, iops or bandwidth"
+    ),
+    validation = Rule::new("!has(self.copies) || !has(self.copyPolicy)").message(
+        "say either copies (for example 3) or copyPolicy (for example 4:2), not both"
+    ),
+    validation = Rule::new(IOPS_HAS_BURST).message(IOPS_HAS_BURST_SAYS),
+    validation = Rule::new(BANDWIDTH_HAS_BURST).message(BANDWIDTH_HAS_BURST_SAYS)
+)]
 pub struct VolumeAttributes {
     /// Full copies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 16))]
-    pub copies: u8,
+    pub copies: Option<u8>,
+    /// D:P, data and parity strips instead of copies (erasure coding), for example 4:2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 3, max = 5))]
+    #[x_kube(validation = Rule::new("self.matches('^([1-9]|1[0-6]):([1-9]|1[0-5])$')").message(
+        "copyPolicy is D:P, data and parity strips: write for example 4:2 (at most 16:15)"
+    ))]
+    pub copy_policy: Option<String>,
+    /// Requests a second; 0 takes the limit away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1_000_000_000))]
+    pub iops: Option<u32>,
+    /// Requests that may go at once after a pause. Default: a second's worth.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1_000_000_000))]
+    pub iops_burst: Option<u32>,
+    /// Bytes a second, for example 50Mi; "0" takes the limit away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 24))]
+    #[x_kube(validation = Rule::new(BANDWIDTH).message(BANDWIDTH_SAYS))]
+    pub bandwidth: Option<String>,
+    /// Bytes that may go at once after a pause, for example 100Mi. Default: a second's worth.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 24))]
+    #[x_kube(validation = Rule::new(BURST).message(BURST_SAYS))]
+    pub bandwidth_burst: Option<String>,
 }
 
 /// The VolumeSnapshotClass.

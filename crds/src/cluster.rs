@@ -133,9 +133,19 @@ pub struct SheepdogClusterSpec {
     /// Limits of moving data. Absent: as `dog node recovery throttle` and `dog cluster recover` have set them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recovery: Option<Recovery>,
+    /// What happens to deleted volumes and snapshots. Absent: as `dog cluster trash` has set it, at first 24 hours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trash: Option<Trash>,
     /// CPU and memory of each sheep that stores data; a group may say its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<ResourceRequirements>,
+    /// Memory of each sheep, gateways too, in which it keeps blocks of the volumes that are used through it, for example 1Gi. Absent: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 24))]
+    #[x_kube(validation = Rule::new(
+        "isQuantity(self) && quantity(self).compareTo(quantity('1Mi')) >= 0 && quantity(self).compareTo(quantity('64Ti')) <= 0"
+    ).message("cache is a size from 1Mi to 64Ti: write for example 1Gi; leave it out for no cache"))]
+    pub cache: Option<String>,
     /// Priority class of the pods. Default: `system-node-critical`, since pods on the node wait for their volumes without it.
     #[serde(default = "node_critical")]
     #[schemars(length(min = 1, max = 253))]
@@ -156,7 +166,7 @@ pub struct SheepdogClusterSpec {
     /// The VolumeSnapshotClass that is made for this cluster where Kubernetes has snapshots.
     #[serde(default)]
     pub snapshot_class: SnapshotClassOptions,
-    /// VolumeAttributesClasses that are made, by which the number of copies of a volume is changed through its claim (Kubernetes 1.34 or later).
+    /// VolumeAttributesClasses that are made, by which redundancy and limits of a volume are changed through its claim (Kubernetes 1.34 or later).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
@@ -374,6 +384,18 @@ pub struct Recovery {
     #[serde(default = "four")]
     #[schemars(range(min = 1, max = 64))]
     pub concurrency: u32,
+}
+
+/// Where deleted volumes and snapshots wait.
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Trash {
+    /// How long what is deleted from now on can be brought back, for example 24h, at most 3650d; 0s: not at all.
+    #[schemars(length(min = 2, max = 10))]
+    #[x_kube(validation = Rule::new("self.matches('^[0-9]{1,9}(s|m|h|d)$')").message(
+        "trash.keep is a time: write for example 24h or 7d; 0s deletes at once"
+    ))]
+    pub keep: String,
 }
 
 /// System calls.

@@ -12,11 +12,13 @@ pub mod classes;
 pub mod cluster;
 pub mod daemons;
 pub mod generate;
+pub mod limits;
 pub mod snapshot;
 pub mod status;
 pub mod vdi;
 
 pub use cluster::{SheepdogCluster, SheepdogClusterSpec, SheepdogClusterStatus};
+pub use limits::Limits;
 pub use snapshot::{VdiSnapshot, VdiSnapshotSpec, VdiSnapshotStatus};
 pub use vdi::{Vdi, VdiSpec, VdiStatus};
 

@@ -1,6 +1,6 @@
 //! `Vdi`: one volume.
 
-use crate::{DeletionPolicy, Redundancy};
+use crate::{DeletionPolicy, Limits, Redundancy};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "Size", type_ = "string", json_path = ".spec.size"),
     printcolumn(name = "Used", type_ = "string", json_path = ".status.used"),
     printcolumn(name = "Redundancy", type_ = "string", json_path = ".status.redundancy"),
+    printcolumn(name = "Limits", type_ = "string", json_path = ".status.limits", priority = "1"),
     printcolumn(name = "Attached", type_ = "string", json_path = ".status.attachedTo"),
     printcolumn(name = "Claim", type_ = "string", json_path = ".status.claim"),
     printcolumn(
@@ -67,6 +68,9 @@ pub struct VdiSpec {
     /// Redundancy. Default: the cluster's, or the source's. Changing it copies or removes data in the background.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub redundancy: Option<Redundancy>,
+    /// How fast it may be used. What is not named stays as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Limits>,
     /// Make it a clone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<VdiSource>,
@@ -122,6 +126,9 @@ pub struct VdiStatus {
     /// "3 copies".
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub redundancy: Option<String>,
+    /// "500 IOPS, 50Mi/s"; absent: as fast as it can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<String>,
     /// Node whose sheep owns its session; empty when nobody uses it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attached_to: Option<String>,

@@ -21,6 +21,11 @@ fn with(change: Value) -> Value {
     cluster(spec)
 }
 
+/// One VolumeAttributesClass.
+fn attributes(parameters: Value) -> Value {
+    json!({"volumeAttributesClasses": [{"name": "one", "parameters": parameters}]})
+}
+
 #[track_caller]
 fn refused<K: kube::CustomResourceExt + serde::de::DeserializeOwned + std::fmt::Debug>(
     object: &Value,
@@ -41,6 +46,24 @@ fn the_least_cluster_is_taken_and_has_its_defaults() {
     assert_eq!(c.spec.zones.node_label, "topology.kubernetes.io/zone");
     assert!(c.spec.gateways.enabled && c.spec.list_vdis && !c.spec.paused);
     assert!(c.spec.storage_class.create && c.spec.snapshot_class.create);
+    assert_eq!((c.spec.trash, c.spec.cache), (None, None));
+}
+
+#[test]
+fn good_clusters_are_taken() {
+    for change in [
+        json!({"trash": {"keep": "0s"}}),
+        json!({"trash": {"keep": "30d"}}),
+        json!({"cache": "1Mi"}),
+        json!({"cache": "1.5Gi"}),
+        json!({"cache": "64Ti"}),
+        attributes(json!({"copyPolicy": "16:15"})),
+        attributes(json!({"iops": 0})),
+        attributes(json!({"iops": 500, "iopsBurst": 1000, "bandwidth": "64Ki", "bandwidthBurst": "0"})),
+        attributes(json!({"bandwidth": "0"})),
+    ] {
+        accept::<SheepdogCluster>(&with(change.clone()), None).unwrap_or_else(|e| panic!("{change}: {e}"));
+    }
 }
 
 #[test]
@@ -69,7 +92,19 @@ fn bad_clusters_are_refused() {
             json!({"volumeAttributesClasses": [{"name": "Three", "parameters": {"copies": 3}}]}),
             "VolumeAttributesClass consists of",
         ),
-        (json!({"volumeAttributesClasses": [{"name": "three", "parameters": {}}]}), "copies"),
+        (json!({"volumeAttributesClasses": [{"name": "three", "parameters": {}}]}), "parameters say nothing"),
+        (attributes(json!({"copies": 3, "copyPolicy": "4:2"})), "either copies"),
+        (attributes(json!({"copyPolicy": "17:2"})), "at most 16:15"),
+        (attributes(json!({"copyPolicy": "4:0"})), "at most 16:15"),
+        (attributes(json!({"copies": 3, "iopsBurst": 5})), "iopsBurst belongs to a limit"),
+        (attributes(json!({"bandwidth": "0", "bandwidthBurst": "1Mi"})), "bandwidthBurst belongs to a limit"),
+        (attributes(json!({"bandwidth": "63Ki"})), "at least 64Ki"),
+        (json!({"trash": {}}), "keep"),
+        (json!({"trash": {"keep": "24"}}), "write for example 24h"),
+        (json!({"trash": {"keep": "1.5h"}}), "write for example 24h"),
+        (json!({"cache": "much"}), "write for example 1Gi"),
+        (json!({"cache": "0"}), "from 1Mi to 64Ti"),
+        (json!({"cache": "65Ti"}), "from 1Mi to 64Ti"),
         (json!({"nodeGroups": [{"name": "a", "journal": {"directory": "j"}}]}), "journal.directory"),
         (json!({"nodeGroups": [{"name": "a", "journal": {"directory": "/j", "size": "1"}}]}), "journal.size"),
         (json!({"recovery": {"maxBytesPerSecond": "fast"}}), "write for example 100Mi"),
@@ -155,6 +190,31 @@ fn vdi(spec: Value) -> Value {
     json!({"apiVersion": "sheepdog.io/v1alpha1", "kind": "Vdi", "metadata": {"name": "disk", "namespace": "sheepdog"}, "spec": spec})
 }
 
+/// A Vdi's spec with these limits.
+fn limited(limits: Value) -> Value {
+    json!({"cluster": "main", "size": "1Gi", "limits": limits})
+}
+
+#[test]
+fn limits_of_a_vdi() {
+    for limits in [
+        json!({}),
+        json!({"iops": 0}),
+        json!({"iops": 500, "iopsBurst": 0}),
+        json!({"bandwidth": "0"}),
+        json!({"bandwidth": "64Ki"}),
+        json!({"iops": 1, "bandwidth": "50M", "bandwidthBurst": "1Gi"}),
+    ] {
+        let given = vdi(limited(limits.clone()));
+        let taken = accept::<Vdi>(&given, None).unwrap_or_else(|e| panic!("{limits}: {e}"));
+        assert_eq!(serde_json::to_value(taken.spec.limits).expect("JSON"), limits);
+        // They may come, change and go.
+        let without = vdi(json!({"cluster": "main", "size": "1Gi"}));
+        accept::<Vdi>(&given, Some(&without)).expect("they come");
+        accept::<Vdi>(&without, Some(&given)).expect("they go");
+    }
+}
+
 #[test]
 fn bad_vdis_are_refused() {
     let good = vdi(json!({"cluster": "main", "size": "10Gi"}));
@@ -166,6 +226,15 @@ fn bad_vdis_are_refused() {
         (json!({"cluster": "main", "size": "0"}), "larger than 0"),
         (json!({"cluster": "main", "size": "-1Gi"}), "larger than 0"),
         (json!({"cluster": "main", "size": "1Gi", "redundancy": {}}), "either copies"),
+        (limited(json!({"iops": -1})), "expected u32"),
+        (limited(json!({"iops": "fast"})), "expected u32"),
+        (limited(json!({"iopsBurst": 5})), "iopsBurst belongs to a limit"),
+        (limited(json!({"iops": 0, "iopsBurst": 5})), "iopsBurst belongs to a limit"),
+        (limited(json!({"bandwidth": "fast"})), "write for example 50Mi"),
+        (limited(json!({"bandwidth": "65535"})), "at least 64Ki"),
+        (limited(json!({"bandwidth": "-1Mi"})), "at least 64Ki"),
+        (limited(json!({"bandwidthBurst": "1Mi"})), "bandwidthBurst belongs to a limit"),
+        (limited(json!({"bandwidth": "1Mi", "bandwidthBurst": "-1"})), "write for example 100Mi"),
         (json!({"cluster": "main", "size": "1Gi", "vdiName": "a@b"}), "must not contain"),
         (json!({"cluster": "main", "size": "1Gi", "vdiName": "a#1"}), "must not contain"),
         (json!({"cluster": "main", "size": "1Gi", "deletionPolicy": "Keep"}), "unknown variant"),

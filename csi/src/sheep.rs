@@ -84,6 +84,17 @@ impl Sheep {
         Ok(())
     }
 
+    /// Let it be used so fast, from now on and where it is in use.
+    pub async fn limit(&self, v: &Vdi, limits: Limits) -> Outcome<()> {
+        if v.limits.unwrap_or_default() == limits {
+            return Ok(());
+        }
+        let request = SetLimitsRequest { vdi: Some(VdiRef::id(v.id)), limits: Some(limits) };
+        self.client.set_limits(request).await?;
+        tracing::info!(volume = v.uuid, ?limits, "limits changed");
+        Ok(())
+    }
+
     /// Does this image hold nothing but zeros that were never written? Asked of every node that may have an object of it.
     pub async fn is_blank(&self, vdi: u32, snapshot: &str) -> Outcome<bool> {
         let request = MapRequest { vdi: Some(VdiRef::id(vdi)), snapshot: snapshot.into() };

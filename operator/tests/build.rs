@@ -130,6 +130,7 @@ fn the_least_cluster() {
     assert_eq!(m.host_path(0, "disk-0"), ("/var/lib/sheepdog/main/data".into(), "DirectoryOrCreate".into()));
     assert_eq!(m.env(0, "SHEEP_NBD_SOCKET").as_deref(), Some("/var/lib/sheepdog/main/run/nbd.sock"));
     assert_eq!((m.env(0, "SHEEP_GATEWAY"), m.env(1, "SHEEP_GATEWAY").as_deref()), (None, Some("true")));
+    assert_eq!((m.env(0, "SHEEP_CACHE"), m.env(0, "SHEEP_CACHE_SIZE")), (None, None));
     let budget = m.desired.budget.spec.as_ref().unwrap();
     assert_eq!(serde_json::to_value(&budget.min_available).unwrap(), 2);
     let class = classes::storage_class(&c, &Names::of(&c)).unwrap().unwrap();
@@ -160,6 +161,7 @@ fn a_cluster_with_everything() {
         "tls": {"secretName": "mine"},
         "downOutInterval": "1h",
         "resources": {"requests": {"cpu": "1"}},
+        "cache": "1.5G",
         "seccomp": "Unconfined",
         "storageClass": {"name": "fast", "default": true, "reclaimPolicy": "Retain", "fsType": "xfs", "parameters": {"copies": "2"}},
         "snapshotClass": {"name": "fast", "deletionPolicy": "Retain"},
@@ -178,9 +180,13 @@ fn a_cluster_with_everything() {
         ("SHEEP_DOWN_OUT_INTERVAL", "1h"),
         ("SHEEP_NBD_SOCKET", "/srv/sheepdog/main/run/nbd.sock"),
         ("DOG_PORT", "7100"),
+        ("SHEEP_CACHE", "true"),
+        // 1.5 GB, in MiB, rounded up.
+        ("SHEEP_CACHE_SIZE", "1431"),
     ] {
         assert_eq!(m.env(0, name).as_deref(), Some(value), "{name}");
     }
+    assert_eq!(m.env(2, "SHEEP_CACHE_SIZE").as_deref(), Some("1431"), "gateways own volumes as well");
     // Directories that a person named are never made.
     assert_eq!(m.host_path(0, "disk-1"), ("/mnt/d2".into(), "Directory".into()));
     let pod = m.pod(0);
@@ -267,10 +273,23 @@ fn classes_for_volumes() {
     let names = |c: &SheepdogCluster| Names::of(c);
     let c = cluster(json!({
         "nodeGroups": [{}], "snapshotClass": {"name": "snaps"},
-        "volumeAttributesClasses": [{"name": "two", "parameters": {"copies": 2}}, {"name": "three", "parameters": {"copies": 3}}],
+        "volumeAttributesClasses": [{"name": "two", "parameters": {"copies": 2}}, {"name": "three", "parameters": {"copies": 3}},
+            {"name": "slow", "parameters": {"iops": 500, "iopsBurst": 900, "bandwidth": "50Mi", "bandwidthBurst": "1Gi"}},
+            {"name": "strips", "parameters": {"copyPolicy": "4:2", "iops": 0}}],
     }));
     let all = classes::attributes_classes(&c, &names(&c));
-    assert_eq!(all.len(), 2);
+    assert_eq!(all.len(), 4);
+    assert_eq!(
+        all[2].data["parameters"],
+        json!({"iops": "500", "iopsBurst": "900", "bandwidth": "50Mi", "bandwidthBurst": "1Gi"})
+    );
+    assert_eq!(all[3].data["parameters"], json!({"copyPolicy": "4:2", "iops": "0"}));
+    // What the classes say is what the driver knows.
+    let driver = include_str!("../../csi/src/parameters.rs");
+    let known = driver.split("pub const MUTABLE").nth(1).and_then(|t| t.split(';').nth(1)).unwrap();
+    for key in all.iter().flat_map(|c| c.data["parameters"].as_object().unwrap().keys()) {
+        assert!(known.contains(&format!("\"{key}\"")), "{key}: {known}");
+    }
     assert_eq!(all[0].metadata.name.as_deref(), Some("two"));
     assert_eq!(all[0].data, json!({"driverName": "csi.sheepdog.io", "parameters": {"copies": "2"}}));
     let profile = classes::storage_profile(&c, &names(&c));
@@ -320,7 +339,7 @@ fn a_node_that_leaves_is_no_seed_and_nobody_is_its_own() {
 fn every_variable_is_an_option_of_sheep() {
     let text = include_str!("../../sheep/src/cli.rs");
     let c = cluster(
-        json!({"nodeGroups": [{"name": "default", "vnodes": 3, "journal": {"directory": "/j"}, "devices": ["/dev/sdb"]}], "ports": {"nbd": 10809}}),
+        json!({"nodeGroups": [{"name": "default", "vnodes": 3, "journal": {"directory": "/j"}, "devices": ["/dev/sdb"]}], "ports": {"nbd": 10809}, "cache": "1Gi"}),
     );
     let m = build(&c, &[("a", "default")], &[]);
     for set in &m.desired.daemonsets {

@@ -5,7 +5,11 @@
 mod world;
 
 use serde_json::json;
-use sheepdog_client::pb::{CreateVdiRequest, Redundancy, node::State};
+use sheepdog_client::Client;
+use sheepdog_client::pb::{
+    CreateVdiRequest, GetVdiRequest, Limits, Redundancy, SetLimitsRequest, SetTrashRequest, VdiRef,
+    node::State,
+};
 use sheepdog_crds::{Vdi, VdiSnapshot};
 use std::sync::Arc;
 use world::{NS, World, cluster_path, is};
@@ -47,6 +51,7 @@ async fn a_cluster_is_made_updated_shrunk_and_ended() {
     let secret = w.api.get(&format!("/api/v1{NS}/secrets/main-secret")).unwrap();
     assert!(w.api.get("/apis/storage.k8s.io/v1/storageclasses/main").is_some());
     vdis(&mut w).await;
+    trash(&mut w).await;
     update(&mut w).await;
     shrink(&mut w).await;
     assert_eq!(w.cluster("main").unwrap().status.unwrap().cluster_id, Some(id.clone()));
@@ -90,6 +95,7 @@ async fn vdis(w: &mut World) {
     w.api.edit(&path, |v| v["spec"]["size"] = json!("20Mi"));
     sheepdog_operator::vdi::reconcile(Arc::new(get(w)), w.operator()).await.unwrap();
     assert_eq!(get(w).status.unwrap().size_bytes, Some(20 << 20));
+    limits(w, &path).await;
     // A snapshot, once.
     let snap = format!("/apis/sheepdog.io/v1alpha1{NS}/vdisnapshots/s1");
     let object = json!({
@@ -117,6 +123,53 @@ async fn vdis(w: &mut World) {
     );
 }
 
+/// An object's limits are carried out once; then they are anybody's who uses the volume.
+async fn limits(w: &mut World, path: &str) {
+    let get = |w: &World| -> Vdi { serde_json::from_value(w.api.get(path).unwrap()).unwrap() };
+    let client = w.operator().client_of("main").await.unwrap();
+    let has = async |client: &Client| {
+        let request = GetVdiRequest { vdi: Some(VdiRef::name("disk")), usage: false };
+        client.get_vdi(request).await.unwrap().limits.unwrap()
+    };
+    w.api.edit(path, |v| v["spec"]["limits"] = json!({"iops": 500, "bandwidth": "1Mi"}));
+    sheepdog_operator::vdi::reconcile(Arc::new(get(w)), w.operator()).await.unwrap();
+    let mut want = Limits { iops: 500, iops_burst: 500, bandwidth: 1 << 20, bandwidth_burst: 1 << 20 };
+    assert_eq!(has(&client).await, want);
+    assert_eq!(get(w).status.unwrap().limits.as_deref(), Some("500 IOPS, 1Mi/s"));
+    // A class of the CSI driver, say, changes one of them: it is not changed back, and it is shown.
+    want = Limits { iops: 700, iops_burst: 900, ..want };
+    let request = SetLimitsRequest { vdi: Some(VdiRef::name("disk")), limits: Some(want) };
+    client.set_limits(request).await.unwrap();
+    let shown = Some("700 IOPS (burst 900), 1Mi/s");
+    w.until("main", "shown", |w| get(w).status.unwrap().limits.as_deref() == shown).await;
+    sheepdog_operator::vdi::reconcile(Arc::new(get(w)), w.operator()).await.unwrap();
+    assert_eq!(has(&client).await, want);
+    // What is taken out of the object stays, 0 takes it away.
+    w.api.edit(path, |v| v["spec"]["limits"] = json!({"bandwidth": "0"}));
+    sheepdog_operator::vdi::reconcile(Arc::new(get(w)), w.operator()).await.unwrap();
+    assert_eq!(has(&client).await, Limits { bandwidth: 0, bandwidth_burst: 0, ..want });
+}
+
+/// As long as the object says how long the trash keeps things, it is so; otherwise it is as dog has set it.
+async fn trash(w: &mut World) {
+    let client = w.operator().client_of("main").await.unwrap();
+    let keep = async |keep_ms| client.set_trash(SetTrashRequest { keep_ms }).await.unwrap().keep_ms;
+    assert_eq!(keep(None).await, 86_400_000);
+    w.apply("main", spec(json!({"trash": {"keep": "0s"}})));
+    w.tick("main").await;
+    assert_eq!(keep(None).await, 0);
+    w.apply("main", spec(json!({"trash": {"keep": "7d"}})));
+    w.tick("main").await;
+    assert_eq!(keep(Some(5)).await, 5);
+    w.tick("main").await;
+    assert_eq!(keep(None).await, 604_800_000);
+    w.apply("main", spec(json!({})));
+    w.tick("main").await;
+    assert_eq!(keep(Some(86_400_000)).await, 86_400_000);
+    w.tick("main").await;
+    assert_eq!(keep(None).await, 86_400_000);
+}
+
 /// New options reach the sheep one by one.
 async fn update(w: &mut World) {
     let revisions = |w: &World| -> Vec<String> {
@@ -129,7 +182,7 @@ async fn update(w: &mut World) {
     };
     let before = revisions(w);
     w.most_away = 0;
-    w.apply("main", spec(json!({"logLevel": "error"})));
+    w.apply("main", spec(json!({"logLevel": "error", "cache": "16Mi"})));
     w.tick("main").await;
     w.until("main", "updated", |w| {
         let now = revisions(w);
@@ -252,6 +305,7 @@ async fn disks(client: &sheepdog_client::Client) -> Vec<String> {
             State::Failed => "failed",
             State::Retired => "retired",
             State::Leaving => "leaving",
+            State::Suspect => "suspect",
         };
         let name = disk.path.rsplit('/').next().unwrap_or_default();
         all.push((row.node.as_ref().unwrap().host.clone(), format!("/{name} {state}")));

@@ -3,7 +3,7 @@
 //! The attribute [`names::ATTR_ORIGIN`] is written last, so a volume that has it is as it was asked for, and one that lacks it is finished by whoever asks again:
 //!
 //! ```text
-//!   (snapshot of the source) ─► create or clone ─► format of the source ─► (delete that snapshot) ─► origin
+//!   (snapshot of the source) ─► create or clone ─► limits ─► format of the source ─► (delete that snapshot) ─► origin
 //! ```
 
 use super::Controller;
@@ -17,7 +17,7 @@ use crate::sheep::attr;
 use crate::size::{Range, signed};
 use serde::{Deserialize, Serialize};
 use sheepdog_client::ErrorKind;
-use sheepdog_client::pb::{CreateVdiRequest, DeleteVdiRequest, ResizeRequest, Vdi, VdiRef};
+use sheepdog_client::pb::{CreateVdiRequest, DeleteVdiRequest, Limits, ResizeRequest, Vdi, VdiRef};
 use std::collections::{BTreeMap, HashMap};
 use uuid::Uuid;
 
@@ -272,6 +272,8 @@ async fn finish(c: &Controller, w: &Wanted, mut v: Vdi) -> Outcome<Vdi> {
         let request = ResizeRequest { vdi: Some(VdiRef::id(v.id)), size, shrink: false };
         v = c.sheep.client().resize(request).await?;
     }
+    // What an earlier try with other limits left does not count.
+    c.sheep.limit(&v, w.parameters.limits.on(Limits::default())).await?;
     if let Some(format) = inherited(c, w, &v).await? {
         c.sheep.set(v.id, names::ATTR_FORMAT, format.to_text()?.as_bytes()).await?;
     }

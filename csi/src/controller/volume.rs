@@ -121,6 +121,9 @@ pub(super) async fn modify(
                 this.sheep.client().alter_vdi_copies(request).await?;
                 tracing::info!(volume = v.uuid, ?redundancy, "redundancy changed");
             }
+            // After what may be refused for the moment: a claim that goes back to its old class then still has that one's limits.
+            let was = v.limits.unwrap_or_default();
+            this.sheep.limit(&v, wanted.limits.on(was)).await?;
             Ok(ControllerModifyVolumeResponse {})
         })
         .await

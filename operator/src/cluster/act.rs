@@ -14,7 +14,7 @@ use k8s_openapi::api::core::v1::{Pod, Secret};
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, ListParams, ObjectMeta, PostParams, Preconditions};
-use sheepdog_client::{Client, Credentials};
+use sheepdog_client::{Client, Credentials, ErrorKind};
 use sheepdog_crds::SheepdogCluster;
 
 /// Do what is to be done now. What was decided on the way goes into `d`.
@@ -285,6 +285,15 @@ async fn take(
             client.set_recovery(r).await?;
             ctx.tell(c, true, "RecoveryChanged", "recovery is limited as spec.recovery says").await;
         }
+        Step::SetTrash(r) => match client.set_trash(r).await {
+            Ok(_) => {
+                let text = "what is deleted from now on is kept as long as spec.trash says";
+                ctx.tell(c, true, "TrashChanged", text).await;
+            }
+            // Sheep of a version that has no trash: their update, which comes after this, must not wait for it.
+            Err(e) if e.kind == ErrorKind::Unsupported => {}
+            Err(e) => return Err(e.into()),
+        },
     }
     Ok(())
 }
@@ -304,7 +313,7 @@ async fn format(
             Ok(())
         }
         // Made by an operator that died before it heard of it.
-        Err(e) if e.kind == sheepdog_client::ErrorKind::Exists => Ok(()),
+        Err(e) if e.kind == ErrorKind::Exists => Ok(()),
         Err(e) => Err(e.into()),
     }
 }

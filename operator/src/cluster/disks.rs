@@ -37,8 +37,8 @@ pub struct Disks {
 
 /// Is it in use at its sheep?
 fn in_use(d: &NodeDisk) -> bool {
-    use node_disk::State::{Full, Leaving, Ok};
-    matches!(d.state(), Ok | Full | Leaving)
+    use node_disk::State::{Full, Leaving, Ok, Suspect};
+    matches!(d.state(), Ok | Full | Leaving | Suspect)
 }
 
 /// Decide. `leaving_nodes` are being emptied as a whole.

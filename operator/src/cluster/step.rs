@@ -25,6 +25,8 @@ pub enum Step {
     AlterCopies(pb::AlterCopiesRequest),
     /// Limits of recovery.
     SetRecovery(pb::SetRecoveryRequest),
+    /// How long what is deleted can be brought back.
+    SetTrash(pb::SetTrashRequest),
 }
 
 /// Why there is no cluster yet.
@@ -123,9 +125,13 @@ fn format(spec: &SheepdogClusterSpec, seen: &Seen, m: &Members) -> Option<Step> 
             object_size: 0,
             wait_for_nodes: u32::try_from(m.groups.len()).unwrap_or(u32::MAX),
             store: String::new(),
-            trash_keep_ms: None,
+            trash_keep_ms: trash_keep(spec),
         },
     })
+}
+
+fn trash_keep(spec: &SheepdogClusterSpec) -> Option<u64> {
+    crate::quantity::millis(&spec.trash.as_ref()?.keep)
 }
 
 /// As the admin interface says it.
@@ -160,6 +166,9 @@ fn steady(spec: &SheepdogClusterSpec, info: &pb::ClusterInfo, m: &Members) -> Ve
                 concurrency: Some(wanted.concurrency),
             }));
         }
+    }
+    if let Some(keep) = trash_keep(spec).filter(|keep| *keep != info.trash_keep_ms) {
+        steps.push(Step::SetTrash(pb::SetTrashRequest { keep_ms: Some(keep) }));
     }
     steps
 }
@@ -205,6 +214,10 @@ mod tests {
         assert_eq!(host, "10.0.0.1");
         assert_eq!((request.wait_for_nodes, request.min_copies), (3, 1));
         assert_eq!(request.redundancy.as_ref().map(|r| r.copies), Some(2));
+        assert_eq!(request.trash_keep_ms, None, "the engine's own");
+        let (steps, _) = next(&spec(json!({"trash": {"keep": "0s"}})), &Default::default(), &seen, &m);
+        let [Step::Format { request, .. }] = &steps[..] else { panic!("{steps:?}") };
+        assert_eq!(request.trash_keep_ms, Some(0));
     }
 
     #[test]
@@ -241,11 +254,12 @@ mod tests {
         let mut f = Formatted::default();
         f.info.redundancy = Some(pb::Redundancy { copies: 2, ..Default::default() });
         f.info.recovery = Some(pb::RecoverySettings { enabled: true, max_bytes_per_s: 0, concurrency: 4 });
+        f.info.trash_keep_ms = 86_400_000;
         let (seen, m) = three(Engine::Formatted(Box::new(f.clone())));
-        let settled = spec(json!({"recovery": {"concurrency": 4}}));
+        let settled = spec(json!({"recovery": {"concurrency": 4}, "trash": {"keep": "24h"}}));
         assert_eq!(next(&settled, &Default::default(), &seen, &m), (vec![], None));
         let other = spec(
-            json!({"redundancy": {"copies": 3}, "recovery": {"paused": true, "maxBytesPerSecond": "100Mi", "concurrency": 2}}),
+            json!({"redundancy": {"copies": 3}, "recovery": {"paused": true, "maxBytesPerSecond": "100Mi", "concurrency": 2}, "trash": {"keep": "7d"}}),
         );
         let (steps, _) = next(&other, &Default::default(), &seen, &m);
         let redundancy = Some(pb::Redundancy { copies: 3, ..Default::default() });
@@ -258,9 +272,11 @@ mod tests {
                     max_bytes_per_s: Some(100 << 20),
                     concurrency: Some(2)
                 }),
+                Step::SetTrash(pb::SetTrashRequest { keep_ms: Some(604_800_000) }),
             ]
         );
-        // Limits that the spec does not mention are dog's business.
+        // What the spec does not mention is dog's business.
+        f.info.trash_keep_ms = 5;
         f.info.recovery = Some(pb::RecoverySettings { enabled: false, max_bytes_per_s: 7, concurrency: 1 });
         let (seen, m) = three(Engine::Formatted(Box::new(f)));
         assert_eq!(next(&spec(json!({})), &Default::default(), &seen, &m), (vec![], None));

@@ -13,7 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use sheepdog_client::{Client, NODES_VDI, pb};
 use sheepdog_crds::{DRIVER, SheepdogCluster, Vdi, VdiStatus};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -56,12 +56,15 @@ impl Rounds {
 pub enum Change {
     /// Make an object for a VDI.
     Create(Box<Vdi>),
-    /// Follow a VDI that grew.
-    Grow {
+    /// Follow a VDI that somebody else changed: the size that it has; and what the object asked for and is not so any more is taken out of it, or it would
+    /// be carried out once more when the object changes.
+    Follow {
         /// Object.
         name: String,
-        /// New size.
-        size: String,
+        /// As it was looked at: what somebody writes into it meanwhile counts.
+        version: Option<String>,
+        /// What changes in its spec.
+        spec: Value,
     },
     /// The status differs.
     Status {
@@ -135,8 +138,10 @@ pub fn changes(r: &Round<'_>, now: Timestamp) -> Vec<Change> {
         if object.metadata.deletion_timestamp.is_some() {
             continue;
         }
+        let mut follow = left_behind(object, v);
         if is_listed(object) && quantity::bytes(&object.spec.size).is_none_or(|b| b < v.size) {
-            all.push(Change::Grow { name: object.name_any(), size: quantity::exact(v.size) });
+            follow.insert("size".into(), json!(quantity::exact(v.size)));
+            all.push(following(object, follow));
             continue;
         }
         let old = object.status.clone().unwrap_or_default();
@@ -145,14 +150,36 @@ pub fn changes(r: &Round<'_>, now: Timestamp) -> Vec<Change> {
             used: used.or(old.used.clone()),
             claim: r.claims.get(&v.uuid).cloned(),
             hosts: r.hosts.clone(),
+            carried_out: super::is_done(object) || super::is_as_asked(object, v),
         };
         let status = view::status(object, v, &known, now);
         if status != old {
             all.push(Change::Status { object: Box::new((*object).clone()), status: Box::new(status) });
+        } else if !follow.is_empty() {
+            // The status has been this for a round: it is not the VDI that was looked at just before the object was carried out.
+            all.push(following(object, follow));
         }
     }
     all.truncate(CHANGES);
     all
+}
+
+/// What an object that was made for a VDI asked for, got, and is not so any more: somebody else has changed it since, and whoever uses the VDI decides.
+fn left_behind(object: &Vdi, v: &pb::Vdi) -> Map<String, Value> {
+    let mut spec = Map::new();
+    if is_listed(object) && super::is_done(object) {
+        if !super::has_redundancy(object, v) {
+            spec.insert("redundancy".into(), Value::Null);
+        }
+        if !super::has_limits(object, v) {
+            spec.insert("limits".into(), Value::Null);
+        }
+    }
+    spec
+}
+
+fn following(object: &Vdi, spec: Map<String, Value>) -> Change {
+    Change::Follow { name: object.name_any(), version: object.resource_version(), spec: spec.into() }
 }
 
 fn uuid_of(o: &Vdi) -> Option<&str> {
@@ -221,10 +248,13 @@ async fn make(ctx: &Context, change: Change) -> Result<(), Failure> {
             }
             Err(e) => Err(e.into()),
         },
-        Change::Grow { name, size } => {
-            let patch = json!({"spec": {"size": size}});
-            api.patch(&name, &PatchParams::default(), &Patch::Merge(&patch)).await?;
-            Ok(())
+        Change::Follow { name, version, spec } => {
+            let patch = json!({"metadata": {"resourceVersion": version}, "spec": spec});
+            match api.patch(&name, &PatchParams::default(), &Patch::Merge(&patch)).await {
+                // Somebody changed it meanwhile, or deleted it: the next round looks again.
+                Err(kube::Error::Api(s)) if s.code == 409 || s.code == 404 => Ok(()),
+                other => Ok(other.map(drop)?),
+            }
         }
         Change::Status { object, status } => super::write_status(&object, ctx, *status).await,
         Change::Remove { name } => Ok(delete(&api, &name).await?),
@@ -320,9 +350,80 @@ mod tests {
         assert_eq!(run(std::slice::from_ref(&a), std::slice::from_ref(&shown)), vec![]);
         // It grows.
         let grown = run(&[vdi("a", 2 << 30)], std::slice::from_ref(&shown));
-        assert_eq!(grown, vec![Change::Grow { name: "a".into(), size: "2Gi".into() }]);
+        assert_eq!(grown, vec![follow(json!({"size": "2Gi"}))]);
         // It is gone.
         assert_eq!(run(&[], std::slice::from_ref(&shown)), vec![Change::Remove { name: "a".into() }]);
+    }
+
+    fn follow(spec: Value) -> Change {
+        Change::Follow { name: "a".into(), version: None, spec }
+    }
+
+    /// An object with its status as the next round would leave it.
+    fn settled(v: &pb::Vdi, mut object: Vdi) -> Vdi {
+        while let [Change::Status { status, .. }] =
+            &run(std::slice::from_ref(v), std::slice::from_ref(&object))[..]
+        {
+            object.status = Some((**status).clone());
+        }
+        object
+    }
+
+    /// A claim of the CSI driver gets another VolumeAttributesClass: nothing that an object of ours says is carried out against it.
+    #[test]
+    fn what_a_class_changes_is_not_changed_back() {
+        let mut v = vdi("a", 1 << 30);
+        let limits = |iops| Some(pb::Limits { iops, iops_burst: iops, ..Default::default() });
+        // Nobody said anything in the object: there is nothing to fight with.
+        let plain = settled(&v, view::listed("main", "ns", "a", &v));
+        v.limits = limits(500);
+        let told = run(std::slice::from_ref(&v), std::slice::from_ref(&plain));
+        let [Change::Status { status, .. }] = &told[..] else { panic!("{told:?}") };
+        assert_eq!(status.limits.as_deref(), Some("500 IOPS"));
+        // Somebody did, and it was carried out; then a class says something else.
+        let mut asks = plain;
+        asks.metadata.generation = Some(2);
+        asks.spec.limits = Some(sheepdog_crds::Limits { iops: Some(500), ..Default::default() });
+        asks.spec.redundancy = Some(sheepdog_crds::Redundancy::copies(2));
+        v.redundancy = Some(pb::Redundancy { copies: 2, ..Default::default() });
+        let asks = settled(&v, asks);
+        assert!(super::super::is_done(&asks));
+        v.limits = limits(1000);
+        // First it is shown, and in the next round the object says nothing of it any more.
+        let told = run(std::slice::from_ref(&v), std::slice::from_ref(&asks));
+        assert!(matches!(&told[..], [Change::Status { .. }]), "{told:?}");
+        let shown = settled(&v, asks.clone());
+        assert_eq!(
+            run(std::slice::from_ref(&v), std::slice::from_ref(&shown)),
+            vec![follow(json!({"limits": null}))]
+        );
+        // When it grows at the same time the object is carried out once more: at once, then.
+        v.size = 2 << 30;
+        v.redundancy = Some(pb::Redundancy { copies: 3, ..Default::default() });
+        assert_eq!(
+            run(std::slice::from_ref(&v), std::slice::from_ref(&asks)),
+            vec![follow(json!({"size": "2Gi", "limits": null, "redundancy": null}))]
+        );
+        // An object that a person made keeps what it says.
+        let mut own = shown;
+        own.metadata.labels = None;
+        v.size = 1 << 30;
+        assert_eq!(run(std::slice::from_ref(&v), &[settled(&v, own)]), vec![]);
+    }
+
+    /// A change of the object that is not carried out yet is neither taken back nor said to be done.
+    #[test]
+    fn what_is_asked_for_waits_until_it_is_carried_out() {
+        let v = vdi("a", 1 << 30);
+        let mut asks = settled(&v, view::listed("main", "ns", "a", &v));
+        asks.metadata.generation = Some(2);
+        asks.spec.limits = Some(sheepdog_crds::Limits { iops: Some(500), ..Default::default() });
+        let asks = settled(&v, asks);
+        assert_eq!(run(std::slice::from_ref(&v), std::slice::from_ref(&asks)), vec![]);
+        assert!(!super::super::is_done(&asks));
+        // Somebody else has done it.
+        let limits = Some(pb::Limits { iops: 500, iops_burst: 500, ..Default::default() });
+        assert!(super::super::is_done(&settled(&pb::Vdi { limits, ..v }, asks)));
     }
 
     #[test]

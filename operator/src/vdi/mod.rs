@@ -1,7 +1,8 @@
 //! The controller of `Vdi`: an object makes, grows and (when it says so) deletes its VDI. The other way round, VDIs that `dog` or the CSI driver made
 //! are shown as objects by [`mirror`], which also keeps the status of all of them.
 //!
-//! What holds: an object that retains its VDI has no finalizer and never waits for the cluster; a VDI is never shrunk, and never deleted while it is open.
+//! What holds: an object that retains its VDI has no finalizer and never waits for the cluster; a VDI is never shrunk, and never deleted while it is open. An
+//! object is carried out once after each change of it: whoever changes the VDI otherwise afterwards, `dog` or the CSI driver, is not fought.
 
 pub mod mirror;
 pub mod view;
@@ -17,6 +18,7 @@ use kube::ResourceExt;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::controller::Action;
 use serde_json::json;
+use sheepdog_client::limits::{Rate, Wish};
 use sheepdog_client::pb::{self, VdiRef};
 use sheepdog_client::{Client, ErrorKind};
 use sheepdog_crds::{ABANDON, DeletionPolicy, Vdi};
@@ -93,8 +95,36 @@ fn wanted_size(v: &Vdi) -> Result<u64, Failure> {
     rounded.ok_or_else(|| Failure::Other(format!("spec.size is {}: write for example 10Gi", v.spec.size)))
 }
 
+/// The limits that are asked for.
+fn wanted_limits(v: &Vdi) -> Result<Wish, Failure> {
+    let Some(l) = &v.spec.limits else { return Ok(Wish::default()) };
+    let bytes = |field: &str, text: &Option<String>| {
+        let wrong = |t| Failure::Other(format!("spec.limits.{field} is {t}: write for example 50Mi"));
+        text.as_ref().map(|t| quantity::bytes(t).ok_or_else(|| wrong(t))).transpose()
+    };
+    let rate = |n: Option<u64>, burst| n.map(|per_second| Rate { per_second, burst });
+    Ok(Wish {
+        iops: rate(l.iops.map(u64::from), l.iops_burst.map(u64::from)),
+        bandwidth: rate(bytes("bandwidth", &l.bandwidth)?, bytes("bandwidthBurst", &l.bandwidth_burst)?),
+    })
+}
+
+/// The VDI is as the object asks for.
+fn is_as_asked(v: &Vdi, there: &pb::Vdi) -> bool {
+    wanted_size(v).is_ok_and(|size| there.size >= size) && has_redundancy(v, there) && has_limits(v, there)
+}
+
+fn has_redundancy(v: &Vdi, there: &pb::Vdi) -> bool {
+    v.spec.redundancy.as_ref().is_none_or(|r| there.redundancy == Some(wire(r)))
+}
+
+fn has_limits(v: &Vdi, there: &pb::Vdi) -> bool {
+    wanted_limits(v).is_ok_and(|wish| wish.holds(there.limits.unwrap_or_default()))
+}
+
 async fn carry_out(v: &Vdi, ctx: &Context) -> Result<(), Failure> {
     let (size, redundancy) = (wanted_size(v)?, v.spec.redundancy.as_ref().map(wire));
+    let wish = wanted_limits(v)?;
     let client = ctx.client_of(&v.spec.cluster).await?;
     let name = v.vdi_name();
     // Once it is known it is known by its id: it may have been renamed, and another one may have its name.
@@ -121,9 +151,15 @@ async fn carry_out(v: &Vdi, ctx: &Context) -> Result<(), Failure> {
         client.alter_vdi_copies(request).await?;
         ctx.tell(v, true, "CopiesChanged", format!("VDI {name} gets {}", view::redundancy(&r))).await;
     }
+    limit(v, ctx, &client, &there, wish).await?;
     let now = client.get_vdi(get(VdiRef::uuid(&there.uuid))).await?;
     let old = v.status.clone().unwrap_or_default();
-    let known = view::Known { used: old.used.clone(), claim: old.claim.clone(), ..Default::default() };
+    let known = view::Known {
+        used: old.used.clone(),
+        claim: old.claim.clone(),
+        carried_out: true,
+        ..Default::default()
+    };
     write_status(v, ctx, view::status(v, &now, &known, Timestamp::now())).await
 }
 
@@ -133,6 +169,18 @@ async fn grow(v: &Vdi, ctx: &Context, client: &Client, there: &pb::Vdi, size: u6
     }
     client.resize(pb::ResizeRequest { vdi: by_uuid(there), size, shrink: false }).await?;
     ctx.tell(v, true, "Resized", format!("VDI {} has {size} bytes now", there.name)).await;
+    Ok(())
+}
+
+async fn limit(v: &Vdi, ctx: &Context, client: &Client, there: &pb::Vdi, wish: Wish) -> Result<(), Failure> {
+    let was = there.limits.unwrap_or_default();
+    if wish.holds(was) {
+        return Ok(());
+    }
+    let limits = wish.on(was);
+    client.set_limits(pb::SetLimitsRequest { vdi: by_uuid(there), limits: Some(limits) }).await?;
+    let may = view::limits(&limits).unwrap_or_else(|| "as fast as it can".into());
+    ctx.tell(v, true, "LimitsChanged", format!("VDI {} may be used: {may}", there.name)).await;
     Ok(())
 }
 

@@ -17,6 +17,8 @@ pub struct Known {
     pub claim: Option<String>,
     /// Kubernetes node of each sheep.
     pub hosts: BTreeMap<String, String>,
+    /// The object has been carried out as it is now, or asks for nothing that is not there. Until then it is not said to be ready: nobody would carry it out any more.
+    pub carried_out: bool,
 }
 
 /// Its status.
@@ -30,10 +32,13 @@ pub fn status(object: &Vdi, v: &pb::Vdi, known: &Known, now: Timestamp) -> VdiSt
     });
     let ready = match (v.working, v.size >= quantity::bytes(&object.spec.size).unwrap_or(0)) {
         (false, _) => {
-            Said::new("Ready", false, "Deleted", "the volume has been deleted, only snapshots of it are left")
+            let text = "the volume has been deleted, only snapshots of it are left";
+            Some(Said::new("Ready", false, "Deleted", text))
         }
-        (true, false) => Said::new("Ready", false, "Resizing", "the volume is smaller than spec.size"),
-        (true, true) => Said::new("Ready", true, "Ready", "the volume can be used"),
+        (true, false) => Some(Said::new("Ready", false, "Resizing", "the volume is smaller than spec.size")),
+        (true, true) => {
+            known.carried_out.then(|| Said::new("Ready", true, "Ready", "the volume can be used"))
+        }
     };
     let holders: Vec<&str> = v.attachments.iter().map(|a| a.holder.as_str()).collect();
     let holders = holders.join(", ");
@@ -54,14 +59,20 @@ pub fn status(object: &Vdi, v: &pb::Vdi, known: &Known, now: Timestamp) -> VdiSt
         ),
         Some(State::Closed) | None => Said::new("Attached", false, "Closed", "nobody has it open"),
     };
+    let said: Vec<Said> = ready.into_iter().chain([attached]).collect();
     VdiStatus {
-        observed_generation: object.metadata.generation,
-        conditions: merge(&old.conditions, &[ready, attached], object.metadata.generation, now),
+        observed_generation: if known.carried_out {
+            object.metadata.generation
+        } else {
+            old.observed_generation
+        },
+        conditions: merge(&old.conditions, &said, object.metadata.generation, now),
         uuid: Some(v.uuid.clone()),
         id: Some(v.id),
         size_bytes: i64::try_from(v.size).ok(),
         used: known.used.clone(),
         redundancy: v.redundancy.as_ref().map(redundancy),
+        limits: v.limits.as_ref().and_then(limits),
         attached_to: Some(holders).filter(|h| !h.is_empty()).or(owner),
         claim: known.claim.clone(),
         snapshots: i64::try_from(v.snapshots.len()).ok(),
@@ -76,6 +87,18 @@ pub(super) fn redundancy(r: &pb::Redundancy) -> String {
     }
 }
 
+/// Limits as they are, for people; None: as fast as it can. A burst of a second's worth goes without saying.
+pub(super) fn limits(l: &pb::Limits) -> Option<String> {
+    let one = |rate: u64, burst: u64, unit: &str, show: fn(u64) -> String| {
+        let more = if burst == rate { String::new() } else { format!(" (burst {})", show(burst)) };
+        (rate > 0).then(|| format!("{}{unit}{more}", show(rate)))
+    };
+    let iops = one(l.iops, l.iops_burst, " IOPS", |n| n.to_string());
+    let bandwidth = one(l.bandwidth, l.bandwidth_burst, "/s", quantity::exact);
+    let all: Vec<String> = iops.into_iter().chain(bandwidth).collect();
+    (!all.is_empty()).then(|| all.join(", "))
+}
+
 /// An object for a VDI that has none.
 pub fn listed(cluster: &str, namespace: &str, name: &str, v: &pb::Vdi) -> Vdi {
     let spec = VdiSpec {
@@ -83,6 +106,7 @@ pub fn listed(cluster: &str, namespace: &str, name: &str, v: &pb::Vdi) -> Vdi {
         vdi_name: (v.name != name).then(|| v.name.clone()),
         size: quantity::exact(v.size),
         redundancy: None,
+        limits: None,
         source: None,
         // Whoever made the VDI decides about it: this object only shows it.
         deletion_policy: DeletionPolicy::Retain,
@@ -153,11 +177,63 @@ mod tests {
         assert_eq!(listed("main", "s", "a-b", &vdi("A B")).vdi_name(), "A B");
     }
 
+    /// What the schema takes is what sheep take.
+    #[test]
+    fn the_least_bandwidth_is_the_engines() {
+        let mut object = listed("main", "sheepdog", "disk", &vdi("disk"));
+        let least = sheepdog_client::limits::MIN_BANDWIDTH;
+        for (bytes, good) in [(0, true), (1, false), (least - 1, false), (least, true)] {
+            let bandwidth = Some(bytes.to_string());
+            object.spec.limits = Some(sheepdog_crds::Limits { bandwidth, ..Default::default() });
+            let taken = sheepdog_crds::check::accept::<Vdi>(&serde_json::to_value(&object).unwrap(), None);
+            assert_eq!(taken.is_ok(), good, "{bytes}");
+        }
+    }
+
+    #[test]
+    fn limits_for_people() {
+        let of = |iops, iops_burst, bandwidth, bandwidth_burst| {
+            limits(&pb::Limits { iops, iops_burst, bandwidth, bandwidth_burst })
+        };
+        assert_eq!(of(0, 0, 0, 0), None);
+        assert_eq!(of(500, 500, 0, 0).as_deref(), Some("500 IOPS"));
+        assert_eq!(of(0, 0, 50 << 20, 0).as_deref(), Some("50Mi/s (burst 0)"));
+        assert_eq!(
+            of(500, 900, 50_000_000, 1 << 30).as_deref(),
+            Some("500 IOPS (burst 900), 50000000/s (burst 1Gi)")
+        );
+    }
+
+    /// Whoever looks only must not make it look carried out: nobody would do it any more.
+    #[test]
+    fn an_object_that_is_not_carried_out_does_not_become_ready() {
+        let v = vdi("disk");
+        let mut object = listed("main", "sheepdog", "disk", &v);
+        object.metadata.generation = Some(2);
+        let refused = Said::new("Ready", false, "Refused", "no");
+        let at = Timestamp::from_second(1).unwrap();
+        object.status = Some(VdiStatus {
+            observed_generation: Some(1),
+            conditions: merge(&[], &[refused], Some(1), at),
+            ..Default::default()
+        });
+        let s = status(&object, &v, &Known::default(), at);
+        assert_eq!(s.observed_generation, Some(1));
+        assert!(s.conditions.iter().any(|c| c.reason == "Refused") && s.size_bytes == Some(1 << 30));
+        let s = status(&object, &v, &Known { carried_out: true, ..Default::default() }, at);
+        assert_eq!(s.observed_generation, Some(2));
+        assert!(crate::condition::holds(&s.conditions, "Ready"));
+    }
+
     #[test]
     fn who_has_it_open() {
         let mut v = vdi("disk");
         let object = listed("main", "sheepdog", "disk", &v);
-        let known = Known { hosts: [("id1".to_owned(), "node1".to_owned())].into(), ..Default::default() };
+        let known = Known {
+            hosts: [("id1".to_owned(), "node1".to_owned())].into(),
+            carried_out: true,
+            ..Default::default()
+        };
         let at = Timestamp::from_second(1).unwrap();
         let s = status(&object, &v, &known, at);
         assert_eq!((s.attached_to.as_deref(), s.redundancy.as_deref()), (None, Some("3 copies")));

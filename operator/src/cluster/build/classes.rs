@@ -77,7 +77,16 @@ pub fn attributes_class_kind() -> ApiResource {
 /// The VolumeAttributesClasses that are wanted.
 pub fn attributes_classes(c: &SheepdogCluster, names: &Names) -> Vec<DynamicObject> {
     let one = |o: &sheepdog_crds::cluster::VolumeAttributesClassOptions| {
-        let parameters: BTreeMap<&str, String> = [("copies", o.parameters.copies.to_string())].into();
+        let p = &o.parameters;
+        let all = [
+            ("copies", p.copies.map(|n| n.to_string())),
+            ("copyPolicy", p.copy_policy.clone()),
+            ("iops", p.iops.map(|n| n.to_string())),
+            ("iopsBurst", p.iops_burst.map(|n| n.to_string())),
+            ("bandwidth", p.bandwidth.clone()),
+            ("bandwidthBurst", p.bandwidth_burst.clone()),
+        ];
+        let parameters: BTreeMap<&str, String> = all.into_iter().filter_map(|(k, v)| Some((k, v?))).collect();
         let mut class = DynamicObject::new(&o.name, &attributes_class_kind());
         class.metadata.labels = Some(names.wide_labels());
         class.data(json!({"driverName": DRIVER, "parameters": parameters}))

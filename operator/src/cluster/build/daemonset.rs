@@ -5,6 +5,7 @@
 
 use super::{BuildError, Input, disks, owned, typed};
 use crate::names::{GATEWAY, GROUP, REVISION, SECRET_KEY, SHEEP};
+use crate::quantity::bytes;
 use crate::seccomp;
 use k8s_openapi::api::apps::v1::DaemonSet;
 use serde_json::{Value, json};
@@ -128,6 +129,10 @@ fn environment(i: &Input<'_>, part: &Part) -> Value {
         add("SHEEP_NBD_PORT", nbd.to_string());
     }
     add("SHEEP_DOWN_OUT_INTERVAL", spec.down_out_interval.clone());
+    if let Some(bytes) = spec.cache.as_deref().and_then(bytes) {
+        add("SHEEP_CACHE", "true".into());
+        add("SHEEP_CACHE_SIZE", bytes.div_ceil(1 << 20).to_string());
+    }
     add("SHEEP_LOG_LEVEL", spec.log_level.clone());
     add("DOG_PORT", p.client.to_string());
     json!(env)
