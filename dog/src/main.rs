@@ -4,11 +4,15 @@
 //! `sheepdog_client` and answers with an `Output` or a `Failure`. Answers go to standard output, everything else to standard error.
 
 mod backup;
+mod blocks;
 mod commands;
+mod contents;
 mod context;
 mod failure;
+mod nbd;
 mod output;
 mod progress;
+mod qemu;
 mod redundancy;
 mod size;
 mod time;

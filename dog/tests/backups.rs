@@ -4,17 +4,10 @@
 
 mod harness;
 
-use harness::{Sheep, dog_with, free_port};
-use std::path::{Path, PathBuf};
+use harness::{Sheep, dog_with};
+use std::path::PathBuf;
 
 const MIB: usize = 1 << 20;
-
-fn formatted(dir: &Path) -> Sheep {
-    let sheep = Sheep::start(dir, free_port(), &[]);
-    harness::until(|| sheep.dog(&["cluster", "info", "-o", "raw"]), |s| s.code == 0);
-    sheep.dog(&["cluster", "format", "--copies", "1"]).ok();
-    sheep
-}
 
 /// Two clusters and room for files.
 struct Case {
@@ -30,7 +23,7 @@ impl Case {
         let sheep = |name: &str| {
             let path = dir.path().join(name);
             std::fs::create_dir(&path).unwrap();
-            formatted(&path)
+            Sheep::formatted(&path, &[], &[])
         };
         let (here, there) = (sheep("here"), sheep("there"));
         Self { here, there, dir }

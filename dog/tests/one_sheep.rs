@@ -5,14 +5,6 @@
 mod harness;
 
 use harness::{Sheep, free_port};
-use std::path::Path;
-
-fn formatted(dir: &Path) -> Sheep {
-    let sheep = Sheep::start(dir, free_port(), &[]);
-    harness::until(|| sheep.dog(&["cluster", "info", "-o", "raw"]), |s| s.code == 0);
-    sheep.dog(&["cluster", "format", "--copies", "1"]).ok();
-    sheep
-}
 
 fn names(sheep: &Sheep) -> Vec<String> {
     let rows = sheep.dog(&["vdi", "list", "-o", "json"]).json();
@@ -73,7 +65,7 @@ fn before_and_after_format() {
 #[test]
 fn volumes_snapshots_clones() {
     let dir = tempfile::tempdir().unwrap();
-    let sheep = formatted(dir.path());
+    let sheep = Sheep::formatted(dir.path(), &[], &[]);
     let silent = sheep.dog(&["vdi", "create", "disk", "64M"]).ok();
     assert_eq!((silent.out.as_str(), silent.err.as_str()), ("", ""));
     sheep.dog(&["vdi", "create", "disk", "64M"]).fails(3, "disk");
@@ -141,7 +133,7 @@ fn volumes_snapshots_clones() {
 #[test]
 fn attributes_locks_sizes() {
     let dir = tempfile::tempdir().unwrap();
-    let sheep = formatted(dir.path());
+    let sheep = Sheep::formatted(dir.path(), &[], &[]);
     sheep.dog(&["vdi", "create", "d", "8M"]).ok();
     sheep.dog(&["vdi", "setattr", "d", "color", "deep blue"]).ok();
     sheep.dog(&["vdi", "setattr", "d", "color", "red", "-x"]).fails(3, "color");
@@ -172,7 +164,7 @@ fn attributes_locks_sizes() {
 #[test]
 fn attachments() {
     let dir = tempfile::tempdir().unwrap();
-    let sheep = formatted(dir.path());
+    let sheep = Sheep::formatted(dir.path(), &[], &[]);
     sheep.dog(&["vdi", "create", "d", "8M"]).ok();
     sheep.dog(&["vdi", "create", "d#1", "8M"]).fails(64, "#");
     sheep.dog_input(&["vdi", "write", "d"], b"before").ok();
@@ -215,7 +207,7 @@ fn attachments() {
 #[test]
 fn contents_travel() {
     let dir = tempfile::tempdir().unwrap();
-    let sheep = formatted(dir.path());
+    let sheep = Sheep::formatted(dir.path(), &[], &[]);
     // Data, a hole of several objects, data up to an odd end.
     let mut image = vec![0u8; 21 * (1 << 20) + 777];
     for (i, b) in image.iter_mut().enumerate().take(3 << 20) {
@@ -266,7 +258,7 @@ fn contents_travel() {
 #[test]
 fn limits() {
     let dir = tempfile::tempdir().unwrap();
-    let sheep = formatted(dir.path());
+    let sheep = Sheep::formatted(dir.path(), &[], &[]);
     sheep.dog(&["vdi", "create", "disk", "64M"]).ok();
     let shown = |words: &[&str]| sheep.dog(&[&["vdi", "limit", "disk", "-o", "json"], words].concat()).json();
     assert_eq!(shown(&[])["iops"], serde_json::Value::Null);

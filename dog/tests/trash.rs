@@ -6,15 +6,7 @@ mod harness;
 
 use harness::{Sheep, free_port};
 use serde_json::Value;
-use std::path::Path;
 use std::process::Command;
-
-fn formatted(dir: &Path, more: &[&str], format: &[&str]) -> Sheep {
-    let sheep = Sheep::start(dir, free_port(), more);
-    harness::until(|| sheep.dog(&["cluster", "info", "-o", "raw"]), |s| s.code == 0);
-    sheep.dog(&[&["cluster", "format", "--copies", "1"], format].concat()).ok();
-    sheep
-}
 
 fn trash(sheep: &Sheep) -> Vec<Value> {
     sheep.dog(&["trash", "list", "-o", "json"]).json().as_array().unwrap().clone()
@@ -43,7 +35,7 @@ fn qemu_io(port: u16, export: &str, command: &str) {
 fn a_volume_comes_back_with_its_bytes() {
     let dir = tempfile::tempdir().unwrap();
     let nbd = free_port();
-    let sheep = formatted(dir.path(), &["--nbd", "--nbd-port", &nbd.to_string()], &[]);
+    let sheep = Sheep::formatted(dir.path(), &["--nbd", "--nbd-port", &nbd.to_string()], &[]);
     sheep.dog(&["vdi", "create", "disk", "16M"]).ok();
     sheep.dog_input(&["vdi", "write", "disk"], &vec![0x5a; 1 << 20]).ok();
     qemu_io(nbd, "disk", "write -P 0xa5 8M 64k");
@@ -86,7 +78,7 @@ fn a_volume_comes_back_with_its_bytes() {
 #[test]
 fn names_and_ids() {
     let dir = tempfile::tempdir().unwrap();
-    let sheep = formatted(dir.path(), &[], &[]);
+    let sheep = Sheep::formatted(dir.path(), &[], &[]);
     for byte in [b"first", b"other", b"third"] {
         sheep.dog(&["vdi", "create", "d", "4M"]).ok();
         sheep.dog_input(&["vdi", "write", "d"], byte).ok();
@@ -115,7 +107,7 @@ fn names_and_ids() {
 #[test]
 fn snapshots_and_their_locks() {
     let dir = tempfile::tempdir().unwrap();
-    let sheep = formatted(dir.path(), &[], &[]);
+    let sheep = Sheep::formatted(dir.path(), &[], &[]);
     sheep.dog(&["vdi", "create", "d", "4M"]).ok();
     sheep.dog_input(&["vdi", "write", "d"], b"first").ok();
     sheep.dog(&["vdi", "snapshot", "d", "-s", "one"]).ok();
@@ -159,7 +151,7 @@ fn snapshots_and_their_locks() {
 #[test]
 fn the_clusters_time() {
     let dir = tempfile::tempdir().unwrap();
-    let sheep = formatted(dir.path(), &[], &["--trash-keep", "0"]);
+    let sheep = Sheep::formatted(dir.path(), &[], &["--trash-keep", "0"]);
     let keep = |words: &[&str]| sheep.dog(&[&["cluster", "trash", "-o", "json"], words].concat()).json();
     assert_eq!(keep(&[])["keep"], "0");
     sheep.dog(&["vdi", "create", "d", "4M"]).ok();

@@ -1,8 +1,10 @@
 //! A backup goes into a volume.
 
+use super::mark;
 use crate::context::Context;
 use crate::failure::{Failure, code};
 use crate::progress::{Progress, Unit};
+use bytes::Bytes;
 use futures::stream::{self, StreamExt};
 use sheepdog_backup::hex::unhex;
 use sheepdog_backup::{Entry, Error, Index, Manifest, Repository};
@@ -30,13 +32,14 @@ pub async fn create(
     of: &Manifest,
     name: &str,
     redundancy: Option<Redundancy>,
+    uuid: String,
 ) -> Result<Vdi, Failure> {
     let request = CreateVdiRequest {
         name: name.to_owned(),
         size: of.volume.size,
         redundancy,
         object_size: of.volume.object_size,
-        uuid: uuid::Uuid::new_v4().to_string(),
+        uuid,
         ..Default::default()
     };
     Ok(ctx.client().await?.create_vdi(request).await?)
@@ -44,7 +47,7 @@ pub async fn create(
 
 /// Attributes as they were.
 pub async fn attributes(ctx: &Context, of: &Manifest, target: &VdiRef) -> Result<(), Failure> {
-    for (key, value) in &of.volume.attributes {
+    for (key, value) in of.volume.attributes.iter().filter(|(key, _)| !mark::is_ours(key)) {
         let (vdi, key, value) = (Some(target.clone()), key.clone(), unhex(value));
         let request = SetAttrRequest { vdi, key, value, exclusive: false };
         ctx.client().await?.set_attr(request).await?;
@@ -81,15 +84,16 @@ pub async fn contents(
             let length = (size - offset.min(size)).min(chunk);
             match got {
                 Ok(None) => {
-                    if tx.send(Chunk { offset, data: Vec::new(), zeros: length }).await.is_err() {
+                    if tx.send(Chunk { offset, data: Bytes::new(), zeros: length }).await.is_err() {
                         return Ok(());
                     }
                 }
                 Ok(Some(data)) if data.len() as u64 == length => {
                     let fresh = from.get(n) == Entry::Hole;
+                    let data = Bytes::from(data);
                     for (at, part) in parts(&data, fresh) {
                         // The stream ended with an error, which its other end reports.
-                        let chunk = Chunk { offset: offset + at, data: part.to_vec(), zeros: 0 };
+                        let chunk = Chunk { offset: offset + at, data: data.slice_ref(part), zeros: 0 };
                         if tx.send(chunk).await.is_err() {
                             return Ok(());
                         }
@@ -152,7 +156,7 @@ fn parts(data: &[u8], fresh: bool) -> Vec<(u64, &[u8])> {
 }
 
 /// With the part of the volume it is.
-fn named(e: Error, offset: u64, length: u64) -> Failure {
+pub(super) fn named(e: Error, offset: u64, length: u64) -> Failure {
     let f = Failure::from(e);
     Failure { message: format!("bytes {offset} to {} of the volume: {}", offset + length, f.message), ..f }
 }

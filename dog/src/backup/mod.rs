@@ -1,10 +1,16 @@
 //! Between volumes and repositories: what `dog vdi backup`, `dog vdi restore` and `dog cluster snapshot` have in common.
 
+pub mod chunks;
+mod cut;
+pub mod lazy;
 pub mod load;
+pub mod mark;
+pub mod point;
 pub mod save;
 
+use crate::context::Context;
 use crate::failure::{Failure, code};
-use sheepdog_backup::{Error, Manifest, Place, Repository, place};
+use sheepdog_backup::{Error, Lock, Manifest, Place, Repository, place};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -99,6 +105,28 @@ impl At {
             return Ok(found);
         }
         Ok(Repository::create(place, password.as_deref(), chunk).await?)
+    }
+}
+
+/// The one that is meant, or the only one.
+pub fn pick<'a>(all: &'a [Manifest], meant: Option<&str>) -> Result<&'a Manifest, Failure> {
+    match (meant, all) {
+        (Some(b), _) => Ok(Repository::find(all, b)?),
+        (None, [only]) => Ok(only),
+        (None, _) => Err(Failure::usage("the repository has several backups: say which")
+            .hint("dog backup list names them")),
+    }
+}
+
+/// Keeps a prune away. Who may only read a repository goes on without, and says so.
+pub async fn lock_for_reading(ctx: &Context, repository: &Repository) -> Result<Option<Lock>, Failure> {
+    match repository.lock("restore").await {
+        Ok(lock) => Ok(Some(lock)),
+        Err(e @ Error::Place { .. }) => {
+            ctx.remark(&format!("nobody keeps a prune away meanwhile: {e}"));
+            Ok(None)
+        }
+        Err(e) => Err(e.into()),
     }
 }
 

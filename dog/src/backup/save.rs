@@ -1,24 +1,29 @@
 //! A snapshot goes into a repository: what has changed since the newest backup whose snapshot is still there is read, and what the repository has not yet is stored.
 
+use super::cut::Cutter;
 use crate::context::Context;
-use crate::failure::{Failure, code};
+use crate::failure::Failure;
 use crate::progress::{Progress, Unit};
 use bytes::Bytes;
-use futures::stream::{self, StreamExt, TryStreamExt};
+use futures::stream::{self, Stream, StreamExt, TryStreamExt};
 use sheepdog_backup::hex::hex;
 use sheepdog_backup::manifest::{self, Manifest};
 use sheepdog_backup::repository::now_ms;
 use sheepdog_backup::seal::Id;
-use sheepdog_backup::{Entry, Index, Repository};
+use sheepdog_backup::{Entry, Index, Repository, Stored};
 use sheepdog_client::pb::{DiffRequest, ReadRequest, Snapshot, Vdi, VdiRef};
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
 
-/// Chunks read by one request.
-const RUN: usize = 16;
+/// Chunks read by one request. Few long streams are faster than many short ones.
+const RUN: usize = 64;
 /// Requests at a time.
-const RUNS: usize = 4;
+const RUNS: usize = 2;
+/// Chunks that are hashed, compressed and written at a time.
+const STORES: usize = 4;
 
 /// What is to be saved.
 pub struct Save<'a> {
@@ -56,7 +61,6 @@ pub fn is_of(m: &Manifest, vdi: &Vdi, s: &Snapshot) -> bool {
 struct Added {
     contents: Cell<u64>,
     stored: Cell<u64>,
-    ids: RefCell<BTreeSet<Id>>,
 }
 
 impl Save<'_> {
@@ -70,7 +74,8 @@ impl Save<'_> {
         };
         let chunk = self.repository.chunk();
         // What a backup of before names is there: it does not have to be looked for.
-        let known = old.as_ref().map(Index::ids).unwrap_or_default();
+        let before = Arc::new(old.as_ref().map(Index::ids).unwrap_or_default());
+        let known = Known { before, met: Arc::default() };
         let mut index = old.map_or_else(|| Index::empty(size, chunk), |i| i.resized(size));
         let since = base.map(|(_, s)| name_of(s)).unwrap_or_default();
         let edges = base.map(|(m, _)| edges(m.volume.size, size, chunk)).unwrap_or_default();
@@ -81,16 +86,15 @@ impl Save<'_> {
         let total = read.iter().map(|r| (r.len() as u64) * u64::from(chunk)).sum();
         let bar = Progress::new(&format!("Backing up {}", self.vdi.name), total, Unit::Bytes);
         let (mut done, added) = (0, Added::default());
-        let jobs = stream::iter(read).map(|run| self.run_of(run, &known, &added));
-        let mut jobs = jobs.buffer_unordered(RUNS);
-        while let Some(entries) = jobs.try_next().await? {
-            done += entries.len() as u64 * u64::from(chunk);
+        let runs = stream::iter(read).map(|run| Box::pin(self.chunks(run)));
+        let stored =
+            runs.flatten_unordered(RUNS).map(|chunk| async { self.store(chunk?, &known, &added).await });
+        let mut stored = pin!(stored.buffer_unordered(STORES));
+        while let Some((number, entry)) = stored.try_next().await? {
+            done += u64::from(chunk);
             bar.advance(done);
-            for (number, entry) in entries {
-                index.set(number, entry);
-            }
+            index.set(number, entry);
         }
-        drop(jobs);
         let pages = self.repository.put_index(&index).await?;
         let manifest = Manifest {
             version: manifest::VERSION,
@@ -131,6 +135,24 @@ impl Save<'_> {
         };
         let found = self.known.iter().filter_map(|m| Some((m, there(m)?)));
         found.max_by_key(|(_, s)| s.id)
+    }
+
+    /// Read some chunks that follow each other.
+    fn chunks(&self, run: Range<usize>) -> impl Stream<Item = Result<(usize, Option<Bytes>), Failure>> + '_ {
+        let chunk = u64::from(self.repository.chunk());
+        let (start, end) = (run.start as u64 * chunk, (run.end as u64 * chunk).min(self.snapshot.size));
+        let request = ReadRequest {
+            vdi: Some(VdiRef::id(self.vdi.id)),
+            snapshot: name_of(self.snapshot),
+            offset: start,
+            length: Some(end - start),
+            background: true,
+        };
+        let open = async move {
+            let pieces = self.ctx.client().await?.read(request).await?;
+            Ok::<_, Failure>(Cutter::new(pieces, start..end, chunk).into_stream())
+        };
+        stream::once(open).try_flatten()
     }
 
     /// Runs of chunks to be read, and chunks that are zeros now.
@@ -180,68 +202,39 @@ impl Save<'_> {
         Ok((runs, gone))
     }
 
-    /// Read some chunks and store what is new of them.
-    async fn run_of(
+    /// Store a chunk that was read.
+    async fn store(
         &self,
-        run: Range<usize>,
-        known: &BTreeSet<Id>,
+        (number, contents): (usize, Option<Bytes>),
+        known: &Known,
         added: &Added,
-    ) -> Result<Vec<(usize, Entry)>, Failure> {
-        let chunk = u64::from(self.repository.chunk());
-        let (start, end) = (run.start as u64 * chunk, (run.end as u64 * chunk).min(self.snapshot.size));
-        let request = ReadRequest {
-            vdi: Some(VdiRef::id(self.vdi.id)),
-            snapshot: name_of(self.snapshot),
-            offset: start,
-            length: Some(end - start),
+    ) -> Result<(usize, Entry), Failure> {
+        let Some(contents) = contents else { return Ok((number, Entry::Hole)) };
+        let (len, known) = (contents.len() as u64, known.clone());
+        let entry = match self.repository.store(contents, move |id| known.has(id)).await? {
+            Stored::Zeros => Entry::Hole,
+            Stored::There(id) => Entry::Data(id),
+            Stored::New { id, bytes } => {
+                added.contents.set(added.contents.get() + len);
+                added.stored.set(added.stored.get() + bytes);
+                Entry::Data(id)
+            }
         };
-        let mut pieces = self.ctx.client().await?.read(request).await?;
-        let mut out = Vec::with_capacity(run.len());
-        let mut at = start;
-        let mut contents: Vec<u8> = Vec::new();
-        let mut number = run.start;
-        while number < run.end {
-            let Some(piece) = pieces.message().await? else {
-                return Err(Failure::new(code::FAILED, "the sheep ended a read before its end: try again"));
-            };
-            if piece.offset != at {
-                return Err(Failure::new(code::FAILED, "the sheep left something out of a read: try again"));
-            }
-            let len = piece.data.len() as u64 + piece.zeros;
-            at += len;
-            contents.extend_from_slice(&piece.data);
-            contents.resize(contents.len() + piece.zeros as usize, 0);
-            while number < run.end {
-                let whole = (end - number as u64 * chunk).min(chunk) as usize;
-                if contents.len() < whole {
-                    break;
-                }
-                let rest = contents.split_off(whole);
-                let this = std::mem::replace(&mut contents, rest);
-                out.push((number, self.store(this, known, added).await?));
-                number += 1;
-            }
-        }
-        Ok(out)
+        Ok((number, entry))
     }
+}
 
-    async fn store(&self, contents: Vec<u8>, known: &BTreeSet<Id>, added: &Added) -> Result<Entry, Failure> {
-        let repository = self.repository.clone();
-        let named = tokio::task::spawn_blocking(move || {
-            let zero = contents.iter().all(|b| *b == 0);
-            let id = (!zero).then(|| repository.name(&contents));
-            (id, contents)
-        });
-        let (id, contents) = named.await.map_err(|e| Failure::new(code::FAILED, e.to_string()))?;
-        let Some(id) = id else { return Ok(Entry::Hole) };
-        // Two requests may have the same contents at the same time: stored once.
-        let first = added.ids.borrow_mut().insert(id);
-        if first && !known.contains(&id) && !self.repository.has(id).await? {
-            added.contents.set(added.contents.get() + contents.len() as u64);
-            let stored = self.repository.put(id, Bytes::from(contents)).await?;
-            added.stored.set(added.stored.get() + stored);
-        }
-        Ok(Entry::Data(id))
+/// Chunks that need not be looked for: those of the backup before, and those that this one has met.
+#[derive(Clone)]
+struct Known {
+    before: Arc<BTreeSet<Id>>,
+    met: Arc<Mutex<BTreeSet<Id>>>,
+}
+
+impl Known {
+    /// Who asks first has to look for it, and store it if need be.
+    fn has(&self, id: Id) -> bool {
+        self.before.contains(&id) || !self.met.lock().unwrap_or_else(PoisonError::into_inner).insert(id)
     }
 }
 

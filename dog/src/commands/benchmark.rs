@@ -144,7 +144,7 @@ async fn measure(client: &Client, name: &str, io: &Io) -> Result<(Tally, Duratio
 async fn fill(client: &Client, name: &str, size: u64) -> Result<(), Failure> {
     let chunks = tokio_stream::iter((0..size).step_by(MAX_CHUNK).map(move |offset| {
         let n = (size - offset).min(MAX_CHUNK as u64) as usize;
-        Chunk { offset, data: noise(n, offset), zeros: 0 }
+        Chunk { offset, data: noise(n, offset).into(), zeros: 0 }
     }));
     let mut acks = client.write(VdiRef::name(name), chunks).await?;
     while acks.message().await?.is_some() {}
@@ -177,7 +177,10 @@ async fn write_worker(
     while Instant::now() < until {
         let offset = next();
         let began = Instant::now();
-        if tx.send(Chunk { offset, data: noise(block as usize, offset ^ tally.ops), zeros: 0 }).await.is_err()
+        if tx
+            .send(Chunk { offset, data: noise(block as usize, offset ^ tally.ops).into(), zeros: 0 })
+            .await
+            .is_err()
         {
             break;
         }
@@ -214,6 +217,7 @@ async fn read_worker(
             snapshot: String::new(),
             offset,
             length: Some(length),
+            background: false,
         };
         let mut chunks = client.read(request).await?;
         let mut began = Instant::now();

@@ -78,7 +78,7 @@ impl Command {
             Self::Node(c) => c.run(ctx).await,
             Self::Cluster(c) => c.run(ctx).await,
             Self::Upgrade(c) => c.run(ctx).await,
-            Self::Backup(c) => c.run().await,
+            Self::Backup(c) => c.run(ctx).await,
             Self::Benchmark(c) => c.run(ctx).await,
             Self::Secret(c) => c.run(),
             Self::Completion(a) => Ok(completion::run(&a)),

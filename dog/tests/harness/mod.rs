@@ -99,6 +99,13 @@ impl Sheep {
             .unwrap();
         Self { dir: dir.into(), port, child }
     }
+    /// One that is up, in a cluster of its own; with further options of sheep, and of `dog cluster format`.
+    pub fn formatted(dir: &Path, more: &[&str], format: &[&str]) -> Self {
+        let sheep = Self::start(dir, free_port(), more);
+        until(|| sheep.dog(&["cluster", "info", "-o", "raw"]), |s| s.code == 0);
+        sheep.dog(&[&["cluster", "format", "--copies", "1"], format].concat()).ok();
+        sheep
+    }
     /// `dog` towards this sheep.
     pub fn dog(&self, words: &[&str]) -> Said {
         self.dog_input(words, b"")
@@ -106,6 +113,11 @@ impl Sheep {
     pub fn dog_input(&self, words: &[&str], input: &[u8]) -> Said {
         let port = self.port.to_string();
         dog_with(words, &[("DOG_PORT", &port)], input)
+    }
+    /// With SIGKILL; its ports are free when this returns.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
     }
     /// Waits until the process has ended by itself.
     pub fn ended(&mut self) -> bool {

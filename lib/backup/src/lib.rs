@@ -28,7 +28,7 @@ pub use index::{Entry, Index};
 pub use manifest::Manifest;
 pub use place::Place;
 pub use prune::Pruned;
-pub use repository::{Lock, Repository};
+pub use repository::{Lock, Repository, Stored};
 pub use seal::{Id, Key};
 
 /// Bytes of a chunk, in repositories that are made now.

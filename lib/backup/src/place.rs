@@ -103,7 +103,7 @@ impl Place {
         match &self.0 {
             Kind::Dir(dir) => {
                 let path = dir.join(name);
-                blocking(name, move || put_file(&path, &contents)).await
+                blocking(name, move || put_file(&path, &[&contents])).await
             }
             Kind::S3 { store, prefix } => {
                 let put = store.put(&key(prefix, name), contents.into()).await;
@@ -121,6 +121,14 @@ impl Place {
                 .await
             }
             Kind::Reader { .. } => Err(Error::place(name, "the file is only read")),
+        }
+    }
+
+    /// Where things lie on this host: then they are put there at once, on the thread that has made them. `None`: use `put`.
+    pub(crate) fn local(&self) -> Option<Local<'_>> {
+        match &self.0 {
+            Kind::Dir(dir) => Some(Local(dir)),
+            _ => None,
         }
     }
 
@@ -279,6 +287,20 @@ impl Place {
     }
 }
 
+/// A directory, from a thread that may wait for it.
+pub(crate) struct Local<'a>(&'a Path);
+
+impl Local<'_> {
+    /// Is something there?
+    pub(crate) fn has(&self, name: &str) -> Result<bool, Error> {
+        self.0.join(name).try_exists().map_err(|e| Error::place(name, e))
+    }
+    /// Put; the parts follow each other.
+    pub(crate) fn put(&self, name: &str, parts: &[&[u8]]) -> Result<(), Error> {
+        put_file(&self.0.join(name), parts).map_err(|e| Error::place(name, e))
+    }
+}
+
 fn key(prefix: &str, name: &str) -> Key {
     if prefix.is_empty() { Key::from(name) } else { Key::from(format!("{prefix}/{name}")) }
 }
@@ -312,7 +334,7 @@ fn found<T>(result: std::io::Result<T>) -> std::io::Result<Option<T>> {
 }
 
 /// Under another name first, so that nobody finds half of it.
-fn put_file(path: &Path, contents: &[u8]) -> std::io::Result<()> {
+fn put_file(path: &Path, contents: &[&[u8]]) -> std::io::Result<()> {
     let dir = path.parent().unwrap_or(Path::new("."));
     let temporary = || tempfile::Builder::new().prefix(".new-").tempfile_in(dir);
     let mut file = match temporary() {
@@ -322,7 +344,9 @@ fn put_file(path: &Path, contents: &[u8]) -> std::io::Result<()> {
         }
         other => other?,
     };
-    file.write_all(contents)?;
+    for part in contents {
+        file.write_all(part)?;
+    }
     file.persist(path)?;
     Ok(())
 }

@@ -64,6 +64,22 @@ impl Lock {
     }
 }
 
+/// What became of contents that were to be stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stored {
+    /// Nothing: they are zeros.
+    Zeros,
+    /// They were there.
+    There(Id),
+    /// They were not.
+    New {
+        /// Their name.
+        id: Id,
+        /// Bytes they take.
+        bytes: u64,
+    },
+}
+
 /// Milliseconds since 1970.
 pub fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
@@ -223,6 +239,43 @@ impl Repository {
         let len = sealed.len() as u64;
         self.place.put(&Self::chunk_path(id), sealed.into()).await?;
         Ok(len)
+    }
+
+    /// Name contents, and store them unless they are zeros, or `known` says of their name that they are there, or they are. It is asked once, on another thread.
+    ///
+    /// # Errors
+    /// `Place`.
+    pub async fn store(
+        &self,
+        contents: Bytes,
+        known: impl FnOnce(Id) -> bool + Send + 'static,
+    ) -> Result<Stored, Error> {
+        let this = self.clone();
+        // All of it on one thread, where that can be: each change of thread costs as much as hashing.
+        let named = tokio::task::spawn_blocking(move || {
+            if contents.iter().all(|b| *b == 0) {
+                return Ok((Stored::Zeros, None));
+            }
+            let id = this.name(&contents);
+            if known(id) {
+                return Ok((Stored::There(id), None));
+            }
+            let Some(place) = this.place.local() else { return Ok((Stored::There(id), Some(contents))) };
+            let path = Self::chunk_path(id);
+            if place.has(&path)? {
+                return Ok((Stored::There(id), None));
+            }
+            seal::sealed(this.key.as_ref(), id, &contents, |head, body| {
+                place.put(&path, &[head, body])?;
+                Ok((Stored::New { id, bytes: (head.len() + body.len()) as u64 }, None))
+            })?
+        });
+        match named.await.map_err(|e| Error::place("a chunk", e))?? {
+            (Stored::There(id), Some(contents)) if !self.has(id).await? => {
+                Ok(Stored::New { id, bytes: self.put(id, contents).await? })
+            }
+            (stored, _) => Ok(stored),
+        }
     }
 
     /// Contents of a chunk, checked.

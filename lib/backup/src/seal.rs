@@ -16,10 +16,12 @@ use crate::hex::{hex, unhex};
 use chacha20poly1305::aead::{Aead, Payload};
 use chacha20poly1305::{KeyInit, XChaCha20Poly1305, XNonce};
 use serde::{Deserialize, Serialize};
+use std::cell::RefCell;
 use std::fmt;
 
 const MAGIC: &[u8; 4] = b"SDB1";
-const HEAD: usize = 12;
+/// Bytes in front of the body.
+pub const HEAD: usize = 12;
 const NONCE: usize = 24;
 /// Contents of one chunk or page at most, bytes.
 pub const MAX: usize = 64 << 20;
@@ -117,48 +119,77 @@ pub fn name(key: Option<&Key>, contents: &[u8]) -> Id {
     Id(*hash.as_bytes())
 }
 
-/// Smaller, if that is worth it. What does not shrink in the middle, as encrypted or compressed contents do not, is not tried as a whole.
-fn compress(contents: &[u8]) -> Option<Vec<u8>> {
-    let middle = contents.len() / 2;
-    let sample = contents.get(middle..middle + SAMPLE).unwrap_or_default();
-    let shrinks = |packed: &Vec<u8>, of: &[u8]| packed.len() < of.len() - of.len() / 32;
-    if !sample.is_empty() && !zstd::bulk::compress(sample, LEVEL).is_ok_and(|p| shrinks(&p, sample)) {
-        return None;
-    }
-    zstd::bulk::compress(contents, LEVEL).ok().filter(|p| shrinks(p, contents))
+thread_local! {
+    /// Tables for compressing, which cost as much to make as to use, and room for what comes of it.
+    static PACKER: RefCell<Option<(zstd::bulk::Compressor<'static>, Vec<u8>)>> = const { RefCell::new(None) };
 }
 
-/// As they are stored. Deterministic without a key.
+/// Smaller, if that is worth it: then `use_it` gets it. What does not shrink in the middle, as encrypted or compressed contents do not, is not tried as a whole.
+fn compressed<T>(contents: &[u8], use_it: impl FnOnce(Option<&[u8]>) -> T) -> T {
+    PACKER.with_borrow_mut(|kept| {
+        if kept.is_none() {
+            *kept = zstd::bulk::Compressor::new(LEVEL).ok().map(|c| (c, Vec::new()));
+        }
+        let Some((compressor, out)) = kept else { return use_it(None) };
+        let mut shrinks = |of: &[u8]| {
+            out.clear();
+            out.reserve(zstd::zstd_safe::compress_bound(of.len()));
+            compressor.compress_to_buffer(of, out).is_ok_and(|n| n < of.len() - of.len() / 32)
+        };
+        let middle = contents.len() / 2;
+        let sample = contents.get(middle..middle + SAMPLE).unwrap_or_default();
+        let worth = (sample.is_empty() || shrinks(sample)) && shrinks(contents);
+        use_it(worth.then_some(&out[..]))
+    })
+}
+
+/// As they are stored: a head, and the body that follows it, which are handed to `use_it`. Deterministic without a key.
 ///
 /// # Errors
 /// Longer than `MAX`.
-pub fn seal(key: Option<&Key>, id: Id, contents: &[u8]) -> Result<Vec<u8>, Error> {
+pub fn sealed<T>(
+    key: Option<&Key>,
+    id: Id,
+    contents: &[u8],
+    use_it: impl FnOnce(&[u8; HEAD], &[u8]) -> T,
+) -> Result<T, Error> {
     if contents.len() > MAX {
         return Err(Error::Config(format!(
             "{} bytes in one chunk: at most {MAX} are stored",
             contents.len()
         )));
     }
-    let packed = compress(contents);
-    let compressed = packed.is_some();
-    let body = packed.as_deref().unwrap_or(contents);
-    let mut out = Vec::with_capacity(HEAD + NONCE + 16 + body.len());
-    out.extend(MAGIC);
-    out.extend([u8::from(compressed), u8::from(key.is_some()), 0, 0]);
-    out.extend((contents.len() as u32).to_le_bytes());
-    let Some(key) = key else {
-        out.extend(body);
-        return Ok(out);
-    };
+    compressed(contents, |packed| {
+        let mut head = [0; HEAD];
+        head[..4].copy_from_slice(MAGIC);
+        head[4..6].copy_from_slice(&[u8::from(packed.is_some()), u8::from(key.is_some())]);
+        head[8..].copy_from_slice(&(contents.len() as u32).to_le_bytes());
+        let body = packed.unwrap_or(contents);
+        match key {
+            None => Ok(use_it(&head, body)),
+            Some(key) => Ok(use_it(&head, &encrypt(key, id, &head, body)?)),
+        }
+    })
+}
+
+/// Nonce, ciphertext, tag.
+fn encrypt(key: &Key, id: Id, head: &[u8; HEAD], body: &[u8]) -> Result<Vec<u8>, Error> {
     let mut nonce = [0; NONCE];
     nonce[..16].copy_from_slice(uuid::Uuid::new_v4().as_bytes());
     nonce[16..].copy_from_slice(&uuid::Uuid::new_v4().as_bytes()[..8]);
-    let aad = [&out[..HEAD], &id.0].concat();
+    let aad = [&head[..], &id.0].concat();
     let sealed = key.cipher.encrypt(XNonce::from_slice(&nonce), Payload { msg: body, aad: &aad });
-    let sealed = sealed.map_err(|_| Error::Config("encryption failed".into()))?;
-    out.extend(nonce);
-    out.extend(sealed);
-    Ok(out)
+    let mut sealed = sealed.map_err(|_| Error::Config("encryption failed".into()))?;
+    sealed.splice(..0, nonce);
+    Ok(sealed)
+}
+
+/// The same as one.
+///
+/// # Errors
+/// Longer than `MAX`.
+pub fn seal(key: Option<&Key>, id: Id, contents: &[u8]) -> Result<Vec<u8>, Error> {
+    sealed(key, id, contents, |head, body| [head, body].concat())
 }
 
 /// Contents again, which are what was stored under this name.

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use sheepdog_backup::manifest::{Snapshot, VERSION, Volume};
 use sheepdog_backup::repository::now_ms;
-use sheepdog_backup::{Entry, Error, Id, Index, Manifest, Place, Repository};
+use sheepdog_backup::{Entry, Error, Id, Index, Manifest, Place, Repository, Stored};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -272,6 +272,49 @@ fn one_file_holds_a_whole_repository() {
             };
             if let Ok(Some(r)) = opened {
                 assert!(r.backups().await.expect("listed").0.is_empty(), "{len}");
+            }
+        }
+    });
+}
+
+#[test]
+fn contents_are_named_and_stored_once() {
+    run(async {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let writer = Box::new(file.reopen().expect("opens"));
+        let secret = Some(&b"secret"[..]);
+        let sealed = dir.path().join("sealed");
+        for (r, is_file) in [
+            (new(dir.path(), None).await, false),
+            (new(&sealed, secret).await, false),
+            (Repository::create(Place::writer(writer), None, CHUNK).await.expect("made"), true),
+        ] {
+            let noise: Vec<u8> =
+                (0..CHUNK).flat_map(|n| n.wrapping_mul(n ^ 0x9E37_79B9).to_le_bytes()).collect();
+            let noise = Bytes::from(noise).slice(..CHUNK as usize);
+            let even = Bytes::from(vec![7; CHUNK as usize]);
+            let store =
+                async |c: &Bytes, known: bool| r.store(c.clone(), move |_| known).await.expect("stored");
+
+            assert_eq!(store(&Bytes::from(vec![0; 5]), false).await, Stored::Zeros);
+            for contents in [&noise, &even] {
+                let id = r.name(contents);
+                assert_eq!(store(contents, true).await, Stored::There(id), "whoever knows is not doubted");
+                let Stored::New { id: named, bytes } = store(contents, false).await else {
+                    panic!("it is new")
+                };
+                assert_eq!(named, id);
+                if is_file {
+                    continue;
+                }
+                // What `put` has stored before is the same, and not stored again.
+                assert_eq!(r.get(id).await.expect("there"), contents[..]);
+                assert_eq!(r.chunks().await.expect("listed").get(&id), Some(&bytes));
+                assert_eq!(store(contents, false).await, Stored::There(id));
+                r.forget(id).await.expect("gone");
+                assert_eq!(r.put(id, contents.clone()).await.expect("put"), bytes);
+                assert_eq!(store(contents, false).await, Stored::There(id));
             }
         }
     });

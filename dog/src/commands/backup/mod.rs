@@ -3,8 +3,10 @@
 mod delete;
 mod list;
 mod prune;
+mod serve;
 mod verify;
 
+use crate::context::Context;
 use crate::failure::Failure;
 use crate::output::{Cell, Output, Record};
 use clap::Subcommand;
@@ -21,16 +23,19 @@ pub enum Command {
     Delete(delete::Args),
     /// Delete what no backup needs, and with --keep-last old backups before
     Prune(prune::Args),
+    /// Let NBD clients read a backup as it lies there
+    Serve(serve::Args),
 }
 
 impl Command {
     /// Do it.
-    pub async fn run(self) -> Result<Output, Failure> {
+    pub async fn run(self, ctx: &Context) -> Result<Output, Failure> {
         match self {
             Self::List(a) => list::run(a).await,
             Self::Verify(a) => verify::run(a).await,
             Self::Delete(a) => delete::run(a).await,
             Self::Prune(a) => prune::run(a).await,
+            Self::Serve(a) => serve::run(ctx, a).await,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! `dog cluster snapshot ...`: all VDIs with their snapshots, in a repository, and back.
 
 use crate::backup::save::{Save, is_of};
-use crate::backup::{At, is_stamp, load, readable, stamp};
+use crate::backup::{At, is_stamp, load, mark, readable, stamp};
 use crate::commands::vdi::{backup, restore};
 use crate::context::Context;
 use crate::failure::{Failure, code};
@@ -133,6 +133,7 @@ async fn save_all(ctx: &Context, repository: &Repository, set: &str) -> Result<V
     if working.is_empty() {
         return Err(Failure::new(code::FAILED, "there is no VDI to save"));
     }
+    working.iter().try_for_each(mark::refuse)?;
     if working.len() > GROUP {
         eprintln!("dog: there are {} VDIs: {GROUP} at a time are saved at one instant", working.len());
     }
@@ -319,7 +320,9 @@ async fn load_one(
 ) -> Result<Vdi, Failure> {
     let client = ctx.client().await?;
     let first = &history[0];
-    let mut vdi = load::create(ctx, first, &first.volume.name, restore::redundancy(first, copies)).await?;
+    let uuid = uuid::Uuid::new_v4().to_string();
+    let redundancy = restore::redundancy(first, copies);
+    let mut vdi = load::create(ctx, first, &first.volume.name, redundancy, uuid).await?;
     let target = VdiRef::id(vdi.id);
     let mut before = Index::empty(first.volume.size, first.chunk);
     let filled = async {

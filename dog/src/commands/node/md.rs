@@ -63,6 +63,7 @@ const COLUMNS: &[Column] = &[
     Column("size", "SIZE", false),
     Column("used", "USED", false),
     Column("avail", "AVAIL", false),
+    Column("full_in_days", "FULL IN", true),
     Column("objects", "OBJECTS", true),
     Column("reason", "REASON", false),
 ];
@@ -74,6 +75,7 @@ fn state(d: &NodeDisk) -> &'static str {
         node_disk::State::Failed => "failed",
         node_disk::State::Retired => "retired",
         node_disk::State::Leaving => "leaving",
+        node_disk::State::Suspect => "suspect",
     }
 }
 
@@ -155,6 +157,7 @@ impl Command {
                             Cell::Bytes(d.total),
                             Cell::Bytes(d.used),
                             Cell::Bytes(d.free),
+                            d.full_in_s.map_or(Cell::None, |s| Cell::Real(s as f64 / 86_400.0, " d")),
                             Cell::Number(d.objects),
                             Cell::text(&d.reason),
                         ]);

@@ -77,11 +77,11 @@ pub fn state(n: &Node) -> &'static str {
 }
 
 /// Id of the node of a row.
-fn node_id(n: &Option<Node>) -> String {
+pub fn node_id(n: &Option<Node>) -> String {
     n.as_ref().map(|n| short(&n.id)).unwrap_or_default()
 }
 
 /// `host:port` of the node of a row.
-fn node_addr(n: &Option<Node>) -> String {
+pub fn node_addr(n: &Option<Node>) -> String {
     n.as_ref().map(|n| format!("{}:{}", n.host, n.client_port)).unwrap_or_default()
 }

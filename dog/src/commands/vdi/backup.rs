@@ -1,7 +1,7 @@
 //! `dog vdi backup`
 
 use crate::backup::save::{Save, is_of, name_of};
-use crate::backup::{At, stamp};
+use crate::backup::{At, mark, stamp};
 use crate::commands::backup::row;
 use crate::context::{Context, Image};
 use crate::failure::{Failure, code};
@@ -46,6 +46,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Output, Failure> {
     let client = ctx.client().await?;
     let get = || GetVdiRequest { vdi: args.vdi.vdi(), usage: false };
     let mut vdi = client.get_vdi(get()).await?;
+    mark::refuse(&vdi)?;
     let wanted = args.vdi.snapshot.clone();
     let find =
         |v: &Vdi| v.snapshots.iter().find(|s| name_of(s) == wanted || s.id.to_string() == wanted).cloned();

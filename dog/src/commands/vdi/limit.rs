@@ -4,6 +4,7 @@ use crate::context::{Context, vdi};
 use crate::failure::Failure;
 use crate::output::{Cell, Output, Record};
 use crate::size;
+use sheepdog_client::limits::{Rate, Wish};
 use sheepdog_client::pb::{GetVdiRequest, Limits, SetLimitsRequest};
 
 /// How fast a VDI may be used: shows it, or changes it at once
@@ -35,7 +36,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Output, Failure> {
     let client = ctx.client().await?;
     let found = client.get_vdi(GetVdiRequest { vdi: vdi(&args.name), usage: false }).await?;
     let was = found.limits.unwrap_or_default();
-    let new = if args.none { Limits::default() } else { changed(was, &args) };
+    let new = if args.none { Limits::default() } else { wish(&args).on(was) };
     if new != was {
         client.set_limits(SetLimitsRequest { vdi: vdi(&args.name), limits: Some(new) }).await?;
     }
@@ -50,12 +51,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Output, Failure> {
     ))
 }
 
-fn changed(mut l: Limits, args: &Args) -> Limits {
-    if let Some(n) = args.iops {
-        (l.iops, l.iops_burst) = (n, args.iops_burst.unwrap_or(n));
-    }
-    if let Some(n) = args.bandwidth {
-        (l.bandwidth, l.bandwidth_burst) = (n, args.bandwidth_burst.unwrap_or(n));
-    }
-    l
+fn wish(args: &Args) -> Wish {
+    let rate = |n: Option<u64>, burst| n.map(|per_second| Rate { per_second, burst });
+    Wish { iops: rate(args.iops, args.iops_burst), bandwidth: rate(args.bandwidth, args.bandwidth_burst) }
 }

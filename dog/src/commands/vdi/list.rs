@@ -1,5 +1,6 @@
 //! `dog vdi list`
 
+use crate::backup::mark;
 use crate::commands::node::short;
 use crate::context::{Context, vdi};
 use crate::failure::Failure;
@@ -66,6 +67,9 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Output, Failure> {
 }
 
 fn state(v: &Vdi) -> &'static str {
+    if mark::is_restoring(v) {
+        return "restoring";
+    }
     if v.flattening {
         return "flattening";
     }

@@ -22,6 +22,7 @@ mod read;
 mod rename;
 mod resize;
 pub mod restore;
+mod restore_lazy;
 mod rollback;
 mod snapshot;
 mod stat;
@@ -86,9 +87,9 @@ pub enum Command {
     Read(read::Args),
     /// Write standard input into a VDI
     Write(write::Args),
-    /// Make a VDI from a raw image file
+    /// Make a VDI from an image file: raw, qcow2, vmdk...
     Import(import::Args),
-    /// Write a VDI or snapshot to a raw image file
+    /// Write a VDI or snapshot to an image file: raw, qcow2, vmdk...
     Export(export::Args),
     /// Ranges that differ between two snapshots, or a snapshot and now
     Diff(diff::Args),

@@ -33,6 +33,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Output, Failure> {
         snapshot: args.vdi.with_option(&args.snapshot)?,
         offset: args.offset,
         length: args.length,
+        background: false,
     };
     let mut chunks = ctx.client().await?.read(request).await?;
     let mut out = std::io::stdout().lock();

@@ -1,12 +1,15 @@
 //! `dog vdi restore`
 
-use crate::backup::{At, load, readable};
-use crate::context::Context;
+use super::restore_lazy;
+use crate::backup::{At, load, lock_for_reading, mark, pick, readable};
+use crate::context::{Context, vdi};
 use crate::failure::{Failure, code};
+use crate::nbd::Address;
 use crate::output::Output;
 use crate::redundancy::Copies;
+use crate::size;
 use sheepdog_backup::{Index, Manifest, Repository};
-use sheepdog_client::pb::{DeleteVdiRequest, Redundancy, VdiRef};
+use sheepdog_client::pb::{DeleteVdiRequest, GetVdiRequest, Redundancy, VdiRef};
 
 /// Make a VDI from a backup
 ///
@@ -21,6 +24,16 @@ pub struct Args {
     name: Option<String>,
     #[command(flatten)]
     copies: Copies,
+    /// Let it be used at once: what is read comes from the backup as long as it is not there. This process serves it at --listen until all of it is, and the same command goes on
+    /// after it was interrupted or killed
+    #[arg(long, requires = "listen", conflicts_with = "keep_going")]
+    lazy: bool,
+    /// With --lazy: the path of a socket (./nbd.sock), or a port of loopback (10809, 127.0.0.1:10809), for NBD clients
+    #[arg(long, requires = "lazy", value_name = "ADDRESS", value_parser = Address::parse)]
+    listen: Option<Address>,
+    /// With --lazy: fill at most so many bytes a second, so that clients have the rest; what they ask for is not held back
+    #[arg(long, requires = "lazy", value_name = "BYTES", value_parser = size::parse_positive)]
+    fill_rate: Option<u64>,
     /// Leave out what is damaged (it reads as zeros), and fail at the end
     #[arg(long)]
     keep_going: bool,
@@ -30,24 +43,24 @@ pub struct Args {
 pub async fn run(ctx: &Context, args: Args) -> Result<Output, Failure> {
     let repository = args.at.open().await?;
     let all = readable(&repository).await?;
-    let found = match (&args.backup, all.as_slice()) {
-        (Some(b), _) => Repository::find(&all, b)?,
-        (None, [only]) => only,
-        (None, _) => {
-            return Err(Failure::usage("the repository has several backups: say which")
-                .hint("dog backup list names them"));
+    let found = pick(&all, args.backup.as_deref())?;
+    let lock = lock_for_reading(ctx, &repository).await?;
+    let restored = match &args.listen {
+        Some(listen) if args.lazy => {
+            let name = args.name.as_deref().unwrap_or(&found.volume.name);
+            let redundancy = redundancy(found, &args.copies);
+            let job = restore_lazy::Job {
+                repository: &repository,
+                of: found,
+                name,
+                redundancy,
+                listen,
+                rate: args.fill_rate,
+            };
+            restore_lazy::run(ctx, job).await
         }
+        _ => restore(ctx, &repository, found, &args).await,
     };
-    let lock = match repository.lock("restore").await {
-        Ok(lock) => Some(lock),
-        // Who may only read it restores all the same.
-        Err(e @ sheepdog_backup::Error::Place { .. }) => {
-            ctx.remark(&format!("nobody keeps a prune away meanwhile: {e}"));
-            None
-        }
-        Err(e) => return Err(e.into()),
-    };
-    let restored = restore(ctx, &repository, found, &args).await;
     if let Some(lock) = lock {
         lock.release().await?;
     }
@@ -60,6 +73,17 @@ pub fn redundancy(of: &Manifest, asked: &Copies) -> Option<Redundancy> {
     asked.to_pb().or_else(was)
 }
 
+/// The name is taken: perhaps by what is meant.
+async fn taken(ctx: &Context, name: &str, f: Failure) -> Failure {
+    let Ok(client) = ctx.client().await else { return f };
+    match client.get_vdi(GetVdiRequest { vdi: vdi(name), usage: false }).await {
+        Ok(v) if mark::is_restoring(&v) => {
+            f.hint("that one is being restored with --lazy: the same command goes on with it")
+        }
+        _ => f,
+    }
+}
+
 async fn restore(
     ctx: &Context,
     repository: &Repository,
@@ -68,7 +92,11 @@ async fn restore(
 ) -> Result<Output, Failure> {
     let index = repository.index(found).await?;
     let name = args.name.as_deref().unwrap_or(&found.volume.name);
-    let vdi = load::create(ctx, found, name, redundancy(found, &args.copies)).await?;
+    let uuid = uuid::Uuid::new_v4().to_string();
+    let vdi = match load::create(ctx, found, name, redundancy(found, &args.copies), uuid).await {
+        Err(f) if f.code == 3 => return Err(taken(ctx, name, f).await),
+        made => made?,
+    };
     let target = VdiRef::id(vdi.id);
     let empty = Index::empty(found.volume.size, found.chunk);
     let size = found.volume.size;

@@ -1,9 +1,10 @@
 //! `dog vdi rollback`
 
+use crate::backup::mark;
 use crate::context::{Confirm, Context, Image};
 use crate::failure::Failure;
 use crate::output::Output;
-use sheepdog_client::pb::RollbackRequest;
+use sheepdog_client::pb::{GetVdiRequest, RollbackRequest};
 
 /// Make a snapshot the working image again
 ///
@@ -26,8 +27,12 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Output, Failure> {
     if snapshot.is_empty() {
         return Err(Failure::usage("name the snapshot: -s TAG or NAME@TAG"));
     }
+    let client = ctx.client().await?;
+    let now = client.get_vdi(GetVdiRequest { vdi: args.vdi.vdi(), usage: false }).await?;
+    // Its snapshots have holes where the backup has contents, and what it remembers of being restored would be wrong.
+    mark::refuse(&now)?;
     args.confirm
         .ask(&format!("throws away what was written to VDI {} since snapshot {snapshot}.", args.vdi.name))?;
-    ctx.client().await?.rollback(RollbackRequest { vdi: args.vdi.vdi(), snapshot }).await?;
+    client.rollback(RollbackRequest { vdi: args.vdi.vdi(), snapshot }).await?;
     Ok(Output::Nothing)
 }

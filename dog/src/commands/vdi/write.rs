@@ -85,7 +85,7 @@ fn read_chunks(
         }
         data.truncate(n);
         let zero = skip_zeros && data.iter().all(|b| *b == 0);
-        if !zero && out.blocking_send(Chunk { offset, data, zeros: 0 }).is_err() {
+        if !zero && out.blocking_send(Chunk { offset, data: data.into(), zeros: 0 }).is_err() {
             // The stream ended with an error, which its other end reports.
             return Ok(offset - start);
         }
