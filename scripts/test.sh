@@ -10,6 +10,11 @@ options=()
 [ "$e2e" = no ] || options+=(--k8s)
 scripts/setup.sh "${options[@]}" || exit 1
 export PATH="$HOME/.cargo/bin:$PATH" CARGO_TERM_COLOR=never
+# Nothing here is built twice, and what cargo keeps for that takes gigabytes.
+export CARGO_INCREMENTAL="${CARGO_INCREMENTAL:-0}"
+# Sheep of the tests run on this file system, and make writes wait when it is nearly full.
+room=$(df -Pk . | awk 'NR == 2 {print int($4 / 1048576)}')
+[ "$room" -ge "${SHEEPDOG_TEST_ROOM:-30}" ] || echo "test: $room GiB are free here, and building and testing take up to 30: expect failures (scripts/test.sh looks at SHEEPDOG_TEST_ROOM)"
 logs=target/test-logs
 mkdir -p "$logs"
 passed=0 failed=0 failures=

@@ -17,6 +17,8 @@ pub struct Plan {
     pub nodes: usize,
     /// Copies of the data.
     pub copies: u32,
+    /// Volumes that scenarios make are erasure coded, D:P, in small objects: some of many rest at any time, and are put away.
+    pub policy: Option<(u8, u8)>,
     /// Disks of each sheep beside its home.
     pub more_disks: usize,
     /// TLS with a secret made for the occasion.
@@ -30,7 +32,15 @@ pub struct Plan {
 impl Plan {
     /// On loopback, without TLS.
     pub fn new(nodes: usize, copies: u32) -> Self {
-        Self { nodes, copies, more_disks: 0, secure: false, options: Vec::new(), places: Vec::new() }
+        Self {
+            nodes,
+            copies,
+            policy: None,
+            more_disks: 0,
+            secure: false,
+            options: Vec::new(),
+            places: Vec::new(),
+        }
     }
 }
 
@@ -54,7 +64,8 @@ pub struct Sheep {
 pub struct Cluster {
     /// In order of birth.
     pub sheep: Vec<Sheep>,
-    plan: Plan,
+    /// As it was planned.
+    pub plan: Plan,
     dir: PathBuf,
     bin: PathBuf,
 }
@@ -263,7 +274,13 @@ impl Cluster {
     }
     /// Make a volume.
     pub fn create(&self, name: &str, size: u64) -> Result<()> {
-        self.dog(&["vdi", "create", name, &size.to_string()]).map(drop)
+        let size = size.to_string();
+        let mut args = vec!["vdi", "create", name, size.as_str()];
+        let policy = self.plan.policy.map(|(data, parity)| format!("{data}:{parity}"));
+        if let Some(policy) = &policy {
+            args.extend(["--copy-policy", policy, "--object-size", "1M"]);
+        }
+        self.dog(&args).map(drop)
     }
 
     /// Wait until every running sheep is up and complete, as many vote as should, and the cluster says that all is well.

@@ -163,11 +163,25 @@ impl Driver {
         capability: &VolumeCapability,
         source: Option<volume_content_source::Type>,
     ) -> Result<Volume> {
+        self.create_of(name, size, capability, source, [&[], &[]])
+    }
+
+    /// Make a volume of a storage class and a volume attributes class with these parameters.
+    pub fn create_of(
+        &self,
+        name: &str,
+        size: u64,
+        capability: &VolumeCapability,
+        source: Option<volume_content_source::Type>,
+        [parameters, mutable]: [&[(&str, &str)]; 2],
+    ) -> Result<Volume> {
         let r = CreateVolumeRequest {
             name: name.into(),
             capacity_range: Some(CapacityRange { required_bytes: size.cast_signed(), limit_bytes: 0 }),
             volume_capabilities: vec![capability.clone()],
             volume_content_source: source.map(|t| VolumeContentSource { r#type: Some(t) }),
+            parameters: words(parameters),
+            mutable_parameters: words(mutable),
             ..Default::default()
         };
         let made = self.ask(async |c| Ok(ControllerClient::new(c).create_volume(r).await?.into_inner()))?;
@@ -180,6 +194,17 @@ impl Driver {
             staging: self.dir.join(format!("staging-{name}")),
             target: self.dir.join(format!("pod-{name}")),
         })
+    }
+
+    /// Give it another volume attributes class.
+    pub fn modify(&self, v: &Volume, mutable: &[(&str, &str)]) -> Result<()> {
+        let r = ControllerModifyVolumeRequest {
+            volume_id: v.id.clone(),
+            mutable_parameters: words(mutable),
+            ..Default::default()
+        };
+        self.ask(async |c| Ok(ControllerClient::new(c).controller_modify_volume(r).await?.into_inner()))
+            .map(drop)
     }
 
     /// Attach to the node.
@@ -316,6 +341,10 @@ impl Driver {
         }
         bail!("no loop device over {}", want.display())
     }
+}
+
+fn words(pairs: &[(&str, &str)]) -> HashMap<String, String> {
+    pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
 }
 
 fn text(p: &Path) -> Result<String> {

@@ -1,6 +1,6 @@
 //! fio over NBD: it writes, reads back, compares, and logs when each request finished.
 
-use super::proc::Proc;
+use super::proc::{Proc, run};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -39,6 +39,23 @@ impl Job {
         ]);
         Self { name: "pulse".into(), uri: uri.into(), options }
     }
+    /// Both, each in one half of a volume. `coded`: most of the first half rests at any time, and objects that were put away are written again.
+    pub fn verify_and_pulse(uri: &str, size: u64, per_second: u32, coded: bool) -> [Self; 2] {
+        let half = size / 2;
+        let mut verify = Self::verify(uri, 0, half);
+        if !coded {
+            return [verify, Self::pulse(uri, half, half, per_second)];
+        }
+        verify.options.extend(["rate_iops=25", "verify_backlog=64"].map(String::from));
+        [verify, Self::pulse(uri, half, 16 << 20, 100)]
+    }
+}
+
+/// Fill the beginning of a volume, so many bytes.
+pub fn fill(uri: &str, bytes: u64) -> Result<()> {
+    let (uri, size) = (format!("--uri={uri}"), format!("--size={bytes}"));
+    run("fio", &["--name=fill", "--ioengine=nbd", &uri, "--rw=write", "--bs=1m", "--iodepth=4", &size])
+        .map(drop)
 }
 
 /// A run under way.

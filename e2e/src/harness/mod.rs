@@ -49,6 +49,10 @@ impl Lab {
         std::fs::create_dir_all(&lab.dir).with_context(|| format!("{}", lab.dir.display()))?;
         Ok(lab)
     }
+    /// The same for a part of this one.
+    pub fn part(&self, name: &str) -> Result<Self> {
+        Self::new(self.dir.join(name), self.bin.clone(), self.images.clone(), self.quick)
+    }
     /// Take the directory away.
     pub fn remove(&self) -> Result<()> {
         match std::fs::remove_dir_all(&self.dir) {

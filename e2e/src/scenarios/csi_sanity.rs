@@ -47,7 +47,7 @@ fn specs(lab: &Lab, sanity: &Path, d: &Driver, name: &str, kind: &str, fs: &str)
     std::fs::create_dir_all(&dir)?;
     let file = |f: &str| dir.join(f).display().to_string();
     std::fs::write(file("parameters.yaml"), format!("fsType: {fs}\n"))?;
-    std::fs::write(file("mutable.yaml"), "copies: \"2\"\n")?;
+    std::fs::write(file("mutable.yaml"), "copies: \"2\"\niops: \"50000\"\nbandwidth: 4Gi\n")?;
     let args = [
         format!("--csi.endpoint=unix://{}", d.endpoint().display()),
         format!("--csi.mountdir={}", file("mount")),

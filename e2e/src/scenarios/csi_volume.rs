@@ -8,13 +8,15 @@ use crate::harness::fio::finished_without_error;
 use crate::harness::proc::{Proc, run};
 use crate::harness::wait::{PATIENCE, phase};
 use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
 use sheepdog_csi::capability::Fs;
 use sheepdog_csi::csi::volume_content_source::{SnapshotSource, Type, VolumeSource};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-pub const ABOUT: &str = "ext4, XFS and devices through FUSE and loop, under kill -9 of sheep and plugin";
+pub const ABOUT: &str =
+    "ext4, XFS and devices through FUSE and loop, under kill -9 of sheep and plugin; limits";
 
 const SIZE: u64 = 1 << 30;
 
@@ -27,6 +29,7 @@ pub fn run_scenario(lab: &Lab) -> Result<()> {
         copies_and_growth(lab, &c, &d, &v, fs)?;
     }
     comes_back(lab, &c, &d)?;
+    limits(lab, &c, &d)?;
     foreign_data(lab, &c, &d)?;
     d.stop()?;
     c.alive()?;
@@ -200,6 +203,55 @@ fn foreign_data(lab: &Lab, c: &Cluster, d: &Driver) -> Result<()> {
     d.detach(&v)?;
     d.delete(&v)?;
     lab.proved("a volume with data that no probe finds is not formatted");
+    Ok(())
+}
+
+/// Limits by classes: for a new volume, changed while it is used, and the same however often the volume is asked for.
+fn limits(lab: &Lab, c: &Cluster, d: &Driver) -> Result<()> {
+    let name = "pvc-limits";
+    let has = |iops: Value, bandwidth: Value| -> Result<()> {
+        let now = c.json(&["vdi", "limit", name])?;
+        let want =
+            json!({"iops": iops, "iops_burst": iops, "bandwidth": bandwidth, "bandwidth_burst": bandwidth});
+        ensure!(now == want, "limits are {now} instead of {want}");
+        Ok(())
+    };
+    let create = || d.create_of(name, SIZE, &device(), None, [&[("iops", "500")], &[("iops", "1000")]]);
+    let mut v = create()?;
+    has(json!(1000), Value::Null)?;
+    // As a controller leaves it that dies before the last step of making it.
+    c.dog(&["vdi", "setattr", name, "csi.sheepdog.io/origin", "--delete"])?;
+    c.dog(&["vdi", "limit", name, "--iops", "7", "--bandwidth", "1M"])?;
+    ensure!(create()?.id == v.id, "asked for again it is another volume");
+    has(json!(1000), Value::Null)?;
+    d.attach(&mut v)?;
+    d.mount(&v)?;
+    let dev = format!("of={}", text(&v.target)?);
+    let write = || -> Result<Duration> {
+        let start = Instant::now();
+        run("dd", &["if=/dev/zero", &dev, "bs=4k", "count=60", "oflag=direct", "conv=notrunc"])?;
+        Ok(start.elapsed())
+    };
+    d.modify(&v, &[("iops", "20"), ("iopsBurst", "0"), ("bandwidth", "200Mi")])?;
+    let held = write()?;
+    ensure!(held >= Duration::from_secs(2), "60 requests at 20 a second took {held:?}");
+    for (bad, words) in [(("bandwidth", "1Ki"), "at least 64Ki"), (("iopsBurst", "5"), "belongs to a limit")]
+    {
+        let refused = d.modify(&v, &[bad]).err().with_context(|| format!("{bad:?} was taken"))?;
+        ensure!(format!("{refused:#}").contains(words), "{refused:#}");
+    }
+    d.modify(&v, &[("iops", "none")])?;
+    has(Value::Null, json!(200 << 20))?;
+    let free = write()?;
+    ensure!(free < held / 2, "without the limit it took {free:?}, with it {held:?}");
+    ensure!(create()?.id == v.id, "asked for again it is another volume");
+    has(Value::Null, json!(200 << 20))?;
+    end(d, &v)?;
+    lab.proved(format!(
+        "limits of the classes hold from the beginning, are changed in use (60 requests in {} ms at 20 a second, in {} ms without), and are not changed back when the volume is asked for again",
+        held.as_millis(),
+        free.as_millis()
+    ));
     Ok(())
 }
 

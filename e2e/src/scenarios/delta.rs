@@ -87,7 +87,7 @@ fn write(c: &Cluster, pattern: u8, offset: u64, length: u64) -> Result<()> {
 }
 
 /// Bytes that each sheep has fetched for recovery, as dog says.
-fn moved(c: &Cluster) -> Result<Vec<u64>> {
+pub fn moved(c: &Cluster) -> Result<Vec<u64>> {
     let rows = c.rows(&["node", "recovery"])?;
     let mut bytes = vec![0; c.sheep.len()];
     for r in rows {

@@ -1,22 +1,25 @@
 //! Block devices as disks: one with somebody else's data is refused and stays as it is; disks are replaced through the object, after a failure and before
-//! one; a node is switched off and on. And what goes with volumes: their number of copies through a VolumeAttributesClass, and KubeVirt's StorageProfile.
+//! one; a node is switched off and on. And what goes with volumes: their copies and limits through VolumeAttributesClasses, the trash and the cache, and KubeVirt's
+//! StorageProfile.
 
 use crate::harness::Lab;
 use crate::harness::k8s::sheepdog::{CLUSTER, Installed, NAMESPACE, claim, cluster, condition, pod};
 use crate::harness::k8s::{Kubernetes, Plan, seconds};
 use crate::harness::proc::run;
-use crate::harness::wait::until;
+use crate::harness::wait::{phase, until};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-pub const ABOUT: &str = "block devices as disks: refused, added, taken away, failed, replaced through the object; copies by a VolumeAttributesClass; StorageProfile";
+pub const ABOUT: &str = "block devices as disks: refused, added, taken away, failed, replaced through the object; copies and limits by VolumeAttributesClasses; StorageProfile";
 
 const PATIENCE: Duration = Duration::from_secs(300);
 /// Between two deaths of the operator.
 const KILL: Duration = Duration::from_secs(5);
 const SIZE: u64 = 2 << 30;
+/// In which the operator looks at all volumes twice.
+const LOOKS: Duration = Duration::from_secs(32);
 
 /// A loop device; it is let go when the last who uses it has ended.
 struct Device {
@@ -66,10 +69,13 @@ fn spec(devices: [[&Device; 2]; 3]) -> Value {
         json!({"name": name, "nodeSelector": {"kubernetes.io/hostname": format!("node{i}")}, "devices": [a.name, b.name]})
     };
     let groups: Vec<Value> = devices.into_iter().enumerate().map(|(i, d)| group(i, d)).collect();
-    let classes: Vec<Value> = [("two", 2), ("three", 3)]
-        .map(|(name, n)| json!({"name": name, "parameters": {"copies": n}}))
-        .to_vec();
-    json!({"nodeGroups": groups, "redundancy": {"copies": 2}, "volumeAttributesClasses": classes})
+    // So much that they do not make the scenario slower.
+    let classes = json!([
+        {"name": "two", "parameters": {"copies": 2, "iops": 0, "bandwidth": "400Mi", "bandwidthBurst": "1Gi"}},
+        {"name": "three", "parameters": {"copies": 3, "iops": 5000, "iopsBurst": 9000}},
+    ]);
+    json!({"nodeGroups": groups, "redundancy": {"copies": 2}, "volumeAttributesClasses": classes,
+           "trash": {"keep": "36h"}, "cache": "64Mi"})
 }
 
 pub fn run_scenario(lab: &Lab) -> Result<()> {
@@ -98,6 +104,7 @@ pub fn run_scenario(lab: &Lab) -> Result<()> {
     s.fill("app", 96)?;
     cleared(lab, &s, &foreign)?;
     s.same("app")?;
+    options(lab, &s)?;
     copies(lab, &s)?;
     exchanged(lab, &s, &b0, [[&a0, &spare], [&a1, &b1], [&a2, &foreign]])?;
     failed(lab, &s, &b1)?;
@@ -207,9 +214,9 @@ fn cleared(lab: &Lab, s: &Installed, foreign: &Device) -> Result<()> {
     Ok(())
 }
 
-/// Copies of the claim's volume.
-fn has_copies(s: &Installed, copies: u64) -> Result<()> {
-    until(&format!("the volume has {copies} copies"), PATIENCE, || {
+/// Copies and limits of the claim's volume.
+fn has(s: &Installed, copies: u64, limits: &Value) -> Result<()> {
+    until(&format!("the volume has {copies} copies and limits {limits}"), PATIENCE, || {
         let vdis = s.json(&["vdi", "list"])?;
         let volume = vdis
             .as_array()
@@ -219,25 +226,62 @@ fn has_copies(s: &Installed, copies: u64) -> Result<()> {
         let volume = volume.with_context(|| format!("no volume of a claim: {vdis}"))?;
         let now = volume["copies"].to_string();
         ensure!(now.trim_matches('"') == copies.to_string(), "{volume}");
+        let now = s.json(&["vdi", "limit", volume["name"].as_str().unwrap_or_default()])?;
+        ensure!(now == *limits, "limits are {now}");
         Ok(Some(()))
     })
 }
 
+/// What the operator shows of the claim's volume.
+fn shows(s: &Installed, limits: &str) -> Result<()> {
+    until(&format!("the Vdi object shows {limits}"), PATIENCE, || {
+        let vdis = s.k.get(&["vdis", "-n", NAMESPACE])?;
+        let all = vdis["items"].as_array().context("objects")?;
+        let one =
+            all.iter().find(|v| v["status"]["claim"] == "default/data").context("no object for the claim")?;
+        ensure!(one["status"]["limits"] == limits, "{}", one["status"]);
+        ensure!(one["spec"]["limits"].is_null(), "{}", one["spec"]);
+        Ok(Some(()))
+    })
+}
+
+/// Options of the cluster that are in its object only.
+fn options(lab: &Lab, s: &Installed) -> Result<()> {
+    let trash = s.json(&["cluster", "trash"])?;
+    ensure!(trash["keep"] == "1d12h", "{trash}");
+    for set in ["main-sheep", "main-gateway"] {
+        let set = s.k.get(&["daemonset", "-n", NAMESPACE, set])?;
+        let env = &set["spec"]["template"]["spec"]["containers"][0]["env"];
+        let cache = json!({"name": "SHEEP_CACHE_SIZE", "value": "64"});
+        ensure!(env.as_array().is_some_and(|all| all.contains(&cache)), "{env}");
+    }
+    lab.proved("the trash keeps what the object says, and sheep and gateways have the cache that it says");
+    Ok(())
+}
+
 fn copies(lab: &Lab, s: &Installed) -> Result<()> {
-    has_copies(s, 3)?;
+    let three = json!({"iops": 5000, "iops_burst": 9000, "bandwidth": null, "bandwidth_burst": null});
+    let two = json!({"iops": null, "iops_burst": null, "bandwidth": 400 << 20, "bandwidth_burst": 1 << 30});
+    has(s, 3, &three)?;
+    shows(s, "5000 IOPS (burst 9000)")?;
     let class = |name: &str| json!({"spec": {"volumeAttributesClassName": name}}).to_string();
     let start = Instant::now();
     s.k.kubectl(&["patch", "pvc", "data", "--type=merge", "-p", &class("two")])?;
-    has_copies(s, 2)?;
+    has(s, 2, &two)?;
     until("the claim says so", PATIENCE, || {
         let c = s.k.get(&["pvc", "data"])?;
         ensure!(c["status"]["currentVolumeAttributesClassName"] == "two", "{}", c["status"]);
         Ok(Some(()))
     })?;
     lab.measured(
-        "a bound claim given another VolumeAttributesClass: its volume has two copies instead of three",
+        "a bound claim given another VolumeAttributesClass: its volume has two copies instead of three, and other limits",
         seconds(start),
     );
+    shows(s, "400Mi/s (burst 1Gi)")?;
+    // The operator, which looks every few seconds, does not change it back.
+    phase(LOOKS, || Ok(false))?;
+    has(s, 2, &two)?;
+    lab.proved("limits of a VolumeAttributesClass hold for a new volume and are changed in use; the Vdi object shows them and does not fight them");
     s.same("app").map(drop)
 }
 

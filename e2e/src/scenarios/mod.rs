@@ -26,6 +26,7 @@ mod partition;
 mod pause;
 mod rebuild;
 mod strips;
+mod yielding;
 
 use crate::harness::Lab;
 use anyhow::{Result, bail};
@@ -58,6 +59,19 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "csi-sanity", about: csi_sanity::ABOUT, core: true, run: csi_sanity::run_scenario },
     Scenario { name: "csi-volume", about: csi_volume::ABOUT, core: true, run: csi_volume::run_scenario },
     Scenario { name: "pause", about: pause::ABOUT, core: true, run: pause::run },
+    Scenario {
+        name: "pause-coded",
+        about: "pause on volumes of 2:1 and 4:2",
+        core: false,
+        run: pause::run_coded,
+    },
+    Scenario {
+        name: "partition-coded",
+        about: "partition on a volume of 2:1",
+        core: false,
+        run: partition::run_coded,
+    },
+    Scenario { name: "yield", about: yielding::ABOUT, core: false, run: yielding::run_scenario },
     Scenario { name: "freeze", about: "the second half of pause", core: false, run: pause::freeze },
     Scenario { name: "partition", about: partition::ABOUT, core: true, run: partition::run },
     Scenario { name: "image", about: image::ABOUT, core: true, run: image::run_scenario },

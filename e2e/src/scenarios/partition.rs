@@ -1,5 +1,6 @@
 //! Three nodes on a network that is cut, in every way: the majority goes on, the minority serves nothing, nothing read is stale.
 
+use super::strips::fill_and_put_away;
 use crate::harness::Lab;
 use crate::harness::cluster::{Cluster, LEASE, Plan};
 use crate::harness::fio::{Fio, Job};
@@ -11,7 +12,10 @@ use std::time::Duration;
 
 pub const ABOUT: &str = "partitions 2+1 and 1+2, one-way cuts, slow links, owner and replica apart";
 
+/// Of the volume; half of it is compared.
 const SIZE: u64 = 256 << 20;
+/// The same where it is put away.
+const CODED: u64 = 512 << 20;
 /// A majority must serve again within a lease, its margin, and what a busy machine needs.
 const BACK: Duration = Duration::from_secs(15);
 
@@ -20,18 +24,32 @@ struct Story<'a> {
     net: Net,
     c: Cluster,
     registers: Registers,
+    size: u64,
     writes: u64,
     reads: u64,
 }
 
 pub fn run(lab: &Lab) -> Result<()> {
+    tell(lab, None)
+}
+
+/// The same on erasure coded volumes, of which some is in strips at any time.
+pub fn run_coded(lab: &Lab) -> Result<()> {
+    tell(lab, Some((2, 1)))
+}
+
+fn tell(lab: &Lab, policy: Option<(u8, u8)>) -> Result<()> {
+    let size = if policy.is_some() { CODED } else { SIZE };
     let net = Net::new(3)?;
-    let plan = Plan { secure: true, places: net.places(), ..Plan::new(3, 3) };
+    let plan = Plan { secure: true, places: net.places(), policy, ..Plan::new(3, 3) };
     let c = Cluster::start(lab, plan)?;
-    c.create("disk", SIZE)?;
+    c.create("disk", size)?;
+    if policy.is_some() {
+        fill_and_put_away(&c, "disk", size / 2)?;
+    }
     c.create("registers", Registers::size(3))?;
     let registers = Registers::start(&c, "registers");
-    let mut story = Story { lab, net, c, registers, writes: 0, reads: 0 };
+    let mut story = Story { lab, net, c, registers, size, writes: 0, reads: 0 };
     story.two_and_one()?;
     story.one_and_two()?;
     for (from, to) in [(1, 0), (0, 2), (2, 1)] {
@@ -88,8 +106,10 @@ impl Story<'_> {
     fn under_load(&mut self, name: &str, f: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
         let length = self.length() + Duration::from_secs(20);
         let uri = self.c.uri(0, "disk");
-        let jobs = [Job::verify(&uri, 0, SIZE / 2), Job::pulse(&uri, SIZE / 2, SIZE / 2, 100)];
+        let jobs = Job::verify_and_pulse(&uri, self.size, 100, self.c.plan.policy.is_some());
+        let before = self.written()?;
         let fio = Fio::start(&self.lab.dir, name, length, &jobs)?;
+        until("fio writes", PATIENCE, || Ok((self.written()? > before + 50).then_some(())))?;
         self.serve(&[0, 1, 2])?;
         f(self)?;
         self.net.heal();
@@ -105,6 +125,11 @@ impl Story<'_> {
             format!("{} ms", gap.as_millis()),
         );
         Ok(())
+    }
+
+    /// Writes that the volume has taken.
+    fn written(&self) -> Result<u64> {
+        Ok(self.c.rows(&["vdi", "stat", "disk"])?.iter().filter_map(|r| r["writes"].as_u64()).sum())
     }
 
     fn two_and_one(&mut self) -> Result<()> {

@@ -3,6 +3,7 @@
 use crate::harness::Lab;
 use crate::harness::cluster::{Cluster, Plan};
 use crate::harness::files::Noise;
+use crate::harness::fio::fill;
 use crate::harness::proc::run;
 use crate::harness::wait::until;
 use anyhow::{Context as _, Result, ensure};
@@ -42,6 +43,23 @@ fn files(c: &Cluster, i: usize, strips: bool) -> Result<Vec<PathBuf>> {
     }
     all.sort();
     Ok(all)
+}
+
+/// Strips on all disks.
+pub fn strips(c: &Cluster) -> Result<u64> {
+    (0..c.sheep.len()).map(|i| Ok(files(c, i, true)?.len() as u64)).sum()
+}
+
+/// Fill the beginning of a volume with the plan's code, in objects of 1 MiB, and wait until nearly all of it is in strips.
+pub fn fill_and_put_away(c: &Cluster, volume: &str, bytes: u64) -> Result<()> {
+    let (data, parity) = c.plan.policy.context("volumes of this plan are not erasure coded")?;
+    fill(&c.uri(0, volume), bytes)?;
+    let all = (bytes >> 20) * u64::from(data + parity);
+    until("the volume is put away", PUT_AWAY, || {
+        let there = strips(c)?;
+        ensure!(there * 10 >= all * 9, "{there} of {all} strips");
+        Ok(Some(()))
+    })
 }
 
 /// Bytes that files take, as the file system counts. One that goes meanwhile takes none.
@@ -196,10 +214,7 @@ fn back_and_forth(lab: &Lab, c: &Cluster, source: &str) -> Result<()> {
         compare(c, 2, source)?;
         let times = until(&format!("{} {}", args[0], args[1]), PUT_AWAY, || {
             let times = taken(c)? as f64 / SIZE as f64;
-            let mut strips = 0;
-            for i in 0..c.sheep.len() {
-                strips += files(c, i, true)?.len();
-            }
+            let strips = strips(c)?;
             ensure!((strips == 0) == (args[0] == "--copies"), "there are {strips} strips");
             ensure!((least..=most).contains(&times), "it takes {times:.2} times its size");
             Ok(Some(times))
