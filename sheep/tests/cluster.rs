@@ -361,9 +361,10 @@ async fn an_image_goes_in_and_comes_back_from_every_gateway() {
     c.check("disk").await;
 }
 
-/// fio, writing at random and reading back what it wrote.
+/// fio, writing at random and reading back what it wrote. It is ended when a request is never answered.
 fn verified_writes(uri: &str, size: &str, seconds: u32) -> Child {
-    Command::new("fio")
+    Command::new("timeout")
+        .args([&(u64::from(seconds) + PATIENCE.as_secs()).to_string(), "fio"])
         .args(["--name=verify", "--ioengine=nbd", "--rw=randwrite", "--bs=4k", "--iodepth=8"])
         .args([format!("--uri={uri}"), format!("--size={size}"), format!("--runtime={seconds}")])
         .args(["--time_based=1", "--verify=crc32c", "--verify_backlog=2048"])
@@ -655,6 +656,32 @@ async fn a_snapshot_stays_what_it_was_and_a_clone_goes_its_own_way() {
     }
     let refused = run("qemu-io", &["-f", "raw", "-c", "write -P 9 0 4096", &c.uri(0, "disk@s1")]);
     assert!(!String::from_utf8_lossy(&refused.stdout).contains("wrote"), "a snapshot is read-only");
+}
+
+/// Snapshots are committed through sheep that do not own the volume, and know it before the owner does: it lets writes go on when it knows it, too.
+#[tokio::test]
+async fn snapshots_asked_for_anywhere_keep_no_write_for_good() {
+    let c = Cluster::new(3, false);
+    c.format(3).await;
+    for name in ["one", "two"] {
+        c.create(name, 64 << 20).await;
+    }
+    let writers = [verified_writes(&c.uri(1, "one"), "64M", 8), verified_writes(&c.uri(1, "two"), "64M", 8)];
+    let both: Vec<_> = ["one", "two"].map(pb::VdiRef::name).to_vec();
+    let deadline = Instant::now() + PATIENCE;
+    for n in 0..20 {
+        let request = pb::SnapshotRequest { vdis: both.clone(), tag: format!("s{n}") };
+        // While the volumes are being opened nothing can be taken yet.
+        while let Err(e) = c.client([0, 2][n % 2]).await.snapshot(request.clone()).await {
+            assert!(Instant::now() < deadline, "{e}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    writers.into_iter().for_each(saw_no_error);
+    for name in ["one", "two"] {
+        c.check(name).await;
+    }
 }
 
 #[tokio::test]

@@ -473,6 +473,45 @@ async fn a_partitioned_leader_loses_its_lease_before_it_is_declared_down() {
     stop_all(sheep).await;
 }
 
+/// A leader and a follower that do not reach each other, while a third sheep reaches both: nobody is declared down, both keep their leases, and what is proposed at either is known
+/// at the other. Afterwards they are on the direct way again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_and_a_follower_talk_through_a_third_sheep() {
+    let (_tmp, sheep) = cluster(3).await;
+    let l = leader(&sheep).unwrap();
+    let f = (0..3).find(|i| *i != l).unwrap();
+    let apart = |on: bool| {
+        for (one, other) in [(l, f), (f, l)] {
+            sheep[one].plane().set_apart(on.then(|| sheep[other].id()));
+        }
+    };
+    apart(true);
+    let begin = Instant::now();
+    until("both talk through the third", || [l, f].iter().all(|i| sheep[*i].status().relayed == 1)).await;
+    // Three leases long: without a link each would have ended.
+    let mut n = 0;
+    while begin.elapsed() < Duration::from_millis(3 * TIMING.lease) {
+        let text = format!("n-{n}");
+        let at = [l, f][n % 2];
+        sheep[at].control.propose(note(&text)).await.unwrap();
+        until("both know it", || [l, f].iter().all(|i| notes(&sheep[*i].control).contains(&text))).await;
+        for s in &sheep {
+            for o in &sheep {
+                assert_eq!(s.state_of(o.id()), Some(NodeState::Up));
+            }
+        }
+        n += 1;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!([l, f].iter().all(|i| sheep[*i].control.lease_valid()));
+    assert!(sheep[l].status().leading, "nobody else was elected");
+    apart(false);
+    until("both are on the direct way again", || [l, f].iter().all(|i| sheep[*i].status().relayed == 0))
+        .await;
+    healthy(&sheep, 3).await;
+    stop_all(sheep).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_minority_serves_nothing() {
     let (_tmp, mut sheep) = cluster(3).await;

@@ -75,7 +75,7 @@ fn who_waits_holds_up_neither_a_snapshot_nor_the_next_open() {
         let vdi = world.vdi;
         let held = world.call(0, move |ctx| async move {
             let held = ctx.node.gateway.hold(vdi, Duration::from_secs(20)).await.map(drop);
-            ctx.node.gateway.let_go(vdi);
+            ctx.node.gateway.let_go(vdi, Some(ctx.node.control.applied().index)).await;
             held.map_err(|e| e.to_string())
         });
         assert_eq!(held.await, Ok(Ok(())));

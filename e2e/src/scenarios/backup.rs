@@ -11,9 +11,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-pub const ABOUT: &str = "incremental backups of a volume in use, restored elsewhere, pruned, damaged";
+pub const ABOUT: &str =
+    "incremental backups of a volume in use, restored elsewhere and on demand, pruned, damaged";
 
 const MIB: u64 = 1 << 20;
+/// Writes to a volume that is restored on demand: four for each of three sheep.
+const WRITES: u64 = 12;
 
 pub fn run_scenario(lab: &Lab) -> Result<()> {
     let (size, points) = lab.pick((2048 * MIB, 10), (256 * MIB, 3));
@@ -70,6 +73,7 @@ pub fn run_scenario(lab: &Lab) -> Result<()> {
     }
     lab.proved(format!("{points} backups of a volume in use, restored in another cluster: qemu-img compare finds no difference"));
 
+    on_demand(lab, &mut here, &repository, &made[points - 1].0, size)?;
     speed(lab, &here, &made[0].1)?;
     damage(lab, &there, &repository, &made[points - 1].0)?;
     let pruned = there.json(&["backup", "prune", &repository, "--keep-last", "2"])?;
@@ -126,6 +130,66 @@ fn speed(lab: &Lab, c: &Cluster, image: &str) -> Result<()> {
         "a first backup, against dog vdi read > /dev/null",
         format!("{:.2} x (of three)", ratios[1]),
     );
+    Ok(())
+}
+
+/// A volume of three copies is used while it is restored; what serves it dies, and so do sheep, the one that it talks to among them.
+fn on_demand(lab: &Lab, c: &mut Cluster, repository: &str, id: &str, size: u64) -> Result<()> {
+    let socket = lab.dir.join("lazy.sock").display().to_string();
+    let lazy = format!("nbd+unix:///lazy?socket={socket}");
+    let addresses = (0..3).map(|i| c.address(i)).collect::<Vec<_>>().join(",");
+    let dog = c.program("dog");
+    let serve = |options: &[&str]| -> Result<Proc> {
+        let mut command = Command::new(&dog);
+        command.args(["-a", &addresses, "vdi", "restore", repository, id, "lazy"]);
+        command.args(["--lazy", "--listen", &socket]).args(options);
+        let proc = Proc::start("dog", command, &lab.dir.join("lazy.log"))?;
+        let served = || Ok(run("nbdinfo", &["--size", &lazy]).is_ok().then_some(()));
+        until("the volume is served", PATIENCE, served)?;
+        Ok(proc)
+    };
+    // So slowly that nearly all of it is missing when clients come.
+    let rate = (size / 1000).to_string();
+    let slowly = ["--fill-rate", &rate];
+    let mut server = serve(&slowly)?;
+    // Not whole blocks: contents of the backup are before and after them.
+    let words = |n: u64| format!("write -q -P {} {} 10k", 0x40 + n, n * (size / 40) + 512);
+    let write = |uri: &str, n: u64| run("qemu-io", &["-f", "raw", "-c", &words(n), uri]).map(drop);
+    for n in 0..WRITES {
+        if n % 4 == 2 {
+            server.kill()?;
+            server = serve(&slowly)?;
+        }
+        if n % 4 == 3 {
+            let victim = n as usize / 4;
+            c.kill(victim)?;
+            write(&lazy, n)?;
+            c.spawn(victim)?;
+            c.whole()?;
+        } else {
+            write(&lazy, n)?;
+        }
+    }
+    let rows = c.rows(&["vdi", "list"])?;
+    let restoring = rows.iter().any(|v| v["name"] == "lazy" && v["state"] == "restoring");
+    ensure!(restoring, "nothing was missing any more: {rows:?}");
+    // The same writes to a volume that was restored first.
+    c.dog(&["vdi", "restore", repository, id, "plain"])?;
+    let plain = c.uri(0, "plain");
+    for n in 0..WRITES {
+        write(&plain, n)?;
+    }
+    server.kill()?;
+    server = serve(&[])?;
+    run("qemu-img", &["compare", "-f", "raw", "-F", "raw", &lazy, &plain])?;
+    let status = server.wait(PATIENCE)?;
+    ensure!(status.success(), "dog vdi restore --lazy ended with {status}");
+    same(c, "lazy", c, "plain")?;
+    c.check("lazy")?;
+    lab.proved("restored on demand, as three copies, under writes: its server and each sheep killed, every write and byte of the backup there");
+    for name in ["lazy", "plain"] {
+        c.dog(&["vdi", "delete", name, "--now", "--yes"])?;
+    }
     Ok(())
 }
 

@@ -3,14 +3,17 @@
 use crate::harness::Lab;
 use crate::harness::cluster::{Cluster, Plan};
 use crate::harness::files::Noise;
+use crate::harness::fio::{Fio, Job};
 use crate::harness::proc::{output, run};
 use crate::harness::wait::{PATIENCE, until};
 use anyhow::{Context as _, Result, bail, ensure};
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-pub const ABOUT: &str = "flipped bits, a torn journal, a lost object, a lost disk";
+pub const ABOUT: &str =
+    "flipped bits, a torn journal, a lost object, a disk that goes and comes, a lost disk";
 
 const SIZE: u64 = 128 << 20;
 
@@ -94,6 +97,7 @@ impl Story<'_> {
         ("flipped bits", |s, c| s.flipped(c)),
         ("torn journal", |s, c| s.torn(c)),
         ("deleted objects", |s, c| s.deleted(c)),
+        ("a disk goes and comes", |s, c| s.balanced(c)),
         ("lost disk", |s, c| s.disk_gone(c)),
     ];
 
@@ -217,6 +221,43 @@ impl Story<'_> {
         self.lab.proved(format!("journal torn in {torn} places: nothing wrong served; {said}"));
         run("qemu-img", &["convert", "-n", "-f", "raw", "-O", "raw", &self.source, &c.uri(0, "disk")])?;
         self.served(c)
+    }
+
+    /// What is on a disk moves to its neighbour, and its share moves back, while fio compares what it writes.
+    fn balanced(&self, c: &mut Cluster) -> Result<()> {
+        self.lab.step("one of two disks is emptied and taken, and brought back");
+        let (id, disk) = (c.id(2)?, c.sheep[2].disks[1].display().to_string());
+        let on = |c: &Cluster| -> Result<(u64, u64)> {
+            let rows = c.rows(&["node", "md", "info", &id])?;
+            let sum = |of: &dyn Fn(&&serde_json::Value) -> bool| -> u64 {
+                rows.iter().filter(of).filter_map(|r| r["objects"].as_u64()).sum()
+            };
+            Ok((sum(&|r| r["path"] == *disk), sum(&|_| true)))
+        };
+        let (before, all) = on(c)?;
+        ensure!(before > 4, "{disk} has {before} of {all} objects");
+        c.create("busy", SIZE / 2)?;
+        let seconds = Duration::from_secs(self.lab.pick(60, 20));
+        let mut fio =
+            Fio::start(&self.lab.dir, "busy", seconds, &[Job::verify(&c.uri(0, "busy"), 0, SIZE / 2)])?;
+        c.dog(&["node", "md", "unplug", &disk, "-n", &id, "--yes"])?;
+        let (left, _) = on(c)?;
+        ensure!(left == 0 && fio.running()?, "{left} objects are left on {disk}, or the load was too short");
+        c.dog(&["node", "md", "plug", &disk, "-n", &id])?;
+        // As before: where an object belongs is told by its name and the disks.
+        let (back, of) = until("the disk has its share again", PATIENCE, || {
+            let (back, of) = on(c)?;
+            ensure!(back * 4 >= of && back >= before, "{back} of {of} objects, {before} of {all} before");
+            Ok(Some((back, of)))
+        })?;
+        fio.finish(seconds * 10)?;
+        c.whole()?;
+        c.check("busy")?;
+        c.check("disk")?;
+        self.served(c)?;
+        c.dog(&["vdi", "delete", "busy", "--now", "--yes"])?;
+        self.lab.proved(format!("a disk emptied under fio, and plugged again: it had {before} of {all} objects and has {back} of {of}, all copies equal"));
+        Ok(())
     }
 
     fn disk_gone(&self, c: &mut Cluster) -> Result<()> {

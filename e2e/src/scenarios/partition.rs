@@ -10,7 +10,8 @@ use crate::harness::wait::{PATIENCE, phase, until};
 use anyhow::{Context as _, Result, ensure};
 use std::time::Duration;
 
-pub const ABOUT: &str = "partitions 2+1 and 1+2, one-way cuts, slow links, owner and replica apart";
+pub const ABOUT: &str =
+    "partitions 2+1 and 1+2, one-way cuts, slow links, owner and replica apart, leader and follower apart";
 
 /// Of the volume; half of it is compared.
 const SIZE: u64 = 256 << 20;
@@ -59,6 +60,7 @@ fn tell(lab: &Lab, policy: Option<(u8, u8)>) -> Result<()> {
         story.slow(leading)?;
     }
     story.owner_and_replica()?;
+    story.leader_and_follower()?;
     let (writes, reads) = (story.writes, story.reads);
     let Story { mut c, registers, .. } = story;
     let sum = registers.finish()?;
@@ -192,11 +194,29 @@ impl Story<'_> {
         let owner = until("the volume has an owner", PATIENCE, || self.c.owner("registers").map(Some))?;
         let replica = (0..3).find(|i| *i != leader && *i != owner).unwrap_or(1);
         self.lab.step(format!("owner {owner} and replica {replica} apart, both reach the leader {leader}"));
-        self.endure("owner and replica apart", |net| {
-            net.set(owner, replica, CUT);
-            net.set(replica, owner, CUT);
-        })
-        .map(drop)
+        self.apart("owner and replica apart", owner, replica)
+    }
+
+    fn leader_and_follower(&mut self) -> Result<()> {
+        let leader = self.c.leader()?;
+        let follower = (0..3).find(|i| *i != leader).unwrap_or(1);
+        self.lab.step(format!("leader {leader} and follower {follower} apart, the third reaches both"));
+        self.apart("leader and follower apart", leader, follower)?;
+        ensure!(self.c.leader()? == leader, "another one leads, though nobody was without this one");
+        Ok(())
+    }
+
+    /// Nothing between two: the third passes on what they have to say to each other.
+    fn apart(&mut self, name: &str, one: usize, other: usize) -> Result<()> {
+        let serving = self.endure(name, |net| {
+            net.set(one, other, CUT);
+            net.set(other, one, CUT);
+        })?;
+        ensure!(
+            serving == 3,
+            "{name}: {serving} of 3 gateways served, and each reaches the others by way of a third"
+        );
+        Ok(())
     }
 
     /// Gateways that answer within the usual time.

@@ -1,6 +1,7 @@
 //! Taking away what no backup needs.
 
 use crate::error::Error;
+use crate::manifest::Manifest;
 use crate::repository::Repository;
 use crate::seal::Id;
 use std::collections::BTreeSet;
@@ -8,6 +9,8 @@ use std::collections::BTreeSet;
 /// What was found and done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Pruned {
+    /// Backups that were taken away.
+    pub backups: u64,
     /// Chunks that are needed.
     pub kept: u64,
     /// Chunks that were taken away.
@@ -17,39 +20,50 @@ pub struct Pruned {
 }
 
 impl Repository {
-    /// Every chunk that the backups there name.
+    /// Every chunk that these backups name.
     ///
     /// # Errors
-    /// One of them, or an index, cannot be read: then it is not known what is needed.
-    pub async fn needed(&self) -> Result<BTreeSet<Id>, Error> {
-        let (all, bad) = self.backups().await?;
-        if let Some(e) = bad.into_iter().next() {
-            return Err(Error::Config(format!(
-                "nothing is pruned while it is not known what is needed: {e}; delete that backup first"
-            )));
-        }
+    /// An index of theirs cannot be read: then it is not known what is needed.
+    pub async fn needed(&self, of: impl IntoIterator<Item = &Manifest>) -> Result<BTreeSet<Id>, Error> {
         let mut needed = BTreeSet::new();
-        for m in &all {
+        for m in of {
             needed.extend(m.pages.iter().flatten());
             needed.extend(self.index(m).await?.ids());
         }
         Ok(needed)
     }
 
-    /// Mark and sweep, with everybody else kept away: what a backup that is being made takes for there must not go. `dry`: only count.
+    /// Take away the backups that `old` chooses of all, and every chunk that none of the others names. `dry`: only count. Everybody else is kept away: what a backup that is
+    /// being made takes for there must not go.
     ///
     /// # Errors
-    /// `Locked`, and as `needed`.
-    pub async fn prune(&self, dry: bool) -> Result<Pruned, Error> {
+    /// `Locked`, a backup that cannot be read, and as `needed`; nothing has been deleted then.
+    pub async fn prune(
+        &self,
+        old: impl FnOnce(&[Manifest]) -> Vec<String>,
+        dry: bool,
+    ) -> Result<Pruned, Error> {
         let lock = self.lock("prune").await?;
-        let swept = self.sweep(dry).await;
+        let swept = self.sweep(old, dry).await;
         lock.release().await?;
         swept
     }
 
-    async fn sweep(&self, dry: bool) -> Result<Pruned, Error> {
-        let needed = self.needed().await?;
-        let mut done = Pruned::default();
+    async fn sweep(&self, old: impl FnOnce(&[Manifest]) -> Vec<String>, dry: bool) -> Result<Pruned, Error> {
+        let (all, bad) = self.backups().await?;
+        if let Some(e) = bad.into_iter().next() {
+            return Err(Error::Config(format!(
+                "nothing is pruned while it is not known what is needed: {e}; delete that backup first"
+            )));
+        }
+        let old = old(&all);
+        let needed = self.needed(all.iter().filter(|m| !old.contains(&m.id))).await?;
+        let mut done = Pruned { backups: old.len() as u64, ..Pruned::default() };
+        if !dry {
+            for id in &old {
+                self.delete(id).await?;
+            }
+        }
         for (id, bytes) in self.chunks().await? {
             if needed.contains(&id) {
                 done.kept += 1;

@@ -110,6 +110,11 @@ fn every_backup_is_complete_and_what_they_share_is_there_once() {
     });
 }
 
+/// Of the backups there, all stay.
+fn none(_: &[Manifest]) -> Vec<String> {
+    Vec::new()
+}
+
 #[test]
 fn prune_takes_what_no_backup_needs_and_nothing_else() {
     run(async {
@@ -119,16 +124,17 @@ fn prune_takes_what_no_backup_needs_and_nothing_else() {
         let kept = back_up(&r, "v", 2, &[1, 0, 4]).await;
         // Left behind by a backup that was broken off.
         r.put(r.name(b"half"), Bytes::from_static(b"half")).await.expect("put");
-        r.delete(&gone.id).await.expect("deleted");
-        let would = r.prune(true).await.expect("counts");
-        assert_eq!((would.deleted, would.kept), (4, 3), "2, 3, the index, the half one");
-        assert_eq!(r.prune(false).await.expect("prunes"), would);
-        assert_eq!(r.prune(false).await.expect("prunes").deleted, 0);
+        let old = |all: &[Manifest]| vec![all[0].id.clone()];
+        let would = r.prune(old, true).await.expect("counts");
+        assert_eq!((would.backups, would.deleted, would.kept), (1, 4, 3), "2, 3, the index, the half one");
+        assert_eq!(contents(&r, &gone).await.expect("reads"), [1, 2, 3], "only counted");
+        assert_eq!(r.prune(old, false).await.expect("prunes"), would);
+        assert_eq!(r.prune(none, false).await.expect("prunes").deleted, 0);
         assert_eq!(contents(&r, &kept).await.expect("reads"), [1, 0, 4]);
         // What is needed is not known while a backup cannot be read.
         let manifest = &files(dir.path(), "backups")[0];
         std::fs::write(manifest, b"x").expect("written");
-        assert!(matches!(r.prune(false).await, Err(Error::Config(_))));
+        assert!(matches!(r.prune(none, false).await, Err(Error::Config(_))));
         assert_eq!(r.chunks().await.expect("listed").len(), 3);
         assert!(files(dir.path(), "locks").is_empty(), "locks are given back");
     });
@@ -140,11 +146,14 @@ fn nobody_prunes_while_somebody_backs_up() {
         let dir = tempfile::tempdir().expect("a directory");
         let r = new(dir.path(), None).await;
         let (one, two) = (r.lock("backup").await.expect("locks"), r.lock("backup").await.expect("locks"));
-        assert!(matches!(r.prune(false).await, Err(Error::Locked(_))));
+        let made = back_up(&r, "v", 1, &[1]).await;
+        let all = |of: &[Manifest]| of.iter().map(|m| m.id.clone()).collect();
+        assert!(matches!(r.prune(all, false).await, Err(Error::Locked(_))));
         one.release().await.expect("released");
-        assert!(matches!(r.prune(false).await, Err(Error::Locked(_))));
+        assert!(matches!(r.prune(all, false).await, Err(Error::Locked(_))));
         two.release().await.expect("released");
-        r.prune(false).await.expect("prunes");
+        assert_eq!(contents(&r, &made).await.expect("reads"), [1], "nothing went while it was refused");
+        r.prune(none, false).await.expect("prunes");
         let prune = r.lock("prune").await.expect("locks");
         for kind in ["backup", "restore", "prune"] {
             assert!(matches!(r.lock(kind).await, Err(Error::Locked(_))), "{kind}");

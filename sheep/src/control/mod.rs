@@ -20,6 +20,7 @@ mod server;
 pub mod state_machine;
 pub mod voters;
 mod watching;
+mod way;
 
 use sheepdog_cluster::{ClusterState, Command, Entry, NodeMap, Reply};
 use sheepdog_proto::{ControlIndex, Epoch, LayerId, NodeId};

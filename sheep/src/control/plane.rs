@@ -8,7 +8,7 @@
 use super::core::{Core, wall_millis};
 use super::detector::Detector;
 use super::identity::{Identity, IdentityError};
-use super::link::LinkPool;
+use super::link::{Known, LinkPool};
 use super::log_store::{LogError, LogStore};
 use super::raft_net::{NetFactory, Peers};
 use super::raft_types::{RaftId, SheepRaft};
@@ -167,6 +167,8 @@ pub struct ControlStatus {
     pub last_applied: Option<u64>,
     /// Position of the applier.
     pub applied: ControlIndex,
+    /// Control links from here that go through a third sheep.
+    pub relayed: usize,
 }
 
 /// See the module. Dropping it without `stop` leaves the tasks running until the runtime ends.
@@ -387,6 +389,7 @@ impl ControlPlane {
             last_applied: v.last_applied,
             lease: core.publisher.lease().until().saturating_sub(boottime_millis()),
             applied: core.publisher.read(|s| s.index),
+            relayed: core.peers.pool.relayed(),
         }
     }
     /// Sheep that wait for format and know this one, or that this one knows.
@@ -405,6 +408,10 @@ impl ControlPlane {
     /// Cut this sheep's control plane off from the network, or join it again: for tests of partitions.
     pub fn set_partitioned(&self, cut: bool) {
         self.core.peers.pool.set_cut(cut);
+    }
+    /// Let this sheep's control links reach these nodes through others only: for tests of partitions. Both ends have to be told.
+    pub fn set_apart(&self, from: impl IntoIterator<Item = NodeId>) {
+        self.core.peers.pool.set_apart(from.into_iter().collect());
     }
     /// Stop: tasks end, the log is durable. The others notice by the closed port.
     pub async fn stop(self) {
@@ -510,7 +517,7 @@ fn load_book(dir: &Path, peers: &Peers) {
         .unwrap_or_default();
     let nodes = known.into_iter().filter_map(|k| {
         let addr = NodeAddr { host: k.host, client_port: k.client_port, peer_port: k.peer_port };
-        NodeId::parse(&k.node).map(|n| (n, addr, 0))
+        NodeId::parse(&k.node).map(|n| (n, Known { addr, incarnation: 0, up: false }))
     });
     peers.pool.book.commit(nodes);
 }
@@ -518,7 +525,7 @@ fn load_book(dir: &Path, peers: &Peers) {
 /// Follows the addresses in the state, and keeps a copy on disk for a start without a state.
 async fn keep_book(core: Arc<Core>) {
     let mut applied = core.publisher.shared.applied.subscribe();
-    let mut saved: Vec<(NodeId, NodeAddr, u64)> = Vec::new();
+    let mut saved: Vec<(NodeId, Known)> = Vec::new();
     let mut epoch = None;
     loop {
         let now = applied.borrow_and_update().epoch;
@@ -527,7 +534,10 @@ async fn keep_book(core: Arc<Core>) {
             epoch = Some(now);
             let nodes: Vec<_> = core.publisher.read(|s| {
                 let here = s.nodes.values().filter(|n| n.state != NodeState::Out);
-                here.map(|n| (n.id, n.addr.clone(), n.incarnation)).collect()
+                here.map(|n| {
+                    (n.id, Known { addr: n.addr.clone(), incarnation: n.incarnation, up: n.is_up() })
+                })
+                .collect()
             });
             if nodes != saved {
                 core.peers.pool.book.commit(nodes.iter().cloned());
@@ -542,14 +552,14 @@ async fn keep_book(core: Arc<Core>) {
     }
 }
 
-fn save_book(core: &Core, nodes: &[(NodeId, NodeAddr, u64)]) {
+fn save_book(core: &Core, nodes: &[(NodeId, Known)]) {
     let known: Vec<KnownPeer> = nodes
         .iter()
-        .map(|(n, a, _)| KnownPeer {
+        .map(|(n, k)| KnownPeer {
             node: n.to_string(),
-            host: a.host.clone(),
-            client_port: a.client_port,
-            peer_port: a.peer_port,
+            host: k.addr.host.clone(),
+            client_port: k.addr.client_port,
+            peer_port: k.addr.peer_port,
         })
         .collect();
     let saved = serde_json::to_vec(&known)

@@ -16,7 +16,9 @@ use crate::store::{DiskInfo, StoreError};
 use crate::volume::{LocalFut, Volume, VolumeError, ZeroFlags};
 use crate::work::scrub::report::Report;
 use bytes::Bytes;
-use sheepdog_proto::{AttachmentId, BLOCK_SHIFT, DiskId, Generation, LayerId, ObjectId, PlacementKey, VdiId};
+use sheepdog_proto::{
+    AttachmentId, BLOCK_SHIFT, ControlIndex, DiskId, Generation, LayerId, ObjectId, PlacementKey, VdiId,
+};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -88,9 +90,9 @@ impl DataPlane for DataHandle {
                 .await?
         })
     }
-    fn let_go(&self, vdi: VdiId) -> SendFut<'_, ()> {
+    fn let_go(&self, vdi: VdiId, known: Option<ControlIndex>) -> SendFut<'_, ()> {
         Box::pin(async move {
-            let _ = self.run(move |n| Box::pin(async move { n.gateway.let_go(vdi) })).await;
+            let _ = self.run(move |n| Box::pin(async move { n.gateway.let_go(vdi, known).await })).await;
         })
     }
     fn release(&self, vdi: VdiId) -> SendFut<'_, DataResult<()>> {

@@ -250,7 +250,9 @@ impl Report {
             None,
             "Position of the cluster's state here, by raft or by watching",
             &number(c.applied),
-        )
+        )?;
+        let relayed = "Control links from here that go through a third sheep, for want of a direct one";
+        p.gauge("sheepdog_control_links_relayed", None, relayed, &number(c.relayed))
     }
 
     fn process(&self, p: &mut Page<'_>) -> fmt::Result {

@@ -55,6 +55,8 @@ pub struct ControlReport {
     pub last_log: Option<u64>,
     /// Newest applied entry.
     pub last_applied: Option<u64>,
+    /// Control links from here that go through a third sheep.
+    pub relayed: u64,
     /// Position of the state.
     pub applied: u64,
 }
@@ -114,6 +116,7 @@ impl ControlReport {
             term: s.term,
             last_log: s.last_log,
             last_applied: s.last_applied,
+            relayed: s.relayed as u64,
             ..Self::of(control)
         }
     }

@@ -2,6 +2,7 @@
 
 use super::link::{Connector, LinkStream};
 use crate::control::Control;
+use crate::transport::around;
 use sheepdog_cluster::NodeAddr;
 use sheepdog_proto::NodeId;
 use std::io;
@@ -9,14 +10,6 @@ use std::time::Duration;
 
 /// How long one way may take.
 const LIMIT: Duration = Duration::from_secs(3);
-/// A direct connection that takes longer gets company.
-const PATIENCE: Duration = Duration::from_millis(500);
-/// How long one third sheep gets.
-const AROUND_LIMIT: Duration = Duration::from_millis(1_500);
-/// So many third sheep are asked per try; the next try begins with others.
-const AROUND: usize = 3;
-/// Between two looks whether the direct way is open again.
-pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 /// A connection that has not greeted yet.
 pub(super) struct Dialed {
@@ -36,30 +29,12 @@ pub(super) async fn dial(
     (to, addr): (NodeId, &NodeAddr),
     turn: usize,
 ) -> io::Result<Dialed> {
-    let direct = straight(connector, to, addr);
-    let around = async {
-        tokio::time::sleep(PATIENCE).await;
-        around(connector, control, (to, addr), turn).await
+    let direct = async {
+        let stream = straight(connector, to, addr).await?;
+        Ok(Dialed { stream, through: None })
     };
-    tokio::pin!(direct, around);
-    let (mut failed, mut nobody) = (None, false);
-    loop {
-        tokio::select! {
-            biased;
-            r = &mut direct, if failed.is_none() => match r {
-                Ok(stream) => return Ok(Dialed { stream, through: None }),
-                Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => return Err(e),
-                Err(e) => failed = Some(e),
-            },
-            r = &mut around, if !nobody => match r {
-                Some(dialed) => return Ok(dialed),
-                None => nobody = true,
-            },
-        }
-        if nobody && let Some(e) = failed {
-            return Err(e);
-        }
-    }
+    let refused = |e: &io::Error| e.kind() == io::ErrorKind::ConnectionRefused;
+    around::first(direct, through(connector, control, (to, addr), turn), refused).await
 }
 
 /// The direct way alone.
@@ -72,7 +47,7 @@ pub(super) async fn straight(
     tokio::time::timeout(LIMIT, connect).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
-async fn around(
+async fn through(
     connector: &dyn Connector,
     control: &Control,
     (to, addr): (NodeId, &NodeAddr),
@@ -87,10 +62,10 @@ async fn around(
         .filter(|(_, n)| n.is_up())
         .map(|(id, n)| (*id, n.addr.clone()))
         .collect();
-    for i in 0..thirds.len().min(AROUND) {
-        let (via, via_addr) = &thirds[(turn * AROUND + i) % thirds.len()];
+    for i in 0..thirds.len().min(around::MOST) {
+        let (via, via_addr) = &thirds[(turn * around::MOST + i) % thirds.len()];
         let connect = connector.connect(to, addr, Some((*via, via_addr)));
-        if let Ok(Ok(stream)) = tokio::time::timeout(AROUND_LIMIT, connect).await {
+        if let Ok(Ok(stream)) = tokio::time::timeout(around::EACH, connect).await {
             tracing::warn!(to = %to.short(), through = %via.short(), "no direct connection: going through another sheep");
             return Some(Dialed { stream, through: Some(*via) });
         }

@@ -8,9 +8,10 @@
 //! direct one is taken again as soon as it is open. Connections of one process are numbered, and the peer listens to the latest only: what is still on its way in an
 //! older one comes to nothing.
 
-use super::dial::{Dialed, LOOK_AGAIN, dial, straight};
+use super::dial::{Dialed, dial, straight};
 use super::frame_io::{FrameError, FrameReader, Incoming, write_frames};
 use crate::control::Control;
+use crate::transport::around;
 use crate::volume::LocalFut;
 use bytes::Bytes;
 use sheepdog_cluster::NodeAddr;
@@ -379,7 +380,7 @@ impl Runner {
     /// Completes when the direct way is open.
     async fn direct_again(&self, addr: &NodeAddr) {
         loop {
-            tokio::time::sleep(LOOK_AGAIN).await;
+            tokio::time::sleep(around::LOOK_AGAIN).await;
             if straight(self.connector.as_ref(), self.link.to, addr).await.is_ok() {
                 tracing::info!(to = %self.link.to.short(), "the direct connection is open again");
                 return;

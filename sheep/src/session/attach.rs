@@ -16,7 +16,9 @@ use crate::wait::until;
 use bytes::Bytes;
 use sheepdog_cluster::{Command, CommandError, Reply, Session as SessionState};
 use sheepdog_proto::peer::{BlockState, Forward, ForwardError, Request, Response};
-use sheepdog_proto::{AttachmentId, BLOCK_SHIFT, Generation, LayerId, NodeId, PlacementKey, VdiId};
+use sheepdog_proto::{
+    AttachmentId, BLOCK_SHIFT, ControlIndex, Generation, LayerId, NodeId, PlacementKey, VdiId,
+};
 use sheepdog_volume::{Turns, Watermark, pieces};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -80,6 +82,15 @@ impl Io {
         matches!(self, Self::Write { .. } | Self::Zero { .. })
     }
 
+    /// For people.
+    pub(super) fn kind(&self) -> &'static str {
+        match self {
+            Self::Read { .. } => "read",
+            Self::Write { .. } => "write",
+            Self::Zero { .. } => "zero",
+            Self::Status { .. } => "status",
+        }
+    }
     /// What of the volume it is about.
     pub(super) fn bytes(&self) -> Range<u64> {
         let (offset, len) = match self {
@@ -286,11 +297,12 @@ impl Gateway {
             Some(s) => s.describe(),
         };
         format!(
-            "opens {}, dying {}, held {}, turn {}, session {session}",
+            "opens {}, dying {}, held {}, turn {}, {:?}, session {session}",
             entry.opens.get(),
             entry.rule.dying(),
             entry.held.borrow().is_some(),
             entry.turn.try_lock().is_ok(),
+            entry.turns.borrow(),
         )
     }
 
@@ -460,12 +472,27 @@ impl Gateway {
         Ok(Some(generation))
     }
 
-    /// Look at the committed state and let writes go on.
-    pub fn let_go(&self, vdi: VdiId) {
-        let held = self.entry(vdi).held.borrow_mut().take();
-        if let Some(h) = &held {
-            h.session.refresh();
+    /// Let writes go on. `known`: a position of the state at which it was decided what became of the change that they were held for. This node has to know as much first: writes that go
+    /// on under the layers of before would go into what is frozen by then. `None`: it is not known, and may be carried out later; the session ends, so that it will be refused.
+    pub async fn let_go(&self, vdi: VdiId, known: Option<ControlIndex>) {
+        let entry = self.entry(vdi);
+        let Some(session) = entry.held.borrow().as_ref().map(|h| h.session.clone()) else { return };
+        match known {
+            // The hold's own end ends this, too.
+            Some(known) => {
+                let waited = async {
+                    self.replica.control.wait_index(known).await;
+                    Ok(())
+                };
+                let _ = session.alive(waited).await;
+            }
+            None => session.kill(),
         }
+        session.refresh();
+        // It may have ended by itself, and another one may have begun.
+        let ours = entry.held.borrow().as_ref().is_some_and(|h| Rc::ptr_eq(&h.session, &session));
+        let held = ours.then(|| entry.held.borrow_mut().take());
+        drop(held);
     }
 
     /// Close a session that nobody uses.

@@ -180,8 +180,16 @@ impl Session {
             .filter(|(_, o)| !o.locks.borrow().is_unused())
             .map(|(i, o)| format!("{i}: {:?}", o.locks.borrow()))
             .collect();
-        let (hold, repeated) = (self.hold.try_write().is_err(), self.repeated.get());
-        format!("{}, hold {hold}, repeated {repeated}, objects {busy:?}", self.generation)
+        let objects = self.objects.borrow();
+        let opening: Vec<_> =
+            objects.iter().filter(|(_, o)| o.opening.try_lock().is_err()).map(|(i, _)| i).collect();
+        let hold = match (self.hold.try_write(), self.hold.try_read()) {
+            (Ok(_), _) => "free",
+            (_, Ok(_)) => "shared",
+            _ => "kept back",
+        };
+        let repeated = self.repeated.get();
+        format!("{}, {hold}, repeated {repeated}, opening {opening:?}, objects {busy:?}", self.generation)
     }
 
     /// Bytes.

@@ -11,8 +11,11 @@ use sheepdog_cluster::{ClusterState, Vdi};
 use sheepdog_proto::{AttachmentId, LayerId, VdiId};
 use std::cell::Cell;
 use std::rc::Rc;
+use std::time::Duration;
 use tokio::time::Instant;
 
+/// A request that takes longer is told of in the log, and again after as long.
+const SLOW: Duration = Duration::from_secs(20);
 /// Parts of one large request in flight at a time.
 const PARTS: usize = 8;
 
@@ -274,7 +277,24 @@ impl Live {
         let (control, gone) = (&self.gateway.replica.control, || self.ear.gone.get() != Gone::No);
         self.entry.pace.admit(control, self.entry.vdi, bytes, gone).await
     }
+    /// One request. Says in the log what it may be waiting for when it takes long.
     async fn one(&self, io: Io) -> Result<IoDone, VolumeError> {
+        let (kind, bytes, began) = (io.kind(), io.bytes(), Instant::now());
+        let work = self.carry_out(io);
+        tokio::pin!(work);
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut work => return done,
+                () = tokio::time::sleep(SLOW) => {
+                    let (vdi, why) = (self.entry.vdi, self.gateway.describe(self.entry.vdi));
+                    let waited = began.elapsed().as_secs();
+                    tracing::warn!(%vdi, kind, ?bytes, waited, %why, "a request takes long");
+                }
+            }
+        }
+    }
+    async fn carry_out(&self, io: Io) -> Result<IoDone, VolumeError> {
         self.admitted(&io).await?;
         let (in_flight, began) = (self.enter()?, Instant::now());
         if matches!(io, Io::Read { .. } | Io::Status { .. }) {

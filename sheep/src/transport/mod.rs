@@ -7,6 +7,7 @@
 //! A `Stream` is `Send` and works on any tokio runtime. What holds: no read or write here is unbounded in memory; the preface and the
 //! handshake have deadlines. Who owns: `PeerListener` owns the listening socket and its accept task ends with its token.
 
+pub mod around;
 mod listener;
 
 pub use listener::{DataLink, ListenError, PeerListener, Routes};

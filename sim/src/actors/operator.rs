@@ -3,7 +3,7 @@
 
 use super::client::{decode, registers};
 use crate::oracle::history::REGISTER;
-use crate::world::{Lost, World};
+use crate::world::{Ctx, Lost, World};
 use rand::Rng;
 use sheep::session::HoldError;
 use sheep::session::volume::open_image;
@@ -92,36 +92,40 @@ pub fn keep_all(world: &World) {
     }
 }
 
-/// Hold writes at the owner, commit, let go: as the admin interface does.
+/// Hold writes at the owner, commit at any node, let go at the owner: as the admin interface does. Where the snapshot is; `None`: it was not made, as far as is known.
+async fn held(world: &Rc<World>, owner: usize, proposer: usize, tag: String) -> Option<(u32, LayerId)> {
+    let vdi = world.vdi;
+    let hold = async move |ctx: Rc<Ctx>| ctx.node.gateway.hold(vdi, Duration::from_secs(20)).await;
+    let generation = match world.call(owner, hold).await {
+        Ok(Ok(generation)) => generation,
+        Ok(Err(HoldError::Elsewhere(_) | HoldError::Volume(_))) | Err(_) => return None,
+    };
+    let made = world.call(proposer, async move |ctx: Rc<Ctx>| {
+        let control = &ctx.node.control;
+        let reply = control.propose(Command::Snapshot { vdis: vec![(vdi, generation)], tag }).await.ok()?;
+        let Reply::Snapshots(made) = reply else { return Some((control.applied().index, None)) };
+        let id = made.first()?.1;
+        let layer =
+            control.read(|s| s.vdis.get(&vdi)?.snapshots.iter().find(|x| x.id == id).map(|x| x.layer));
+        Some((control.applied().index, layer.map(|layer| (id, layer))))
+    });
+    let made = made.await.ok().flatten();
+    let known = made.as_ref().map(|(index, _)| *index);
+    // An owner that is gone lets go by that.
+    let _ = world.call(owner, async move |ctx: Rc<Ctx>| ctx.node.gateway.let_go(vdi, known).await).await;
+    made?.1
+}
+
 async fn take(world: &Rc<World>, n: usize) {
     let owner = world.authority.read(|s| match &s.vdis.get(&world.vdi)?.session {
         Session::Open { owner, .. } => Some(*owner),
         _ => None,
     });
-    let n = owner.and_then(|o| world.nodes.iter().position(|x| x.id == o)).unwrap_or(n);
+    let owner = owner.and_then(|o| world.nodes.iter().position(|x| x.id == o)).unwrap_or(n);
     let tag = format!("t{}", world.history.fresh());
     let began = world.history.now();
-    let vdi = world.vdi;
-    let made = world.call(n, move |ctx| async move {
-        let node = ctx.node.clone();
-        let generation = match node.gateway.hold(vdi, Duration::from_secs(20)).await {
-            Ok(g) => g,
-            Err(HoldError::Elsewhere(_) | HoldError::Volume(_)) => return None,
-        };
-        let reply = node.control.propose(Command::Snapshot { vdis: vec![(vdi, generation)], tag }).await;
-        node.gateway.let_go(vdi);
-        match reply {
-            Ok(Reply::Snapshots(made)) => {
-                let id = made.first()?.1;
-                let layer = node
-                    .control
-                    .read(|s| s.vdis.get(&vdi)?.snapshots.iter().find(|x| x.id == id).map(|x| x.layer))?;
-                Some((id, layer))
-            }
-            _ => None,
-        }
-    });
-    let Ok(Ok(Some((id, layer)))) = tokio::time::timeout(Duration::from_secs(60), made).await else { return };
+    let made = held(world, owner, n, tag);
+    let Ok(Some((id, layer))) = tokio::time::timeout(Duration::from_secs(60), made).await else { return };
     let ended = world.history.now();
     world.snapshots.set(world.snapshots.get() + 1);
     if let Some(contents) = read(world, layer, 20).await {

@@ -39,20 +39,14 @@ fn old(all: &[Manifest], keep: u32) -> Vec<&Manifest> {
 /// Old backups, then chunks.
 pub async fn run(args: Args) -> Result<Output, Failure> {
     let repository = args.at.open().await?;
-    let mut deleted = 0;
-    if let Some(keep) = args.keep_last {
-        let (all, _) = repository.backups().await?;
-        for m in old(&all, keep) {
-            if !args.dry_run {
-                repository.delete(&m.id).await?;
-            }
-            deleted += 1;
-        }
-    }
-    let done = repository.prune(args.dry_run).await?;
+    let old = |all: &[Manifest]| match args.keep_last {
+        Some(keep) => old(all, keep).iter().map(|m| m.id.clone()).collect(),
+        None => Vec::new(),
+    };
+    let done = repository.prune(old, args.dry_run).await?;
     Ok(Output::Done(
         Record::default()
-            .field("backups", "Backups deleted", Cell::Number(deleted))
+            .field("backups", "Backups deleted", Cell::Number(done.backups))
             .field("chunks", "Chunks deleted", Cell::Number(done.deleted))
             .field("freed", "Freed", Cell::Bytes(done.freed))
             .field("kept", "Chunks kept", Cell::Number(done.kept)),

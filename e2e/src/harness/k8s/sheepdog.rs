@@ -260,10 +260,38 @@ impl Installed {
         Ok(is_ready(&self.k.get(&["pod", name])?))
     }
 
-    /// Delete objects, by `KIND/NAME`, and wait until they are gone.
+    /// Delete objects, by `KIND/NAME`, and wait until they are gone; says what keeps them.
     pub fn delete(&self, objects: &[&str]) -> Result<()> {
         let args = [&["delete", "--wait", "--timeout=170s"], objects].concat();
-        self.k.kubectl(&args).map(drop)
+        self.k.kubectl(&args).map(drop).with_context(|| self.kept(objects))
+    }
+
+    /// Which of these objects are there still, and the last things that anybody complained of.
+    fn kept(&self, objects: &[&str]) -> String {
+        let mut told = Vec::new();
+        for object in objects {
+            if let Ok(o) = self.k.get(&[object]) {
+                let (meta, status) = (&o["metadata"], o["status"].to_string());
+                let status: String = status.chars().take(500).collect();
+                told.push(format!(
+                    "{object} stays: {} {} {status}",
+                    meta["deletionTimestamp"], meta["finalizers"]
+                ));
+            }
+        }
+        let last = |text: String, most: usize, is: &dyn Fn(&&str) -> bool| -> Vec<String> {
+            let lines: Vec<&str> = text.lines().filter(is).collect();
+            lines.iter().rev().take(most).rev().map(|l| l.chars().take(300).collect()).collect()
+        };
+        let events = self.k.kubectl(&["events", "-A", "--types=Warning"]).unwrap_or_default();
+        told.extend(last(events, 8, &|_| true));
+        let complains = |l: &&str| ["rror", "ailed", "WARN"].iter().any(|w| l.contains(w));
+        let ours = ["-n", NAMESPACE, "-l", "app.kubernetes.io/component in (csi-controller,csi-node)"];
+        for pods in [&ours[..], &["-l", "app=snapshot-controller"]] {
+            let args = [&["logs", "--all-containers", "--prefix", "--tail=60"], pods].concat();
+            told.extend(last(self.k.kubectl(&args).unwrap_or_default(), 12, &complains));
+        }
+        told.join("\n      ")
     }
 
     /// No claim's volume is left: neither in Kubernetes nor in the cluster.

@@ -14,7 +14,8 @@ use bytes::Bytes;
 use sheepdog_client::{Error, ErrorKind};
 use sheepdog_cluster::Format;
 use sheepdog_proto::{
-    AttachmentId, ClusterId, Generation, LayerId, NodeId, ObjectId, PlacementKey, VdiId, Version,
+    AttachmentId, ClusterId, ControlIndex, Generation, LayerId, NodeId, ObjectId, PlacementKey, VdiId,
+    Version,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -258,7 +259,7 @@ pub trait DataPlane: Send + Sync {
     /// uncleanly. The session's generation, or `None` when no session is open (and none will be opened here before `let_go`).
     fn hold(&self, vdi: VdiId, timeout: Duration) -> SendFut<'_, DataResult<Option<Generation>>>;
     /// Look at the committed state (top layer, size) and let writes go on.
-    fn let_go(&self, vdi: VdiId) -> SendFut<'_, ()>;
+    fn let_go(&self, vdi: VdiId, known: Option<ControlIndex>) -> SendFut<'_, ()>;
     /// Close the session that this node owns if no client uses it; `Busy` when one does. Nothing to do without a session.
     fn release(&self, vdi: VdiId) -> SendFut<'_, DataResult<()>>;
     /// Nothing that the VDI's attachments, as this node knows them, do not permit can take effect any more, at whichever node. `false`: not within `patience`.

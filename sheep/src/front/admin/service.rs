@@ -10,7 +10,7 @@ use sheepdog_client::client::FORWARDED_KEY;
 use sheepdog_client::pb::{HoldRequest, VdiRef, vdi_ref};
 use sheepdog_client::{Error, ErrorKind};
 use sheepdog_cluster::{Command, CommandError, Node, NodeState, Reply, Session, Vdi};
-use sheepdog_proto::{Generation, LayerId, NodeId, VdiId};
+use sheepdog_proto::{ControlIndex, Generation, LayerId, NodeId, VdiId};
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -253,8 +253,11 @@ impl Admin {
             Some(e) => Err(e),
             None => change(generations).await,
         };
+        // Without an answer it may still be carried out.
+        let certain = result.as_ref().err().is_none_or(|e| e.kind != ErrorKind::Cluster);
+        let known = certain.then(|| self.control().applied().index);
         for (vdi, owner) in held.into_iter().rev() {
-            self.let_go(vdi, owner.as_ref()).await;
+            self.let_go(vdi, owner.as_ref(), known).await;
         }
         result
     }
@@ -263,7 +266,8 @@ impl Admin {
         let Some(owner) = owner else {
             return Ok(self.data().hold(vdi, HOLD).await?);
         };
-        let request = HoldRequest { vdis: vec![vdi.0], hold: true, timeout_ms: HOLD.as_millis() as u32 };
+        let request =
+            HoldRequest { vdis: vec![vdi.0], hold: true, timeout_ms: HOLD.as_millis() as u32, known: None };
         let reply = self.peers.to(owner)?.hold(request).await.map_err(|e| match e.kind {
             // It died or is dying: the session will be someone else's.
             ErrorKind::Unreachable => Error::new(ErrorKind::Moved, e.message),
@@ -272,9 +276,10 @@ impl Admin {
         Ok(reply.held.first().and_then(|h| h.generation).map(Generation))
     }
 
-    async fn let_go(&self, vdi: VdiId, owner: Option<&Node>) {
-        let Some(owner) = owner else { return self.data().let_go(vdi).await };
-        let request = HoldRequest { vdis: vec![vdi.0], hold: false, timeout_ms: 0 };
+    async fn let_go(&self, vdi: VdiId, owner: Option<&Node>, known: Option<ControlIndex>) {
+        let Some(owner) = owner else { return self.data().let_go(vdi, known).await };
+        let request =
+            HoldRequest { vdis: vec![vdi.0], hold: false, timeout_ms: 0, known: known.map(|i| i.0) };
         let told = match self.peers.to(owner) {
             Ok(client) => client.hold(request).await.map(|_| ()),
             Err(e) => Err(e),

@@ -9,7 +9,7 @@ use sheepdog_client::pb::vdi_service_server::VdiService;
 use sheepdog_client::pb::*;
 use sheepdog_client::{Client, Error, ErrorKind};
 use sheepdog_cluster::{AttachmentRef, ClusterState, Command, Reply, SnapshotRef};
-use sheepdog_proto::{LayerId, VdiId};
+use sheepdog_proto::{ControlIndex, LayerId, VdiId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tonic::{Request, Response, Status, Streaming};
@@ -336,7 +336,7 @@ impl Admin {
         for id in &r.vdis {
             let vdi = VdiId(*id);
             if !r.hold {
-                self.data().let_go(vdi).await;
+                self.data().let_go(vdi, r.known.map(ControlIndex)).await;
                 continue;
             }
             let timeout = std::time::Duration::from_millis(r.timeout_ms.clamp(1, 60_000).into());
