@@ -20,6 +20,8 @@ pub enum Bug {
     StaleSeal,
     /// Contents are given up for strips that nobody has kept.
     HastySeal,
+    /// Writes go on after a snapshot before their owner knows of it.
+    EarlyLetGo,
 }
 
 #[cfg(feature = "planted-bugs")]

@@ -49,8 +49,9 @@ fn bug(text: &str) -> Result<Bug, String> {
         "uncertain-read" => Ok(Bug::UncertainRead),
         "stale-seal" => Ok(Bug::StaleSeal),
         "hasty-seal" => Ok(Bug::HastySeal),
+        "early-let-go" => Ok(Bug::EarlyLetGo),
         _ => Err("known bugs: skipped-fence, stale-read, ack-before-journal, late-detached, stale-cache, \
-                  uncertain-read, stale-seal, hasty-seal"
+                  uncertain-read, stale-seal, hasty-seal, early-let-go"
             .into()),
     }
 }

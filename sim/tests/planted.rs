@@ -39,6 +39,11 @@ fn a_stale_block_in_the_cache_is_found() {
     first_finding(Bug::StaleCache);
 }
 
+#[test]
+fn writes_that_go_on_before_their_owner_knows_of_a_snapshot_are_found() {
+    first_finding(Bug::EarlyLetGo);
+}
+
 /// In worlds with erasure coded volumes.
 fn first_finding_in_strips(bug: Bug) {
     let mut seeds = (0..SEEDS).map(|n| 3 + 7 * n);

@@ -19,6 +19,8 @@ const AGAIN: Duration = Duration::from_secs(3600);
 const PAGE: usize = 256;
 /// Of a disk that is filled so far nothing more is wanted, in parts of a hundred.
 const FULL: f64 = 85.0;
+/// Disks that are filled alike, in parts of a hundred: how much is free is not looked at in the same moment for all of them, and some share a file system.
+const ALIKE: f64 = 1.0;
 
 /// The worker of one node.
 pub struct Balance {
@@ -37,7 +39,10 @@ fn fill(d: &DiskInfo) -> f64 {
 fn helps(disks: &[DiskInfo], from: DiskId, to: DiskId) -> bool {
     let find = |id| disks.iter().find(|d| d.id == id);
     let (Some(from), Some(to)) = (find(from), find(to)) else { return false };
-    to.state == DiskState::Ok && to.opinion.suspect.is_none() && fill(to) < FULL && fill(to) <= fill(from)
+    to.state == DiskState::Ok
+        && to.opinion.suspect.is_none()
+        && fill(to) < FULL
+        && fill(to) <= fill(from) + ALIKE
 }
 
 impl Balance {
@@ -135,9 +140,11 @@ mod tests {
             leaving: None,
             opinion: Default::default(),
         };
-        let disks = [disk(1, 1000, 500), disk(2, 4000, 3000), disk(3, 1000, 100), disk(4, 0, 0)];
+        let disks =
+            [disk(1, 1000, 500), disk(2, 4000, 3000), disk(3, 1000, 100), disk(4, 0, 0), disk(6, 1000, 495)];
         let helps = |from, to| helps(&disks, DiskId(from), DiskId(to));
         assert!(helps(1, 2) && helps(3, 1) && !helps(2, 1) && !helps(1, 3));
+        assert!(helps(1, 6) && helps(6, 1), "filled alike");
         assert!(!helps(1, 5) && !helps(5, 1));
         let mut failed = disks.clone();
         failed[1].state = DiskState::Failed("gone".into());
