@@ -237,7 +237,7 @@ impl Story<'_> {
         let (before, all) = on(c)?;
         ensure!(before > 4, "{disk} has {before} of {all} objects");
         c.create("busy", SIZE / 2)?;
-        let seconds = Duration::from_secs(self.lab.pick(60, 20));
+        let seconds = Duration::from_secs(self.lab.pick(60, 40));
         let mut fio =
             Fio::start(&self.lab.dir, "busy", seconds, &[Job::verify(&c.uri(0, "busy"), 0, SIZE / 2)])?;
         c.dog(&["node", "md", "unplug", &disk, "-n", &id, "--yes"])?;
