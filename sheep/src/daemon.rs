@@ -1,7 +1,7 @@
 //! Starting and ending the daemon.
 //!
 //! Order of starting: lock the home directory, credentials, identity, disks (on the data thread), ports, control plane, metrics port, admin port. Order of ending:
-//! front-ends, sessions, store, metrics port, control plane. A second signal ends at once.
+//! front-ends, sessions, store, metrics port, control plane. A second signal ends at once. So does, after a while, a disk that answers nothing any more (`watchdog`).
 
 use crate::cli::Args;
 use crate::config::{Config, ConfigError};
@@ -13,6 +13,7 @@ use crate::observe::{self, Http, Observer};
 use crate::store::Store;
 use crate::store::fs::threads::ThreadsFs;
 use crate::transport::{PeerListener, PeerTls};
+use crate::watchdog::{self, Beat};
 use anyhow::{Context, bail};
 use sheepdog_client::credentials::{Credentials, Role};
 use sheepdog_cluster::{NodeAddr, NodeHello};
@@ -20,7 +21,9 @@ use sheepdog_proto::{ClusterId, NodeId};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -31,6 +34,9 @@ const LINKS: usize = 64;
 const LEVELS: &str = "error, warn, info, debug, trace";
 /// Threads of the control runtime.
 const CONTROL_THREADS: usize = 2;
+
+/// How long each part of ending may take where a disk does not answer: the others wait for it.
+const HELD_UP: Duration = Duration::from_secs(2);
 
 type SetLog = node::backend::SetLog;
 
@@ -214,19 +220,26 @@ async fn main_task(
     let (opened_tx, opened_rx) = oneshot::channel();
     let (begin_tx, begin_rx) = oneshot::channel();
     let (asker, questions) = observe::gather::channel();
-    // The last disk has failed.
+    // No disk works any more.
     let dead = CancellationToken::new();
+    let turns = Beat::default();
     let data_thread = {
-        let (config, stop, dead) = (config.clone(), stop.clone(), dead.clone());
+        let (config, stop, dead, turns) = (config.clone(), stop.clone(), dead.clone(), turns.clone());
         std::thread::Builder::new().name("data".into()).spawn(move || {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().event_interval(61).build();
             let Ok(runtime) = runtime else { return };
             let local = tokio::task::LocalSet::new();
-            let stops = (stop.clone(), dead);
+            local.spawn_local(turns.turn());
+            let stops = (stop.clone(), dead.clone());
             let work = node::run(config, id.node, id.cluster, opened_tx, begin_rx, questions, stops);
             local.block_on(&runtime, work);
             stop.cancel();
+            drop(local);
+            // What a blocking thread still asks of a disk is waited for, if there is one that answers.
+            if dead.is_cancelled() {
+                runtime.shutdown_background();
+            }
         })?
     };
     let opened = opened_rx.await.context("the data thread ended")?.map_err(anyhow::Error::msg)?;
@@ -298,25 +311,32 @@ async fn main_task(
     if config.local && !control.read(|s| s.format.is_some()) {
         tracing::info!("one sheep alone: `dog cluster format` makes it a cluster of one");
     }
-    tokio::select! {
-        r = wait_for_the_end(&control, &stop) => r?,
-        () = dead.cancelled() => {}
+    let broken = tokio::select! {
+        r = wait_for_the_end(&control, &stop) => { r?; None }
+        () = dead.cancelled() => Some("no disk of this sheep works any more"),
+        () = watchdog::stopped(|| Some(turns.count())) => Some("a disk has held up this sheep's data thread for too long"),
+        () = watchdog::stopped(|| plane.writing()) => Some("the disk with this sheep's control log does not answer any more"),
+    };
+    if let Some(why) = broken {
+        tracing::error!("{why}: ending");
     }
     stop.cancel();
-    admin.stop().await;
+    // What waits for a disk that does not answer is not waited for.
+    let patience = if broken.is_some() { HELD_UP } else { Duration::MAX };
+    let _ = timeout(patience, admin.stop()).await;
     let joined = tokio::task::spawn_blocking(move || data_thread.join());
     tokio::select! {
-        r = joined => { let _ = r; }
+        r = timeout(patience, joined) => { let _ = r; }
         _ = signal() => tracing::warn!("second signal: ending at once"),
     }
     drop(links_tx);
     if let Some(metrics) = metrics {
-        metrics.stop().await;
+        let _ = timeout(patience, metrics.stop()).await;
     }
-    plane.shut_down().await;
-    if dead.is_cancelled() {
+    let _ = timeout(patience, plane.shut_down()).await;
+    if let Some(why) = broken {
         bail!(
-            "{}: the last disk of this sheep failed, so it has ended and the others go on without it: replace the disk and start it again",
+            "{}: {why}, so it has ended and the others go on without it: replace the disk, or see that it answers, and start this sheep again",
             config.home.display()
         );
     }

@@ -20,4 +20,5 @@ pub mod store;
 pub mod transport;
 pub mod volume;
 mod wait;
+mod watchdog;
 pub mod work;

@@ -22,6 +22,8 @@ pub enum Bug {
     HastySeal,
     /// Writes go on after a snapshot before their owner knows of it.
     EarlyLetGo,
+    /// A takeover compares copies before what is in them is durable.
+    HastyFence,
 }
 
 #[cfg(feature = "planted-bugs")]

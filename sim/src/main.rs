@@ -50,8 +50,9 @@ fn bug(text: &str) -> Result<Bug, String> {
         "stale-seal" => Ok(Bug::StaleSeal),
         "hasty-seal" => Ok(Bug::HastySeal),
         "early-let-go" => Ok(Bug::EarlyLetGo),
+        "hasty-fence" => Ok(Bug::HastyFence),
         _ => Err("known bugs: skipped-fence, stale-read, ack-before-journal, late-detached, stale-cache, \
-                  uncertain-read, stale-seal, hasty-seal, early-let-go"
+                  uncertain-read, stale-seal, hasty-seal, early-let-go, hasty-fence"
             .into()),
     }
 }

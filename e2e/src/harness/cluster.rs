@@ -7,7 +7,7 @@ use anyhow::{Context as _, Error, Result, bail, ensure};
 use rustix::process::Signal;
 use serde_json::Value;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
 /// How a cluster is made.
@@ -166,6 +166,10 @@ impl Cluster {
             self.sheep[i].proc.take().with_context(|| format!("sheep {i} does not run"))?.stop(PATIENCE)?;
         ensure!(status.success(), "sheep {i} ended with {status}");
         Ok(())
+    }
+    /// It ends by itself.
+    pub fn ended(&mut self, i: usize) -> Result<ExitStatus> {
+        self.sheep[i].proc.take().with_context(|| format!("sheep {i} does not run"))?.wait(PATIENCE)
     }
     /// SIGSTOP.
     pub fn freeze(&mut self, i: usize) -> Result<()> {

@@ -7,6 +7,7 @@ mod csi_sanity;
 mod csi_volume;
 mod delta;
 mod disks;
+mod hang;
 mod idle;
 mod image;
 mod k8s_changed;
@@ -80,6 +81,7 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "delta", about: delta::ABOUT, core: false, run: delta::run_scenario },
     Scenario { name: "strips", about: strips::ABOUT, core: true, run: strips::run_scenario },
     Scenario { name: "disks", about: disks::ABOUT, core: true, run: disks::run_scenario },
+    Scenario { name: "hang", about: hang::ABOUT, core: false, run: hang::run_scenario },
     Scenario { name: "rebuild", about: rebuild::ABOUT, core: true, run: rebuild::run_scenario },
     Scenario { name: "layers", about: layers::ABOUT, core: false, run: layers::run_scenario },
     Scenario { name: "k8s-scale", about: k8s_scale::ABOUT, core: false, run: k8s_scale::run_scenario },

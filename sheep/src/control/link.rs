@@ -321,6 +321,7 @@ type Slot = Arc<tokio::sync::Mutex<Option<Arc<Link>>>>;
 type Met = Arc<Mutex<BTreeMap<NodeId, (u64, NodeAddr)>>>;
 
 /// What a new link to a node needs, before and after.
+#[derive(Clone)]
 struct Keeper {
     way: Arc<Way>,
     met: Met,
@@ -356,9 +357,7 @@ impl Keeper {
     }
     /// Look for the direct way for as long as this link goes through another sheep.
     fn straighten(&self, slot: &Slot, link: &Arc<Link>) {
-        let (way, met, cut, suspects) =
-            (self.way.clone(), self.met.clone(), self.cut.clone(), self.suspects.clone());
-        let keeper = Self { way, met, cut, suspects };
+        let keeper = self.clone();
         let (slot, link, closed) = (Arc::downgrade(slot), Arc::downgrade(link), link.closed.clone());
         self.way.tracker.spawn(async move {
             let direct = async || {

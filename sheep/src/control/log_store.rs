@@ -9,6 +9,7 @@
 //! The thread ends when the last handle is dropped.
 
 use super::raft_types::{LogEntry, LogId, TypeConfig, Vote};
+use crate::watchdog::Beat;
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::{OptionalSend, RaftLogReader};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
@@ -81,6 +82,8 @@ struct Inner {
     db: Mutex<Option<Arc<Database>>>,
     tail: Mutex<Tail>,
     ops: mpsc::SyncSender<Op>,
+    /// At the beginning and at the end of each transaction.
+    steps: Beat,
 }
 
 /// Handle on the log; clones share it.
@@ -135,11 +138,14 @@ impl LogStore {
             return Err(LogError::Format { found });
         }
         let (ops, rx) = mpsc::sync_channel(1024);
-        let inner = Arc::new(Inner { db: Mutex::new(Some(db.clone())), tail: Mutex::new(tail), ops });
+        let steps = Beat::default();
+        let inner =
+            Inner { db: Mutex::new(Some(db.clone())), tail: Mutex::new(tail), ops, steps: steps.clone() };
+        let inner = Arc::new(inner);
         let weak = Arc::downgrade(&inner);
         std::thread::Builder::new()
             .name("raft-log".into())
-            .spawn(move || Writer { db, rx, inner: weak }.run())
+            .spawn(move || Writer { db, rx, inner: weak, steps }.run())
             .map_err(|e| err(e.to_string()))?;
         Ok(Self { inner })
     }
@@ -151,6 +157,11 @@ impl LogStore {
     }
     async fn done(rx: oneshot::Receiver<io::Result<()>>) -> io::Result<()> {
         rx.await.map_err(|_| other("the control log's writer has stopped"))?
+    }
+    /// Number of the transaction that is being made durable, if one is.
+    pub fn writing(&self) -> Option<u64> {
+        let steps = self.inner.steps.count();
+        (steps % 2 == 1).then_some(steps)
     }
     /// Everything queued, committed position included, is durable when this returns.
     pub async fn sync(&self) -> io::Result<()> {
@@ -260,6 +271,7 @@ struct Writer {
     db: Arc<Database>,
     rx: mpsc::Receiver<Op>,
     inner: std::sync::Weak<Inner>,
+    steps: Beat,
 }
 
 impl Writer {
@@ -282,7 +294,12 @@ impl Writer {
             }
             let result = match &failed {
                 Some(what) => Err(what.clone()),
-                None => self.commit(&batch).map_err(|e| e.to_string()),
+                None => {
+                    self.steps.beat();
+                    let result = self.commit(&batch).map_err(|e| e.to_string());
+                    self.steps.beat();
+                    result
+                }
             };
             if let Err(what) = &result {
                 if failed.is_none() {

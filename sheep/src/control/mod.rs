@@ -319,6 +319,10 @@ impl Control {
         self.wait_index(index).await;
         Ok(reply)
     }
+    /// Milliseconds since the Unix epoch.
+    pub fn now_millis(&self) -> u64 {
+        self.driver.now_millis()
+    }
     /// A link to this node broke: ask for a probe.
     pub fn suspect(&self, node: NodeId) {
         self.driver.suspect(node);

@@ -417,6 +417,10 @@ impl ControlPlane {
     pub async fn stop(self) {
         self.shut_down().await;
     }
+    /// See `LogStore::writing`.
+    pub fn writing(&self) -> Option<u64> {
+        self.core.log.writing()
+    }
     /// The same for a plane that others still hold.
     pub async fn shut_down(&self) {
         let core = &self.core;

@@ -29,7 +29,7 @@ use crate::volume::LocalFut;
 use crate::work::balance::Balance;
 use crate::work::health::Health;
 use crate::work::reclaim::Reclaim;
-use crate::work::scrub::Scrub;
+use crate::work::scrub::{Scrub, report::Scrubbing};
 use crate::work::seal::Sealer;
 use crate::work::sync::{Sync, Worker};
 use later::Later;
@@ -146,7 +146,7 @@ pub struct Plane {
 }
 
 /// Put the data plane together and start its workers on the current local set: the daemon's and the simulator's are the same.
-/// `cache` is for blocks of volumes that are owned here, bytes. `work` ends everything, calls to peers too: what clients have sent is finished before; `dead` is cancelled when the last disk has failed.
+/// `cache` is for blocks of volumes that are owned here, bytes. `work` ends everything, calls to peers too: what clients have sent is finished before; `dead` is cancelled when no disk works any more.
 pub fn assemble(
     control: Control,
     store: Option<Rc<Store>>,
@@ -158,8 +158,9 @@ pub fn assemble(
 ) -> Plane {
     let links = Rc::new(Links::new(control.clone(), cluster, connector, work.clone()));
     let sync = Sync::new(control.clone());
-    let replica =
-        Rc::new(Replica { control, store: store.clone(), links, sync, scrubbing: Default::default() });
+    let clock = control.clone();
+    let scrubbing = Scrubbing::new(move || clock.now_millis());
+    let replica = Rc::new(Replica { control, store: store.clone(), links, sync, scrubbing });
     let gateway = Gateway::new(replica.clone(), cache.map(Cache::new), work.clone());
     tokio::task::spawn_local(gateway.clone().resume_sessions());
     let table = Table::new(gateway.clone());
@@ -169,7 +170,8 @@ pub fn assemble(
         tokio::task::spawn_local(worker.run());
         tokio::task::spawn_local(Reclaim { replica: replica.clone(), stop: work.clone() }.run());
         tokio::task::spawn_local(Sealer { replica: replica.clone(), stop: work.clone() }.run());
-        tokio::task::spawn_local(Health { replica: replica.clone(), stop: work.clone() }.run());
+        let health = Health { replica: replica.clone(), stop: work.clone(), dead: dead.clone() };
+        tokio::task::spawn_local(health.run());
         tokio::task::spawn_local(Balance { replica: replica.clone(), stop: work.clone() }.run());
         tokio::task::spawn_local(Scrub { replica: replica.clone(), stop: work.clone() }.run());
         if let Some(events) = s.events() {
@@ -274,8 +276,15 @@ async fn serve(
     }
     let connector = Rc::new(TcpConnector { tls: tls.clone() });
     let work = CancellationToken::new();
-    let plane =
-        assemble(control.clone(), store.clone(), cluster, connector, config.cache, work.clone(), dead);
+    let plane = assemble(
+        control.clone(),
+        store.clone(),
+        cluster,
+        connector,
+        config.cache,
+        work.clone(),
+        dead.clone(),
+    );
     let Plane { replica, gateway, table, server } = plane;
     let node = Rc::new(DataNode {
         server: server.clone(),
@@ -316,13 +325,15 @@ async fn serve(
     }
     tracing::info!("draining");
     let nbd = node.nbd.borrow_mut().take();
+    // What waits for disks that do not answer waits in vain.
+    let grace = if dead.is_cancelled() { Duration::ZERO } else { GRACE };
     if let Some(nbd) = nbd {
-        let aborted = nbd.shutdown(GRACE).await;
+        let aborted = nbd.shutdown(grace).await;
         if aborted > 0 {
             tracing::info!(aborted, "connections were closed with requests waiting");
         }
     }
-    let _ = tokio::time::timeout(GRACE, gateway.close_all()).await;
+    let _ = tokio::time::timeout(grace, gateway.close_all()).await;
     work.cancel();
 }
 

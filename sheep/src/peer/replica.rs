@@ -345,9 +345,15 @@ impl Replica {
             return Response::Failed(Status::Fenced, "another session began meanwhile".into());
         }
         // From here on `check_write` refuses older generations, and what was let in but still waits in the store is thrown out: what the
-        // store has now is all there will ever be.
+        // store has now is all there will ever be. Copies are compared by what is said of them next, and nothing remembers which of them
+        // had a step only in memory: so all of it is made durable first.
         if let Some(store) = &self.store {
             store.refuse_waiting(|op| op.vdi == vdi && op.version.generation < generation.0);
+            if !planted::is(Bug::HastyFence)
+                && let Err(e) = store.settled().await
+            {
+                return Response::Failed(self.status_of(&e), e.to_string());
+            }
         }
         let tail = self.store.as_ref().map(|s| s.tail(vdi)).unwrap_or_default();
         Response::Tail(

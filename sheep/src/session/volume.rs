@@ -240,6 +240,8 @@ struct Live {
 struct Flight {
     count: Cell<u32>,
     idle: tokio::sync::Notify,
+    /// When a request that took long was last told of.
+    told: Cell<Option<Instant>>,
 }
 
 impl Flight {
@@ -277,7 +279,7 @@ impl Live {
         let (control, gone) = (&self.gateway.replica.control, || self.ear.gone.get() != Gone::No);
         self.entry.pace.admit(control, self.entry.vdi, bytes, gone).await
     }
-    /// One request. Says in the log what it may be waiting for when it takes long.
+    /// One request. Says in the log what it may be waiting for when it takes long, unless another one of this volume has just done so.
     async fn one(&self, io: Io) -> Result<IoDone, VolumeError> {
         let (kind, bytes, began) = (io.kind(), io.bytes(), Instant::now());
         let work = self.carry_out(io);
@@ -287,6 +289,10 @@ impl Live {
                 biased;
                 done = &mut work => return done,
                 () = tokio::time::sleep(SLOW) => {
+                    if self.flight.told.get().is_some_and(|told| told.elapsed() < SLOW) {
+                        continue;
+                    }
+                    self.flight.told.set(Some(Instant::now()));
                     let (vdi, why) = (self.entry.vdi, self.gateway.describe(self.entry.vdi));
                     let waited = began.elapsed().as_secs();
                     tracing::warn!(%vdi, kind, ?bytes, waited, %why, "a request takes long");

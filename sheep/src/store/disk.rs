@@ -7,11 +7,13 @@ use super::fs::{File, Fs, OpenHow};
 use super::index::{Index, Known};
 use super::journal::{Journal, Record, SavedTail, action};
 use super::object::{Meta, Slot, data_offset, file_len, slot_len};
+use super::pulse::Pulse;
 use super::types::{
     DiskState, FillOp, ObjectInfo, ObjectSummary, Opinion, StoreError, StoreEvent, TailEntry, WriteKind,
     WriteOp, WriteOutcome,
 };
 use super::view::{SHALLOW, Views};
+use crate::buf::AlignedBuf;
 use crate::observe::cells::OpStats;
 use bytes::Bytes;
 use sheepdog_proto::checksum::crc32c;
@@ -170,6 +172,11 @@ pub(super) struct Disk {
     pub(super) views: Views,
     pub(super) work: Notify,
     pub(super) applied: Notify,
+    /// It answers nothing any more: who reads from it need not wait.
+    pub(super) gave_up: Notify,
+    /// Nobody is to be told that it has failed.
+    pub(super) quiet: Cell<bool>,
+    pub(super) pulse: Pulse,
     pub(super) events: mpsc::Sender<StoreEvent>,
     pub(super) corrupt_blocks: Cell<u64>,
     /// Sum of all objects' `data_blocks`, so that asking for it costs nothing.
@@ -237,6 +244,9 @@ impl Disk {
             views: Views::default(),
             work: Notify::new(),
             applied: Notify::new(),
+            gave_up: Notify::new(),
+            quiet: Cell::new(false),
+            pulse: Pulse::default(),
             events,
             corrupt_blocks: Cell::new(0),
             data_blocks: Cell::new(0),
@@ -259,13 +269,27 @@ impl Disk {
         let mut state = self.state.borrow_mut();
         if !matches!(*state, DiskState::Failed(_)) {
             tracing::error!(disk = %self.id.short(), path = %self.path.display(), %reason, "disk failed");
-            let _ = self.events.try_send(StoreEvent::DiskFailed { disk: self.id, reason: reason.clone() });
+            if !self.quiet.get() {
+                let _ =
+                    self.events.try_send(StoreEvent::DiskFailed { disk: self.id, reason: reason.clone() });
+            }
             *state = DiskState::Failed(reason.clone());
         }
         drop(state);
         self.work.notify_one();
         self.applied.notify_waiters();
         StoreError::DiskFailed { disk: self.id, reason }
+    }
+    /// What it answers, unless it is given up meanwhile.
+    pub(super) async fn answer<T>(
+        &self,
+        request: impl Future<Output = std::io::Result<T>>,
+    ) -> std::io::Result<T> {
+        tokio::select! {
+            biased;
+            answer = request => answer,
+            () = self.gave_up.notified() => Err(std::io::ErrorKind::TimedOut.into()),
+        }
     }
     /// The object's file is gone, or nothing in its header can be read. What is in memory of an object at rest counts no more: it is filled anew.
     pub(super) fn lost(&self, obj: &Obj) -> StoreError {
@@ -533,7 +557,7 @@ impl Disk {
     async fn read_meta(&self, obj: &Rc<Obj>) -> Result<(), StoreError> {
         let file = self.open_file(obj, false)?;
         let len = slot_len(obj.summary.borrow().object_size);
-        let both = file.read_at(0, 2 * len).await.map_err(|e| self.fail(e.to_string()))?;
+        let both = self.answer(file.read_at(0, 2 * len)).await.map_err(|e| self.fail(e.to_string()))?;
         match best_slot(obj.oid, &both, len) {
             // An older one is what the object was before its newer one was damaged. (A newer one than is known of is of before a crash: the journal goes on from it.)
             Ok((counter, meta)) if counter >= obj.slot.get() => {
@@ -1025,7 +1049,7 @@ impl Disk {
             0 => Bytes::new(),
             1 => crate::buf::aligned(payload.remove(0)),
             _ => {
-                let mut buf = crate::buf::AlignedBuf::new(bytes);
+                let mut buf = AlignedBuf::new(bytes);
                 let mut at = 0;
                 for p in payload {
                     buf[at..at + p.len()].copy_from_slice(&p);
@@ -1101,7 +1125,7 @@ impl Disk {
         obj: &Rc<Obj>,
         run: Range<u32>,
         (want, change): (&[u32], u64),
-    ) -> Result<Option<crate::buf::AlignedBuf>, StoreError> {
+    ) -> Result<Option<AlignedBuf>, StoreError> {
         let size = obj.summary.borrow().object_size;
         let file = match self.open_file(obj, false) {
             // Its file went with it: look again where it is.
@@ -1109,7 +1133,7 @@ impl Disk {
             file => file?,
         };
         let (began, len) = (Instant::now(), run.len() << BLOCK_SHIFT);
-        let read = file.read_at(data_offset(size, run.start), len).await;
+        let read = self.answer(file.read_at(data_offset(size, run.start), len)).await;
         self.ops.read.finished(len as u64, began.elapsed(), read.is_ok());
         let buf = read.map_err(|e| self.fail(e.to_string()))?;
         let bad = |i: &usize| crc32c(&buf[i << BLOCK_SHIFT..(i + 1) << BLOCK_SHIFT]) != want[*i];

@@ -27,7 +27,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
 use std::rc::Rc;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 const SUPER: u64 = u64::from_le_bytes(*b"SHPJSUP1");
@@ -258,7 +258,6 @@ pub struct Journal {
     /// Oldest batches first: done or not, with whom to tell.
     order: RefCell<VecDeque<Batch>>,
     failed: RefCell<Option<String>>,
-    room: Notify,
     /// Number of this opening.
     run: u32,
     scheduled: Cell<bool>,
@@ -343,7 +342,6 @@ impl Journal {
             writing: Cell::new(0),
             order: RefCell::default(),
             failed: RefCell::default(),
-            room: Notify::new(),
             batches: Cell::new(0),
             bytes: Cell::new(0),
             stats: OpStats::default(),
@@ -444,9 +442,28 @@ impl Journal {
         let mut at = self.at.borrow_mut();
         at.tail = at.tail.max(position);
         drop(at);
-        self.room.notify_waiters();
         self.pump();
         Ok(())
+    }
+
+    /// Number of the oldest batch that is being written.
+    pub fn oldest(&self) -> Option<u64> {
+        self.order.borrow().front().map(|(sequence, ..)| *sequence)
+    }
+    /// Ask the disk for something.
+    pub async fn read_something(&self) -> io::Result<()> {
+        self.file.read_at(0, BLOCK_SIZE).await.map(drop)
+    }
+    /// Nothing becomes durable any more, whatever becomes of what is under way: all who wait are told.
+    pub fn give_up(&self, why: &str) {
+        self.failed.borrow_mut().get_or_insert_with(|| why.to_owned());
+        let under_way = std::mem::take(&mut *self.order.borrow_mut());
+        let queued = std::mem::take(&mut *self.queue.borrow_mut());
+        self.queued_bytes.set(0);
+        let waiters = under_way.into_iter().flat_map(|(_, _, waiters)| waiters);
+        for waiter in waiters.chain(queued.into_iter().filter_map(|q| q.done)) {
+            let _ = waiter.send(Err(why.to_owned()));
+        }
     }
 
     /// Position and sequence of the next batch, taken together.
@@ -482,7 +499,7 @@ impl Journal {
 
     /// Start the next batch; false when there is no room.
     fn write_one(self: &Rc<Self>) -> bool {
-        let (records, payload, waiters, encoded) = {
+        let (payload, waiters, encoded) = {
             let mut queue = self.queue.borrow_mut();
             let mut bytes = 0;
             let mut count = 0;
@@ -499,8 +516,7 @@ impl Journal {
             let head_len = (BATCH_HEAD + encoded.len()).next_multiple_of(BLOCK_SIZE);
             let payload_len: usize = queue.iter().take(count).flat_map(|q| &q.payload).map(Bytes::len).sum();
             let need = (head_len + payload_len) as u64;
-            let (phys, left) = self.place();
-            let _ = phys;
+            let (_, left) = self.place();
             let wrap = if left < need { left } else { 0 };
             {
                 let at = self.at.borrow();
@@ -525,9 +541,8 @@ impl Journal {
             if wrap > 0 {
                 self.write_wrap(wrap);
             }
-            (count, payload, waiters, encoded)
+            (payload, waiters, encoded)
         };
-        let _ = records;
         self.write_batch(&encoded, payload, waiters, 0);
         true
     }

@@ -19,6 +19,7 @@ pub mod index;
 mod journal;
 mod object;
 mod open;
+mod pulse;
 mod read;
 mod relocate;
 mod returned;
@@ -30,6 +31,7 @@ mod verify;
 mod view;
 
 pub use open::{OpenError, StoreConfig};
+pub use pulse::Owing;
 pub use types::*;
 pub use verify::Verified;
 
@@ -279,6 +281,19 @@ impl Store {
         let Some((disk, _)) = self.at_rest(oid).await? else { return Ok(()) };
         let rx = disk.stamp(oid, epoch, blocks, Some(floor));
         durable(&disk, rx).await
+    }
+
+    /// Everything that was taken before the call is durable.
+    ///
+    /// # Errors
+    /// `DiskFailed`: not all of it ever will be; what was on that disk is gone.
+    pub async fn settled(&self) -> Result<(), StoreError> {
+        let disks: Vec<Rc<Disk>> = self.disks.borrow().clone();
+        let under_way: Vec<_> = disks.iter().map(|d| (d, d.journal.barrier())).collect();
+        for (d, rx) in under_way {
+            durable(d, rx).await?;
+        }
+        Ok(())
     }
 
     /// Throw out writes that were accepted but have not begun (their object's header is being read, or there is no room), where `late` says so. What is
@@ -618,7 +633,8 @@ impl Store {
         let disks: Vec<Rc<Disk>> = self.disks.borrow().clone();
         for d in disks {
             if d.check().is_ok() {
-                open::write_small(&*d.fs, &d.path, name, &data).await.map_err(|e| d.fail(e.to_string()))?;
+                let written = d.answer(open::write_small(&*d.fs, &d.path, name, &data)).await;
+                written.map_err(|e| d.fail(e.to_string()))?;
             }
         }
         Ok(())

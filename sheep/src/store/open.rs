@@ -1,7 +1,7 @@
 //! Opening disks: identity, journal replay, finding the objects.
 
 use super::disk::{Disk, Summary, best_slot, has_broken_slot};
-use super::fs::{Fs, OpenHow};
+use super::fs::{File, Fs, OpenHow};
 use super::index::{Index, Known};
 use super::journal::{Journal, Record};
 use super::object::slot_len;
@@ -19,16 +19,20 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 /// Version of a disk's layout.
 const FORMAT: u32 = 1;
 /// Journal size unless told otherwise, bytes.
 pub const DEFAULT_JOURNAL: u64 = 256 << 20;
 /// Name of the identity file.
-const IDENTITY: &str = "disk";
+pub(super) const IDENTITY: &str = "disk";
 /// Name of the index.
 pub(super) const INDEX: &str = "index.redb";
+/// How long the requests of a sheep that has ended are waited for.
+const LAST_REQUESTS: Duration = Duration::from_secs(10);
 /// Events that wait to be looked at.
 const EVENTS: usize = 1024;
 
@@ -104,6 +108,20 @@ pub(super) async fn read_small(fs: &dyn Fs, dir: &Path, name: &str) -> io::Resul
         return Err(damaged());
     }
     Ok(Some(Bytes::copy_from_slice(data)))
+}
+
+/// What a sheep that was killed had asked of a slow disk may come to it later than its successor's first requests: the journal is not looked at before.
+async fn lock(journal: &dyn File) -> io::Result<()> {
+    let until = Instant::now() + LAST_REQUESTS;
+    while !journal.lock()? {
+        if Instant::now() >= until {
+            return Err(io::Error::other(
+                "another sheep uses this journal, or has been killed while the disk does not answer: end it, or wait for the disk, then start this one again",
+            ));
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
 }
 
 impl Store {
@@ -249,6 +267,7 @@ impl Store {
             .fs
             .open(&journal_path, how)
             .map_err(|e| OpenError(format!("{}: {e}: a journal is a file", journal_path.display())))?;
+        lock(&*file).await.map_err(|e| OpenError(format!("{}: {e}", journal_path.display())))?;
         let virgin = read_small(&*self.fs, path, IDENTITY).await.map_err(fail)?.is_none();
         let journal_dir = journal_path.parent().unwrap_or(path).to_owned();
         if virgin {

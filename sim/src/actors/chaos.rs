@@ -1,9 +1,10 @@
-//! What goes wrong: processes die, disks are lost (one at a time, while the others have everything), hosts lose power, hosts freeze, networks split, slow down and reset, the control plane loses its leader.
+//! What goes wrong: processes die, disks are lost (one at a time, while the others have everything), hosts lose power, hosts freeze, disks stop to answer, networks split, slow down and reset, the control plane loses its leader.
 
 use crate::world::World;
 use rand::Rng;
 use sheepdog_cluster::ClusterState;
 use sheepdog_proto::NodeId;
+use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -58,7 +59,16 @@ pub async fn run(world: &Rc<World>, seconds: u64) {
             }
             0..30 => later(lasts, move || node.start(), world.nodes[n].kill(false)).await,
             30..48 => later(lasts, move || node.start(), world.nodes[n].kill(true)).await,
-            48..60 => {
+            48..51 => {
+                // Its disks answer nothing for a while, maybe so long that it ends.
+                node.fs.stall(Some(Path::new("/")));
+                let back = move || {
+                    node.fs.stall(None);
+                    node.start();
+                };
+                later(Duration::from_millis(rng.random_range(100..60_000)), back, async {}).await;
+            }
+            51..60 => {
                 node.pause();
                 later(lasts.min(Duration::from_secs(20)), move || node.resume(), async {}).await;
             }

@@ -190,6 +190,7 @@ impl World {
         self.authority.heal();
         for n in &self.nodes {
             n.resume();
+            n.fs.stall(None);
             n.start();
         }
     }

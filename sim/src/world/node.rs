@@ -60,6 +60,9 @@ impl Future for Process {
 }
 
 struct Running {
+    incarnation: u64,
+    /// Cancelled when it has ended, by itself or not.
+    dead: CancellationToken,
     jobs: mpsc::UnboundedSender<Job>,
     task: tokio::task::AbortHandle,
     pause: Rc<Pause>,
@@ -105,6 +108,9 @@ impl Node {
     pub fn is_running(&self) -> bool {
         self.running.borrow().is_some()
     }
+    fn runs(&self, incarnation: u64) -> bool {
+        self.running.borrow().as_ref().is_some_and(|r| r.incarnation == incarnation)
+    }
     /// Is it stopped?
     pub fn is_paused(&self) -> bool {
         self.running.borrow().as_ref().is_some_and(|r| r.pause.on.get())
@@ -120,15 +126,25 @@ impl Node {
         ));
         let (jobs, rx) = mpsc::unbounded_channel();
         let set = LocalSet::new();
-        set.spawn_local(process(self.clone(), incarnation, rx));
+        let dead = CancellationToken::new();
+        let (node, gone) = (Rc::downgrade(self), dead.clone());
+        tokio::task::spawn_local(async move {
+            gone.cancelled().await;
+            // It ends by itself: its disks do not answer.
+            if let Some(node) = node.upgrade().filter(|n| n.runs(incarnation)) {
+                node.kill(false).await;
+            }
+        });
+        set.spawn_local(process(self.clone(), incarnation, rx, dead.clone()));
         let pause = Rc::new(Pause::default());
         let task = tokio::task::spawn_local(Process { set, pause: pause.clone() }).abort_handle();
         self.authority.began(self.id, incarnation);
-        *self.running.borrow_mut() = Some(Running { jobs, task, pause });
+        *self.running.borrow_mut() = Some(Running { incarnation, dead, jobs, task, pause });
     }
     /// SIGKILL; with `power` the disks lose what was not synced, and the host does not answer.
     pub async fn kill(&self, power: bool) {
         let Some(r) = self.running.borrow_mut().take() else { return };
+        r.dead.cancel();
         self.net.unlisten(self.id);
         r.task.abort();
         // The abort is carried out when the task is next scheduled.
@@ -175,7 +191,12 @@ impl Node {
     }
 }
 
-async fn process(node: Rc<Node>, incarnation: u64, mut jobs: mpsc::UnboundedReceiver<Job>) {
+async fn process(
+    node: Rc<Node>,
+    incarnation: u64,
+    mut jobs: mpsc::UnboundedReceiver<Job>,
+    dead: CancellationToken,
+) {
     let me = node.id;
     let config = StoreConfig {
         node: me,
@@ -236,7 +257,7 @@ async fn process(node: Rc<Node>, incarnation: u64, mut jobs: mpsc::UnboundedRece
     let work = CancellationToken::new();
     let connector = Rc::new(Dialer { net: node.net.clone(), me });
     let cache = node.host.cache;
-    let plane = assemble(control.clone(), Some(store), CLUSTER, connector, cache, work.clone(), work.clone());
+    let plane = assemble(control.clone(), Some(store), CLUSTER, connector, cache, work.clone(), dead);
     let Plane { replica, gateway, table, server } = plane;
     let mut links = node.net.listen(me);
     let data = DataNode {

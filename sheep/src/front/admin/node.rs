@@ -11,7 +11,7 @@ use sheepdog_cluster::{Command, NodeState};
 use sheepdog_proto::{DiskId, NodeId, VdiId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 use tonic::{Request, Response, Status};
 
 type Reply1<T> = Result<Response<T>, Status>;
@@ -200,8 +200,6 @@ impl Admin {
             None if vdi.0 == 0 => String::new(),
             None => vdi.to_string(),
         };
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
-        let ms = |at: &tokio::time::Instant| now.saturating_sub(at.elapsed().as_millis() as u64);
         let rows = report.rows.iter().map(|((vdi, disk), t)| ScrubRow {
             vdi: name(vdi),
             disk: disk.clone(),
@@ -216,7 +214,7 @@ impl Admin {
             vdi: name(&f.vdi),
             disk: f.disk.clone(),
             text: f.text.clone(),
-            at_ms: ms(&f.at),
+            at_ms: f.at,
             mended: f.mended,
         });
         Ok(NodeScrub {
@@ -226,7 +224,7 @@ impl Admin {
             total: report.total,
             asked: report.hurried,
             passes: report.passes,
-            ended_ms: report.ended.as_ref().map_or(0, ms),
+            ended_ms: report.ended.unwrap_or_default(),
             rows: rows.collect(),
             findings: findings.collect(),
         })

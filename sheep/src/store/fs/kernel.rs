@@ -60,3 +60,12 @@ pub(super) fn len(fd: &OwnedFd) -> io::Result<u64> {
 pub(super) fn set_len(fd: &OwnedFd, len: u64) -> io::Result<()> {
     Ok(rustix::fs::ftruncate(fd, len)?)
 }
+
+/// The lock belongs to the open file, which requests that the kernel works on hold as well.
+pub(super) fn lock(fd: impl std::os::fd::AsFd) -> io::Result<bool> {
+    match rustix::fs::flock(fd, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(true),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
+        Err(e) => Err(e.into()),
+    }
+}

@@ -155,6 +155,8 @@ struct State {
     latency: Cell<Duration>,
     /// Below this directory everything takes longer.
     slow: RefCell<Option<(PathBuf, Duration)>>,
+    /// Nothing below this directory is answered, until there is another one or none.
+    stalled: tokio::sync::watch::Sender<Option<PathBuf>>,
     fail_after: Cell<Option<u64>>,
     /// Where names of disks come from: which objects lie together hangs on them.
     ids: RefCell<SmallRng>,
@@ -180,6 +182,7 @@ impl MemoryFs {
             total: Cell::new(total),
             latency: Cell::new(Duration::ZERO),
             slow: RefCell::default(),
+            stalled: tokio::sync::watch::Sender::new(None),
             fail_after: Cell::new(None),
             ids: RefCell::new(SmallRng::seed_from_u64(0)),
         }))
@@ -195,6 +198,10 @@ impl MemoryFs {
     /// Every data operation on files below this directory takes so long, also on those that are open.
     pub fn set_slow(&self, dir: &Path, latency: Duration) {
         *self.0.slow.borrow_mut() = Some((dir.to_owned(), latency));
+    }
+    /// Data operations on files below this directory are not answered any more; with `None` they are, also those that wait.
+    pub fn stall(&self, dir: Option<&Path>) {
+        self.0.stalled.send_replace(dir.map(Path::to_owned));
     }
     /// Size in bytes.
     pub fn set_total(&self, total: u64) {
@@ -346,7 +353,7 @@ struct Handle {
 }
 
 impl Handle {
-    fn gate(&self) -> io::Result<Duration> {
+    fn gate(&self) -> io::Result<Gate> {
         if let Some(left) = self.state.fail_after.get() {
             if left == 0 {
                 return Err(io::Error::from_raw_os_error(5));
@@ -355,13 +362,25 @@ impl Handle {
         }
         let slow = self.state.slow.borrow();
         let slow = slow.as_ref().filter(|(dir, _)| self.path.starts_with(dir)).map(|(_, latency)| *latency);
-        Ok(slow.unwrap_or(self.state.latency.get()))
+        let latency = slow.unwrap_or(self.state.latency.get());
+        Ok(Gate { latency, stalled: self.state.stalled.subscribe(), path: self.path.clone() })
     }
 }
 
-async fn pause(latency: Duration) {
-    if !latency.is_zero() {
-        tokio::time::sleep(latency).await;
+/// What holds an operation up.
+struct Gate {
+    latency: Duration,
+    stalled: tokio::sync::watch::Receiver<Option<PathBuf>>,
+    path: PathBuf,
+}
+
+impl Gate {
+    async fn pass(mut self) {
+        if !self.latency.is_zero() {
+            tokio::time::sleep(self.latency).await;
+        }
+        // The sender is gone when the simulation is.
+        let _ = self.stalled.wait_for(|dir| dir.as_ref().is_none_or(|dir| !self.path.starts_with(dir))).await;
     }
 }
 
@@ -369,7 +388,7 @@ impl File for Handle {
     fn read_at(&self, offset: u64, len: usize) -> LocalFut<'static, io::Result<AlignedBuf>> {
         let (gate, file) = (self.gate(), self.file.clone());
         Box::pin(async move {
-            pause(gate?).await;
+            gate?.pass().await;
             let mut buf = AlignedBuf::new(len);
             file.borrow().now.read(offset, &mut buf);
             Ok(buf)
@@ -388,7 +407,7 @@ impl File for Handle {
             }
         }
         Box::pin(async move {
-            pause(gate?).await;
+            gate?.pass().await;
             if durable {
                 file.borrow_mut().sync();
             }
@@ -398,7 +417,7 @@ impl File for Handle {
     fn sync(&self) -> LocalFut<'static, io::Result<()>> {
         let (gate, file) = (self.gate(), self.file.clone());
         Box::pin(async move {
-            pause(gate?).await;
+            gate?.pass().await;
             file.borrow_mut().sync();
             Ok(())
         })

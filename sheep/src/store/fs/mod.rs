@@ -53,6 +53,10 @@ pub trait File {
     }
     /// Grow or cut.
     fn set_len(&self, len: u64) -> io::Result<()>;
+    /// Keep others from locking it until it is closed here and nothing that was asked for is under way, also when this process has ended. False: another one has it.
+    fn lock(&self) -> io::Result<bool> {
+        Ok(true)
+    }
 }
 
 /// A file system.

@@ -68,6 +68,9 @@ impl File for ThreadFile {
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.0.set_len(len)
     }
+    fn lock(&self) -> io::Result<bool> {
+        kernel::lock(&*self.0)
+    }
 }
 
 impl Fs for ThreadsFs {

@@ -265,6 +265,9 @@ impl File for UringFile {
     fn set_len(&self, len: u64) -> io::Result<()> {
         kernel::set_len(&self.fd, len)
     }
+    fn lock(&self) -> io::Result<bool> {
+        kernel::lock(&*self.fd)
+    }
 }
 
 fn start_read(

@@ -1,13 +1,18 @@
-//! Looking after disks: which has become slow, which will be full, and when.
+//! Looking after disks: which has stopped, which has become slow, which will be full, and when.
 //!
-//! What is found is told as events, in listings and metrics. A disk that has been slow for long beside the node's others is emptied onto those, if they have room, as if somebody had
+//! One that answers nothing for half a minute counts as failed, if another one of the node answers; else the process ends, so that the others go on without this node, as they do when its
+//! host has died.
+//!
+//! What else is found is told as events, in listings and metrics. A disk that has been slow for long beside the node's others is emptied onto those, if they have room, as if somebody had
 //! unplugged it: `dog node md plug` lets it stay. Where there is no other disk, people have to decide: the nodes beside this one would have to rebuild all of it.
 
+pub mod hang;
 pub mod track;
 
 use crate::peer::Replica;
 use crate::store::{DiskState, DiskStats, Store, kept_at_least};
 use crate::work::evacuate;
+use hang::{Hang, LOOK, LOOKS, Verdict};
 use sheepdog_cluster::{Command, EventLevel};
 use sheepdog_proto::DiskId;
 use std::collections::BTreeMap;
@@ -23,6 +28,8 @@ pub struct Health {
     pub replica: Rc<Replica>,
     /// Stop.
     pub stop: CancellationToken,
+    /// Ends the process.
+    pub dead: CancellationToken,
 }
 
 /// What is known of one disk.
@@ -50,11 +57,41 @@ impl Health {
     /// Run until stopped.
     pub async fn run(self) {
         let stop = self.stop.clone();
-        tokio::select! { biased; () = stop.cancelled() => {} () = self.work() => {} }
+        tokio::select! { biased; () = stop.cancelled() => {} () = self.work() => {} () = self.pulse() => {} }
+    }
+
+    /// Find disks that have stopped. Ends with the process.
+    async fn pulse(&self) {
+        let Some(store) = self.replica.store.clone() else { return std::future::pending().await };
+        let mut hang = Hang::default();
+        let long = (LOOK * LOOKS).as_secs();
+        loop {
+            tokio::time::sleep(LOOK).await;
+            match hang.look(&store.look()) {
+                Verdict::Well => {}
+                Verdict::Lost(disks) => {
+                    let why = format!("it has not answered for {long} s");
+                    disks.iter().for_each(|d| store.give_up(*d, &why));
+                }
+                Verdict::All => {
+                    let me = self.replica.control.me();
+                    let text = format!(
+                        "no disk of node {} has answered for {long} s: its sheep ends, and the others go on without it",
+                        me.short()
+                    );
+                    tracing::error!("{text}");
+                    store.give_up_all(&text);
+                    let told = self.replica.control.propose(Command::Note { level: EventLevel::Error, text });
+                    let _ = tokio::time::timeout(LOOK, told).await;
+                    self.dead.cancel();
+                    return std::future::pending().await;
+                }
+            }
+        }
     }
 
     async fn work(&self) {
-        let Some(store) = self.replica.store.clone() else { return };
+        let Some(store) = self.replica.store.clone() else { return std::future::pending().await };
         let mut known: BTreeMap<DiskId, Known> = BTreeMap::new();
         let began = Instant::now();
         loop {

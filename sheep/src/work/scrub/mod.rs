@@ -4,7 +4,7 @@
 //! (`compare`). After all files of a disk come its index, and files that no object has. What is damaged is made again from another copy or from other strips by the worker that heals
 //! what reads come upon (`sync`); what is missing or has too few steps is copied from where it is not. What is right is told by checksums and versions, never by how many say so.
 //!
-//! All of it takes `PERIOD`, beginning anywhere: a restart does not start over. Somebody may ask for a pass at once, which takes half of the time that there is. Stands still
+//! All of it takes `PERIOD`. How far it has come, and what was found, is kept on the disks: a restart goes on there. Somebody may ask for a pass at once, which takes half of the time that there is. Stands still
 //! while this node has no lease or is catching up.
 
 mod compare;
@@ -12,7 +12,7 @@ pub mod report;
 
 use crate::peer::Replica;
 use crate::store::{ObjectSummary, Store, StoreError};
-use report::Scrubbing;
+use report::{Pass, Scrubbing};
 use sheepdog_cluster::{Command, EventLevel};
 use sheepdog_proto::{BLOCK_SHIFT, ObjectId, VdiId};
 use std::rc::Rc;
@@ -30,6 +30,11 @@ const LONGEST: Duration = Duration::from_secs(600);
 const RECHECK: Duration = Duration::from_secs(10);
 /// How long that is looked for.
 const GIVE_UP: Duration = Duration::from_secs(24 * 3600);
+/// Under this name the report is kept on every disk.
+const NAME: &str = "scrub-report";
+/// It is written at most this often, a large one less often: at most so many bytes in this time.
+const SAVE: Duration = Duration::from_secs(60);
+const SAVE_BYTES: u32 = 256 << 10;
 /// Pause while this node may not, or cannot, compare anything.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -45,17 +50,6 @@ pub struct Scrub {
 struct Wrong {
     text: String,
     mended: bool,
-}
-
-/// How far it has come.
-#[derive(Default)]
-struct Pass {
-    /// Go on after this.
-    at: Option<ObjectId>,
-    /// It began with the first file.
-    whole: bool,
-    hurried: bool,
-    rechecked: Option<Instant>,
 }
 
 /// Pause between two objects when there are so many.
@@ -77,8 +71,11 @@ impl Scrub {
 
     async fn work(&self) {
         let Some(store) = self.replica.store.clone() else { return };
-        let mut pass = Pass { at: store.somewhere(self.replica.control.incarnation()), ..Pass::default() };
-        let mut took = Duration::ZERO;
+        let kept = store.get_blobs(NAME).await;
+        // Without any: somewhere, so that a node that is new each time is looked at all over, too.
+        let anywhere = || Pass { at: store.somewhere(self.replica.control.incarnation()), ..Pass::default() };
+        let mut pass = self.scrubbing().load(kept.iter().map(|(_, kept)| &**kept)).unwrap_or_else(anywhere);
+        let (mut took, mut rechecked, mut save_at) = (Duration::ZERO, None, Instant::now());
         loop {
             let objects = store.disks().iter().map(|d| d.objects).sum();
             if pass.hurried {
@@ -105,7 +102,7 @@ impl Scrub {
                 pass.hurried = self.scrubbing().begin();
             }
             let began = Instant::now();
-            self.recheck(&store, &mut pass).await;
+            self.recheck(&store, &mut rechecked).await;
             match store.list(pass.at, 1).first() {
                 Some(row) => {
                     pass.at = Some(row.oid);
@@ -114,6 +111,13 @@ impl Scrub {
                 None => self.end(&store, &mut pass).await,
             }
             took = began.elapsed();
+            if Instant::now() >= save_at {
+                let kept = self.scrubbing().save(pass);
+                save_at = Instant::now() + SAVE * (1 + kept.len() as u32 / SAVE_BYTES);
+                if let Err(e) = store.put_blob(NAME, kept.into()).await {
+                    tracing::debug!(error = %e, "the report of scrubbing");
+                }
+            }
         }
     }
 
@@ -198,11 +202,11 @@ impl Scrub {
     }
 
     /// What was found damaged may be whole by now.
-    async fn recheck(&self, store: &Rc<Store>, pass: &mut Pass) {
-        if pass.rechecked.is_some_and(|at| at.elapsed() < RECHECK) {
+    async fn recheck(&self, store: &Rc<Store>, last: &mut Option<Instant>) {
+        if last.is_some_and(|at| at.elapsed() < RECHECK) {
             return;
         }
-        pass.rechecked = Some(Instant::now());
+        *last = Some(Instant::now());
         for oid in self.scrubbing().open() {
             let sound = match store.verify(oid).await {
                 Ok(found) => found.is_sound() && !store.row(oid).is_some_and(|(row, _)| row.filling),
