@@ -22,8 +22,12 @@ const WITH: u64 = 100;
 const WITHOUT: u64 = 30;
 /// ...or after so long, with what there is.
 const LONGEST: u64 = 4_000 * MS;
-/// Fewer requests a second are nobody to make way for.
+/// Fewer requests a second are nobody to make way for...
 const FEW: u64 = 20;
+/// ...which is known after so long.
+const GONE: u64 = 1_000 * MS;
+/// Nor are fewer at all: somebody looks at something, or has just left.
+const SOME: u64 = 5;
 /// Requests are listened to for so long after the last background work.
 const LISTEN: u64 = 1_000 * MS;
 /// Bytes a second that background work has in any case.
@@ -138,12 +142,18 @@ impl Controller {
             *self = Self::default();
             return;
         }
-        self.rate = if self.rate.is_infinite() { START } else { self.rate };
         match now % TURN {
             at if at < TURN - REST => self.with.add(took),
             at if at >= TURN - REST + TAIL => self.without.add(took),
             _ => {}
         }
+        if self.rate.is_infinite() && self.requests() >= SOME {
+            self.rate = START;
+        }
+    }
+
+    fn requests(&self) -> u64 {
+        self.with.count + self.without.count
     }
 
     /// May `bytes` go now? Otherwise: ask again after so many nanoseconds.
@@ -183,11 +193,11 @@ impl Controller {
     fn judge(&mut self, now: u64) {
         let length = now.saturating_sub(self.since);
         let enough = self.with.count >= WITH && self.without.count >= WITHOUT;
-        if length < SHORTEST || (!enough && length < LONGEST) {
+        let few = length >= GONE && self.requests() * 1_000 * MS < FEW * length;
+        if length < SHORTEST || (!enough && !few && length < LONGEST) {
             return;
         }
-        let requests = self.with.count + self.without.count;
-        if requests * 1_000 * MS < FEW * length {
+        if few {
             (self.rate, self.tokens) = (f64::INFINITY, 0.0);
         } else if self.hurts() {
             self.rate = (self.rate * 0.67).max(FLOOR);
@@ -317,6 +327,22 @@ mod tests {
         );
         disk.run(10, 0, true, 1 << 20);
         assert_eq!(disk.control.rate(disk.now), None);
+    }
+
+    #[test]
+    fn who_has_just_left_is_not_waited_for() {
+        let mut disk = Disk::new(4, 1e9, 100_000);
+        disk.run(2, 8, true, 1 << 20);
+        // The last of what they had asked for.
+        let came = disk.run(2, 0, true, 1 << 20);
+        assert!(came.moved as f64 > 0.9e9, "{came:?}");
+        // One request now and then.
+        let mut moved = 0;
+        for _ in 0..40 {
+            disk.control.served(disk.now, 100_000);
+            moved += disk.run(1, 0, true, 1 << 20).moved;
+        }
+        assert!(moved as f64 > 38e9, "{moved}");
     }
 
     #[test]
