@@ -10,6 +10,7 @@ pub mod save;
 
 use crate::context::Context;
 use crate::failure::{Failure, code};
+use sheepdog_backup::seal::{LEVEL, LEVELS};
 use sheepdog_backup::{Error, Lock, Manifest, Place, Repository, place};
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -22,6 +23,14 @@ pub struct At {
     /// File with the password of an encrypted repository
     #[arg(long, value_name = "FILE", env = "DOG_BACKUP_PASSWORD_FILE")]
     pub password_file: Option<PathBuf>,
+}
+
+/// How contents are stored.
+#[derive(clap::Args, Debug, Clone)]
+pub struct Packing {
+    /// 1 (fast) to 19 (small): of what is stored now. 0 leaves it as it is: faster where CPUs are scarce and there is room
+    #[arg(long, value_name = "LEVEL", value_parser = clap::value_parser!(i32).range(0..=i64::from(LEVELS)), default_value_t = LEVEL)]
+    compression: i32,
 }
 
 impl From<Error> for Failure {
@@ -76,7 +85,11 @@ impl At {
     }
 
     /// To back up into: made where nothing is, with the password that is given.
-    pub async fn open_or_create(&self, chunk: u32) -> Result<Repository, Failure> {
+    pub async fn open_or_create(&self, chunk: u32, packing: &Packing) -> Result<Repository, Failure> {
+        Ok(self.found_or_made(chunk).await?.compressing(packing.compression))
+    }
+
+    async fn found_or_made(&self, chunk: u32) -> Result<Repository, Failure> {
         let password = self.password()?;
         let place = if self.is_file() {
             let out: Box<dyn std::io::Write + Send> = match self.repository.as_str() {

@@ -2,7 +2,7 @@
 
 use crate::error::Error;
 use crate::manifest::Manifest;
-use crate::repository::Repository;
+use crate::repository::{Lock, Repository};
 use crate::seal::Id;
 use std::collections::BTreeSet;
 
@@ -37,19 +37,24 @@ impl Repository {
     /// being made takes for there must not go.
     ///
     /// # Errors
-    /// `Locked`, a backup that cannot be read, and as `needed`; nothing has been deleted then.
+    /// A backup that cannot be read, and as `needed`: nothing has been deleted then. `Locked`: the same, unless this program stood still meanwhile.
     pub async fn prune(
         &self,
         old: impl FnOnce(&[Manifest]) -> Vec<String>,
         dry: bool,
     ) -> Result<Pruned, Error> {
         let lock = self.lock("prune").await?;
-        let swept = self.sweep(old, dry).await;
+        let swept = self.sweep(&lock, old, dry).await;
         lock.release().await?;
         swept
     }
 
-    async fn sweep(&self, old: impl FnOnce(&[Manifest]) -> Vec<String>, dry: bool) -> Result<Pruned, Error> {
+    async fn sweep(
+        &self,
+        lock: &Lock,
+        old: impl FnOnce(&[Manifest]) -> Vec<String>,
+        dry: bool,
+    ) -> Result<Pruned, Error> {
         let (all, bad) = self.backups().await?;
         if let Some(e) = bad.into_iter().next() {
             return Err(Error::Config(format!(
@@ -61,6 +66,7 @@ impl Repository {
         let mut done = Pruned { backups: old.len() as u64, ..Pruned::default() };
         if !dry {
             for id in &old {
+                lock.holds()?;
                 self.delete(id).await?;
             }
         }
@@ -70,6 +76,7 @@ impl Repository {
                 continue;
             }
             if !dry {
+                lock.holds()?;
                 self.forget(id).await?;
             }
             done.deleted += 1;

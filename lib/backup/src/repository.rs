@@ -13,17 +13,23 @@ use crate::hex::{hex, unhex};
 use crate::index::{Entry, Index, PAGE};
 use crate::manifest::{Manifest, VERSION};
 use crate::place::Place;
-use crate::seal::{self, Derivation, Id, Key, MAX};
+use crate::seal::{self, Derivation, Id, Key, LEVEL, MAX};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 
 const CONFIG: &str = "repo.json";
 /// What is sealed in `check`, to tell a wrong password from damage.
 const CHECK: &[u8] = b"sheepdog backup repository";
-/// A lock that is older was left behind.
-const STALE: Duration = Duration::from_secs(24 * 3600);
+/// A lock that is older was left behind. Clocks of hosts may differ by most of it.
+const STALE: Duration = Duration::from_secs(3600);
+/// Whoever is alive writes its lock anew in this time.
+const REFRESH: Duration = Duration::from_secs(300);
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Config {
@@ -46,10 +52,21 @@ pub struct Repository {
     id: String,
     chunk: u32,
     key: Option<Key>,
+    level: i32,
 }
 
 /// What keeps others away. Ends when it is released; one whose program died ends by age.
-pub struct Lock(Option<(Place, String)>);
+pub struct Lock(Option<Held>);
+
+struct Held {
+    place: Place,
+    name: String,
+    /// When it was last written, milliseconds since 1970.
+    written: Arc<AtomicU64>,
+    /// Gone: it is not written any more.
+    stop: oneshot::Sender<()>,
+    writer: JoinHandle<()>,
+}
 
 impl Lock {
     /// Let others in.
@@ -57,11 +74,49 @@ impl Lock {
     /// # Errors
     /// `Place`.
     pub async fn release(self) -> Result<(), Error> {
-        match self.0 {
-            Some((place, name)) => place.delete(&name).await,
-            None => Ok(()),
-        }
+        let Some(held) = self.0 else { return Ok(()) };
+        drop(held.stop);
+        // What is being written comes before it is deleted.
+        let _ = held.writer.await;
+        held.place.delete(&held.name).await
     }
+
+    /// Others still wait for it.
+    ///
+    /// # Errors
+    /// `Locked`: this program stood still for so long that they may not.
+    pub fn holds(&self) -> Result<(), Error> {
+        let Some(held) = &self.0 else { return Ok(()) };
+        let age = now_ms().saturating_sub(held.written.load(Ordering::Relaxed));
+        if age < STALE.as_millis() as u64 / 2 {
+            return Ok(());
+        }
+        Err(Error::Locked(format!(
+            "{} was not written for {} minutes, so others may have changed the repository meanwhile: run this again",
+            held.name,
+            age / 60_000
+        )))
+    }
+}
+
+/// Written at once, and again and again.
+async fn write_lock(place: Place, name: String) -> Result<Lock, Error> {
+    let write = async |place: &Place, name: &str| {
+        let now = now_ms();
+        place.put(name, Bytes::from(now.to_string())).await.map(|()| now)
+    };
+    let written = Arc::new(AtomicU64::new(write(&place, &name).await?));
+    let (stop, mut stopped) = oneshot::channel();
+    let (at, of, last) = (place.clone(), name.clone(), written.clone());
+    let writer = tokio::spawn(async move {
+        while tokio::time::timeout(REFRESH, &mut stopped).await.is_err() {
+            // One that cannot be written is too old at some time.
+            if let Ok(now) = write(&at, &of).await {
+                last.store(now, Ordering::Relaxed);
+            }
+        }
+    });
+    Ok(Lock(Some(Held { place, name, written, stop, writer })))
 }
 
 /// What became of contents that were to be stored.
@@ -106,7 +161,7 @@ impl Repository {
         let text = serde_json::to_vec_pretty(&config).map_err(|e| Error::Config(e.to_string()))?;
         place.put(CONFIG, text.into()).await?;
         place.sync().await?;
-        Ok(Self { place, id: config.id, chunk, key })
+        Ok(Self { place, id: config.id, chunk, key, level: LEVEL })
     }
 
     /// Open one; `None` where there is none and nothing else.
@@ -149,9 +204,13 @@ impl Repository {
                 return Err(Error::Password);
             }
         }
-        Ok(Some(Self { place, id: config.id, chunk: config.chunk, key }))
+        Ok(Some(Self { place, id: config.id, chunk: config.chunk, key, level: LEVEL }))
     }
 
+    /// Chunks that are stored from now on are compressed at this level: see `LEVEL`.
+    pub fn compressing(self, level: i32) -> Self {
+        Self { level, ..self }
+    }
     /// Its name: every repository has another one.
     pub fn id(&self) -> &str {
         &self.id
@@ -175,8 +234,7 @@ impl Repository {
         }
         let own = format!("locks/{kind}-{}", uuid::Uuid::new_v4().simple());
         // First our own, then the others': of two that begin together at least one sees the other.
-        self.place.put(&own, Bytes::from(now_ms().to_string())).await?;
-        let lock = Lock(Some((self.place.clone(), own.clone())));
+        let lock = write_lock(self.place.clone(), own.clone()).await?;
         let refused = self.in_the_way(kind, &own).await;
         match refused {
             Ok(None) => Ok(lock),
@@ -233,8 +291,9 @@ impl Repository {
     /// # Errors
     /// `Place`.
     pub async fn put(&self, id: Id, contents: Bytes) -> Result<u64, Error> {
-        let key = self.key.clone();
-        let sealed = tokio::task::spawn_blocking(move || seal::seal(key.as_ref(), id, &contents)).await;
+        let (key, level) = (self.key.clone(), self.level);
+        let sealed =
+            tokio::task::spawn_blocking(move || seal::seal_at(key.as_ref(), id, &contents, level)).await;
         let sealed = sealed.map_err(|e| Error::place(id.to_string(), e))??;
         let len = sealed.len() as u64;
         self.place.put(&Self::chunk_path(id), sealed.into()).await?;
@@ -265,7 +324,7 @@ impl Repository {
             if place.has(&path)? {
                 return Ok((Stored::There(id), None));
             }
-            seal::sealed(this.key.as_ref(), id, &contents, |head, body| {
+            seal::sealed(this.key.as_ref(), id, &contents, this.level, |head, body| {
                 place.put(&path, &[head, body])?;
                 Ok((Stored::New { id, bytes: (head.len() + body.len()) as u64 }, None))
             })?
@@ -350,12 +409,13 @@ impl Repository {
             .ok_or_else(|| Error::Config(format!("backup {}: its index is not that of its volume", of.id)))
     }
 
-    /// Everything that was put before is on stable storage, and then these backups are there.
+    /// Everything that was put before is on stable storage, and then these backups are there. `lock`: what kept a prune away meanwhile.
     ///
     /// # Errors
-    /// `Place`.
-    pub async fn commit(&self, manifests: &[Manifest]) -> Result<(), Error> {
+    /// `Place`, `Locked` when it may not have done so.
+    pub async fn commit(&self, lock: &Lock, manifests: &[Manifest]) -> Result<(), Error> {
         self.place.sync().await?;
+        lock.holds()?;
         for manifest in manifests {
             let text = serde_json::to_vec(manifest).map_err(|e| Error::Config(e.to_string()))?;
             let sealed = seal::seal(self.key.as_ref(), self.name(&text), &text)?;
@@ -425,5 +485,51 @@ impl Repository {
     /// `Place`.
     pub async fn delete(&self, id: &str) -> Result<(), Error> {
         self.place.delete(&format!("backups/{id}")).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn start() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .expect("starts")
+    }
+
+    async fn new(dir: &tempfile::TempDir) -> Repository {
+        Repository::create(Place::dir(dir.path()), None, 64 << 10).await.expect("made")
+    }
+
+    #[test]
+    fn a_lock_lives_as_long_as_its_program() {
+        let dir = tempfile::tempdir().expect("a directory");
+        start().block_on(async {
+            let r = new(&dir).await;
+            let lock = r.lock("backup").await.expect("locks");
+            let name = lock.0.as_ref().expect("is held").name.clone();
+            r.place.put(&name, Bytes::from_static(b"1000")).await.expect("put");
+            assert!(r.lock("prune").await.is_ok(), "as old as if its program had died");
+            tokio::time::sleep(2 * REFRESH).await;
+            assert!(matches!(r.lock("prune").await, Err(Error::Locked(_))), "it is alive");
+            lock.release().await.expect("released");
+            tokio::time::sleep(3 * REFRESH).await;
+            assert!(!r.place.has(&name).await.expect("asked"), "it does not come back");
+        });
+    }
+
+    #[test]
+    fn who_stood_still_neither_commits_nor_prunes() {
+        let dir = tempfile::tempdir().expect("a directory");
+        start().block_on(async {
+            let r = new(&dir).await;
+            let lock = r.lock("backup").await.expect("locks");
+            r.commit(&lock, &[]).await.expect("committed");
+            lock.0.as_ref().expect("is held").written.store(now_ms() - 2_000_000, Ordering::Relaxed);
+            assert!(matches!(r.commit(&lock, &[]).await, Err(Error::Locked(_))));
+        });
     }
 }

@@ -25,8 +25,10 @@ pub const HEAD: usize = 12;
 const NONCE: usize = 24;
 /// Contents of one chunk or page at most, bytes.
 pub const MAX: usize = 64 << 20;
-/// Zstandard's: the fastest there is, so that a backup is about as fast as reading, and most of what there is to gain.
-const LEVEL: i32 = 1;
+/// Zstandard's: the fastest there is, and most of what there is to gain. 0 leaves contents as they are.
+pub const LEVEL: i32 = 1;
+/// The highest: smaller, and a hundred times slower.
+pub const LEVELS: i32 = 19;
 /// Bytes that are tried first.
 const SAMPLE: usize = 32 << 10;
 
@@ -121,29 +123,45 @@ pub fn name(key: Option<&Key>, contents: &[u8]) -> Id {
 
 thread_local! {
     /// Tables for compressing, which cost as much to make as to use, and room for what comes of it.
-    static PACKER: RefCell<Option<(zstd::bulk::Compressor<'static>, Vec<u8>)>> = const { RefCell::new(None) };
+    static PACKER: RefCell<Option<Packer>> = const { RefCell::new(None) };
+}
+
+struct Packer {
+    level: i32,
+    compressor: zstd::bulk::Compressor<'static>,
+    out: Vec<u8>,
+}
+
+impl Packer {
+    fn new(level: i32) -> Option<Self> {
+        let compressor = zstd::bulk::Compressor::new(level).ok()?;
+        Some(Self { level, compressor, out: Vec::new() })
+    }
+    fn shrinks(&mut self, of: &[u8]) -> bool {
+        self.out.clear();
+        self.out.reserve(zstd::zstd_safe::compress_bound(of.len()));
+        self.compressor.compress_to_buffer(of, &mut self.out).is_ok_and(|n| n < of.len() - of.len() / 32)
+    }
 }
 
 /// Smaller, if that is worth it: then `use_it` gets it. What does not shrink in the middle, as encrypted or compressed contents do not, is not tried as a whole.
-fn compressed<T>(contents: &[u8], use_it: impl FnOnce(Option<&[u8]>) -> T) -> T {
+fn compressed<T>(contents: &[u8], level: i32, use_it: impl FnOnce(Option<&[u8]>) -> T) -> T {
+    if level == 0 {
+        return use_it(None);
+    }
     PACKER.with_borrow_mut(|kept| {
-        if kept.is_none() {
-            *kept = zstd::bulk::Compressor::new(LEVEL).ok().map(|c| (c, Vec::new()));
+        if kept.as_ref().is_none_or(|p| p.level != level) {
+            *kept = Packer::new(level);
         }
-        let Some((compressor, out)) = kept else { return use_it(None) };
-        let mut shrinks = |of: &[u8]| {
-            out.clear();
-            out.reserve(zstd::zstd_safe::compress_bound(of.len()));
-            compressor.compress_to_buffer(of, out).is_ok_and(|n| n < of.len() - of.len() / 32)
-        };
+        let Some(packer) = kept else { return use_it(None) };
         let middle = contents.len() / 2;
         let sample = contents.get(middle..middle + SAMPLE).unwrap_or_default();
-        let worth = (sample.is_empty() || shrinks(sample)) && shrinks(contents);
-        use_it(worth.then_some(&out[..]))
+        let worth = (sample.is_empty() || packer.shrinks(sample)) && packer.shrinks(contents);
+        use_it(worth.then_some(&packer.out[..]))
     })
 }
 
-/// As they are stored: a head, and the body that follows it, which are handed to `use_it`. Deterministic without a key.
+/// As they are stored: a head, and the body that follows it, which are handed to `use_it`. `level`: see `LEVEL`. Deterministic without a key.
 ///
 /// # Errors
 /// Longer than `MAX`.
@@ -151,6 +169,7 @@ pub fn sealed<T>(
     key: Option<&Key>,
     id: Id,
     contents: &[u8],
+    level: i32,
     use_it: impl FnOnce(&[u8; HEAD], &[u8]) -> T,
 ) -> Result<T, Error> {
     if contents.len() > MAX {
@@ -159,7 +178,7 @@ pub fn sealed<T>(
             contents.len()
         )));
     }
-    compressed(contents, |packed| {
+    compressed(contents, level, |packed| {
         let mut head = [0; HEAD];
         head[..4].copy_from_slice(MAGIC);
         head[4..6].copy_from_slice(&[u8::from(packed.is_some()), u8::from(key.is_some())]);
@@ -189,7 +208,15 @@ fn encrypt(key: &Key, id: Id, head: &[u8; HEAD], body: &[u8]) -> Result<Vec<u8>,
 /// # Errors
 /// Longer than `MAX`.
 pub fn seal(key: Option<&Key>, id: Id, contents: &[u8]) -> Result<Vec<u8>, Error> {
-    sealed(key, id, contents, |head, body| [head, body].concat())
+    seal_at(key, id, contents, LEVEL)
+}
+
+/// The same at another level.
+///
+/// # Errors
+/// Longer than `MAX`.
+pub fn seal_at(key: Option<&Key>, id: Id, contents: &[u8], level: i32) -> Result<Vec<u8>, Error> {
+    sealed(key, id, contents, level, |head, body| [head, body].concat())
 }
 
 /// Contents again, which are what was stored under this name.

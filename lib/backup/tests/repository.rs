@@ -55,7 +55,9 @@ async fn back_up(r: &Repository, name: &str, id: u32, fill: &[u8]) -> Manifest {
         set: None,
         set_size: None,
     };
-    r.commit(std::slice::from_ref(&manifest)).await.expect("committed");
+    let lock = r.lock("backup").await.expect("locks");
+    r.commit(&lock, std::slice::from_ref(&manifest)).await.expect("committed");
+    lock.release().await.expect("released");
     manifest
 }
 
@@ -326,5 +328,27 @@ fn contents_are_named_and_stored_once() {
                 assert_eq!(store(contents, false).await, Stored::There(id));
             }
         }
+    });
+}
+
+#[test]
+fn contents_are_as_small_as_was_asked_for() {
+    run(async {
+        let text: Vec<u8> =
+            (0..60_000u32).flat_map(|n| format!("{:x} ", n.wrapping_mul(n)).into_bytes()).collect();
+        let text = Bytes::from(text).slice(..CHUNK as usize);
+        let mut sizes = Vec::new();
+        for level in [0, 1, 19] {
+            let dir = tempfile::tempdir().expect("a directory");
+            let r = new(dir.path(), None).await.compressing(level);
+            let Stored::New { id, bytes } = r.store(text.clone(), |_| false).await.expect("stored") else {
+                panic!("it is new")
+            };
+            assert_eq!(r.get(id).await.expect("there"), text[..]);
+            r.forget(id).await.expect("gone");
+            assert_eq!(r.put(id, text.clone()).await.expect("put"), bytes);
+            sizes.push(bytes);
+        }
+        assert!(sizes[0] > u64::from(CHUNK) && sizes[1] < sizes[0] && sizes[2] < sizes[1], "{sizes:?}");
     });
 }

@@ -1,7 +1,7 @@
 //! `dog cluster snapshot ...`: all VDIs with their snapshots, in a repository, and back.
 
 use crate::backup::save::{Save, is_of};
-use crate::backup::{At, is_stamp, load, mark, readable, stamp};
+use crate::backup::{At, Packing, is_stamp, load, mark, readable, stamp};
 use crate::commands::vdi::{backup, restore};
 use crate::context::Context;
 use crate::failure::{Failure, code};
@@ -9,7 +9,7 @@ use crate::output::{Cell, Column, Output, Record, Table};
 use crate::redundancy::Copies;
 use clap::Subcommand;
 use sheepdog_backup::repository::now_ms;
-use sheepdog_backup::{Index, Manifest, Repository};
+use sheepdog_backup::{Index, Lock, Manifest, Repository};
 use sheepdog_client::pb::{DeleteVdiRequest, GetVdiRequest, Snapshot as Shot, SnapshotRequest, Vdi, VdiRef};
 use std::collections::BTreeMap;
 
@@ -38,6 +38,8 @@ pub enum Command {
 pub struct SaveArgs {
     #[command(flatten)]
     at: At,
+    #[command(flatten)]
+    packing: Packing,
 }
 
 /// What was saved, oldest first
@@ -82,11 +84,11 @@ impl Command {
 }
 
 async fn save(ctx: &Context, args: SaveArgs) -> Result<Output, Failure> {
-    let repository = args.at.open_or_create(sheepdog_backup::CHUNK).await?;
+    let repository = args.at.open_or_create(sheepdog_backup::CHUNK, &args.packing).await?;
     let lock = repository.lock("backup").await?;
     let set = format!("{OWN}{}", stamp(now_ms()));
     let saved = tokio::select! {
-        r = save_all(ctx, &repository, &set) => r,
+        r = save_all(ctx, (&repository, &lock), &set) => r,
         _ = tokio::signal::ctrl_c() => Err(Failure::new(code::FAILED, "interrupted")),
     };
     if saved.is_err() {
@@ -119,7 +121,11 @@ async fn forget(ctx: &Context, set: &str) {
     }
 }
 
-async fn save_all(ctx: &Context, repository: &Repository, set: &str) -> Result<Vec<Manifest>, Failure> {
+async fn save_all(
+    ctx: &Context,
+    (repository, lock): (&Repository, &Lock),
+    set: &str,
+) -> Result<Vec<Manifest>, Failure> {
     let client = ctx.client().await?;
     let (mut known, _) = repository.backups().await?;
     let vdis = client.all_vdis("", false).await?;
@@ -172,7 +178,7 @@ async fn save_all(ctx: &Context, repository: &Repository, set: &str) -> Result<V
     // All of them or none: what is not all is not shown.
     let size = u32::try_from(made.len()).ok();
     made.iter_mut().for_each(|m: &mut Manifest| m.set_size = size);
-    repository.commit(&made).await?;
+    repository.commit(lock, &made).await?;
     if !repository.place.is_file() {
         // The next save begins at these.
         for vdi in &saved {

@@ -1,7 +1,7 @@
 //! `dog vdi backup`
 
 use crate::backup::save::{Save, is_of, name_of};
-use crate::backup::{At, mark, stamp};
+use crate::backup::{At, Packing, mark, stamp};
 use crate::commands::backup::row;
 use crate::context::{Context, Image};
 use crate::failure::{Failure, code};
@@ -21,6 +21,8 @@ pub struct Args {
     vdi: Image,
     #[command(flatten)]
     at: At,
+    #[command(flatten)]
+    packing: Packing,
     /// Of a repository that is made now: contents are stored in chunks of this size, 64 KiB to 16 MiB, a power of two. Small ones store less of what changes here and there, and
     /// are more files
     #[arg(long, value_parser = chunk, default_value = "1Mi")]
@@ -54,7 +56,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Output, Failure> {
         return Err(Failure::new(5, format!("{} has no snapshot \"{wanted}\"", args.vdi.name))
             .hint(format!("dog vdi list {} names them", args.vdi.name)));
     }
-    let repository = args.at.open_or_create(args.chunk).await?;
+    let repository = args.at.open_or_create(args.chunk, &args.packing).await?;
     let lock = repository.lock("backup").await?;
     let done = async {
         let (known, _) = repository.backups().await?;
@@ -84,7 +86,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Output, Failure> {
         };
         let run = async {
             let made = save.run().await?;
-            repository.commit(std::slice::from_ref(&made)).await?;
+            repository.commit(&lock, std::slice::from_ref(&made)).await?;
             Ok(made)
         };
         let saved = tokio::select! {
