@@ -54,10 +54,13 @@ pub async fn run(control: Control, store: Rc<Store>, stop: CancellationToken) {
         if key.0 && written != Some(key) {
             let data = control.read(encode);
             size = data.len();
-            if let Err(e) = store.put_blob(NAME, Bytes::from(data)).await {
-                tracing::warn!(error = %e, "the cluster state cannot be kept on the disks");
-            }
-            written = Some(key);
+            written = match store.put_blob(NAME, Bytes::from(data)).await {
+                Ok(()) => Some(key),
+                Err(e) => {
+                    tracing::warn!(error = %e, "the cluster state cannot be kept on all disks");
+                    None
+                }
+            };
         }
         let pause = PAUSE * (1 + size / LARGE) as u32;
         tokio::select! { biased; () = stop.cancelled() => return, () = tokio::time::sleep(pause) => {} }

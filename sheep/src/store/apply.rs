@@ -39,11 +39,11 @@ pub(super) async fn run(disk: Weak<Disk>) {
         if matches!(*d.state.borrow(), DiskState::Failed(_)) {
             return;
         }
-        let work = d.work.notified();
-        tokio::pin!(work);
-        work.as_mut().enable();
         if d.dirty.borrow().is_empty() && d.unlink.borrow().is_empty() {
-            work.await;
+            // Without the disk: nobody waits for something to do on one that is not used any more.
+            let work = d.work.clone();
+            drop(d);
+            work.notified().await;
             continue;
         }
         if d.fresh_bytes.get() < FRESH_BYTES && d.journal.pressure() < PRESSURE {

@@ -170,7 +170,7 @@ pub(super) struct Disk {
     fetches: Cell<usize>,
     /// What lies under the newest layer of objects with many.
     pub(super) views: Views,
-    pub(super) work: Notify,
+    pub(super) work: Rc<Notify>,
     pub(super) applied: Notify,
     /// It answers nothing any more: who reads from it need not wait.
     pub(super) gave_up: Notify,
@@ -242,7 +242,7 @@ impl Disk {
             max_open: Cell::new(MAX_OPEN),
             fetches: Cell::new(0),
             views: Views::default(),
-            work: Notify::new(),
+            work: Rc::default(),
             applied: Notify::new(),
             gave_up: Notify::new(),
             quiet: Cell::new(false),
@@ -1144,6 +1144,12 @@ impl Disk {
         }
         let last = (first..run.len()).rev().find(bad).unwrap_or(first);
         Err(self.corrupt(obj.oid, run.start + first as u32..run.start + last as u32 + 1))
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        self.work.notify_one();
     }
 }
 

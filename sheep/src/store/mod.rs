@@ -631,13 +631,18 @@ impl Store {
     /// Keep a small named value on every disk.
     pub async fn put_blob(&self, name: &str, data: Bytes) -> Result<(), StoreError> {
         let disks: Vec<Rc<Disk>> = self.disks.borrow().clone();
+        let mut first = Ok(());
         for d in disks {
             if d.check().is_ok() {
                 let written = d.answer(open::write_small(&*d.fs, &d.path, name, &data)).await;
-                written.map_err(|e| d.fail(e.to_string()))?;
+                first = first.and(written.map_err(|e| match e.kind() {
+                    // Others may fill its file system.
+                    std::io::ErrorKind::StorageFull => StoreError::Full { disk: d.id },
+                    _ => d.fail(e.to_string()),
+                }));
             }
         }
-        Ok(())
+        first
     }
 
     /// What every disk has under a name.

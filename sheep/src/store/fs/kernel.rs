@@ -61,11 +61,12 @@ pub(super) fn set_len(fd: &OwnedFd, len: u64) -> io::Result<()> {
     Ok(rustix::fs::ftruncate(fd, len)?)
 }
 
-/// The lock belongs to the open file, which requests that the kernel works on hold as well.
+/// The lock belongs to the open file, which requests that the kernel works on hold as well. File systems that know no locks are as good as locked.
 pub(super) fn lock(fd: impl std::os::fd::AsFd) -> io::Result<bool> {
+    use rustix::io::Errno;
     match rustix::fs::flock(fd, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(true),
-        Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
+        Ok(()) | Err(Errno::NOTSUP | Errno::NOSYS | Errno::NOLCK) => Ok(true),
+        Err(Errno::WOULDBLOCK) => Ok(false),
         Err(e) => Err(e.into()),
     }
 }
