@@ -1,7 +1,7 @@
 //! A process that can do nothing any more because of a disk must not look alive: some calls to the kernel wait in the thread that makes them (making a directory durable, giving space
 //! back), and the control log is written by a thread of its own. When the data thread does not turn any more, or the log does not end what it has begun, for half a minute, the process ends.
 
-use crate::work::health::hang::{LOOK, LOOKS};
+use crate::work::health::hang::{LOOK, LOOKS, again};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -33,7 +33,7 @@ pub async fn stopped(look: impl Fn() -> Option<u64>) {
     while looks < LOOKS {
         tokio::time::sleep(LOOK).await;
         let now = look();
-        looks = if now.is_some() && now == last { looks + 1 } else { 0 };
+        looks = again(last, now, looks);
         last = now;
     }
 }

@@ -23,6 +23,11 @@ use tokio::time::Instant;
 /// By then a disk that has stopped is nobody's trouble any more: half a minute until it counts as such, and the failure detector's time.
 const SOON: Duration = Duration::from_secs(45);
 
+/// Seeds of worlds whose nodes have one disk each.
+fn with_one_disk() -> impl Iterator<Item = u64> {
+    (0..40).filter(|s| !two(*s) && s % 4 != 3)
+}
+
 /// Write for a while through one node; the longest that one write took.
 async fn use_for(disk: &mut Disk, node: usize, time: Duration) -> Duration {
     let (end, mut part, mut longest) = (Instant::now() + time, 0, Duration::ZERO);
@@ -50,7 +55,7 @@ fn told(world: &World, what: &str) -> bool {
 #[test]
 fn the_only_disk_of_a_node() {
     simulate(async {
-        let seed = (0..100).find(|s| !two(*s) && s % 4 != 3).expect("most have one");
+        let seed = with_one_disk().next().expect("most have one");
         let world = World::of(seed, Some((3, Redundancy::Copies(3)))).await;
         let mut disk = Disk::written(world.clone(), 0).await;
         world.nodes[1].fs.stall(Some(Path::new("/")));
@@ -71,7 +76,7 @@ fn the_only_disk_of_a_node() {
 #[test]
 fn the_only_disk_of_the_owner() {
     simulate(async {
-        let seed = (0..100).find(|s| !two(*s) && s % 4 != 3).expect("most have one");
+        let seed = with_one_disk().next().expect("most have one");
         let world = World::of(seed, Some((3, Redundancy::Copies(3)))).await;
         let mut disk = Disk::written(world.clone(), 0).await;
         // The session is used from node 2 as well, and node 0 owns it.
@@ -132,14 +137,12 @@ async fn said_and_left(seed: u64) -> (Bytes, Bytes) {
         disk::open(&w, first).await;
         disk::get(&w, first, 0).await
     });
-    let early = tokio::time::timeout(Duration::from_secs(10), &mut read).await;
-    let waited = early.is_err();
-    if waited {
-        node(slow).fs.stall(None);
-    }
-    let said = match early {
-        Ok(said) => said,
-        Err(_) => read.await,
+    let said = match tokio::time::timeout(Duration::from_secs(10), &mut read).await {
+        Ok(early) => early,
+        Err(_) => {
+            node(slow).fs.stall(None);
+            read.await
+        }
     };
     // One after the other, each until the others know it.
     for n in [first, slow] {
@@ -156,8 +159,7 @@ async fn said_and_left(seed: u64) -> (Bytes, Bytes) {
 
 /// What a power cut leaves of what was on its way to a disk is a matter of luck.
 fn tries() -> impl Iterator<Item = (Bytes, Bytes)> {
-    let seeds = (0..40).filter(|s| !two(*s) && s % 4 != 3);
-    seeds.map(|seed| simulate(said_and_left(seed)))
+    with_one_disk().map(|seed| simulate(said_and_left(seed)))
 }
 
 #[test]

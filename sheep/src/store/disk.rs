@@ -174,8 +174,6 @@ pub(super) struct Disk {
     pub(super) applied: Notify,
     /// It answers nothing any more: who reads from it need not wait.
     pub(super) gave_up: Notify,
-    /// Nobody is to be told that it has failed.
-    pub(super) quiet: Cell<bool>,
     pub(super) pulse: Pulse,
     pub(super) events: mpsc::Sender<StoreEvent>,
     pub(super) corrupt_blocks: Cell<u64>,
@@ -245,7 +243,6 @@ impl Disk {
             work: Rc::default(),
             applied: Notify::new(),
             gave_up: Notify::new(),
-            quiet: Cell::new(false),
             pulse: Pulse::default(),
             events,
             corrupt_blocks: Cell::new(0),
@@ -266,19 +263,23 @@ impl Disk {
     }
 
     pub(super) fn fail(&self, reason: String) -> StoreError {
-        let mut state = self.state.borrow_mut();
-        if !matches!(*state, DiskState::Failed(_)) {
+        if self.out_of_use(&reason) {
             tracing::error!(disk = %self.id.short(), path = %self.path.display(), %reason, "disk failed");
-            if !self.quiet.get() {
-                let _ =
-                    self.events.try_send(StoreEvent::DiskFailed { disk: self.id, reason: reason.clone() });
-            }
-            *state = DiskState::Failed(reason.clone());
+            let _ = self.events.try_send(StoreEvent::DiskFailed { disk: self.id, reason: reason.clone() });
+        }
+        StoreError::DiskFailed { disk: self.id, reason }
+    }
+    /// Nothing is done on it any more, and nobody is told that it has failed. False: it had been before.
+    pub(super) fn out_of_use(&self, reason: &str) -> bool {
+        let mut state = self.state.borrow_mut();
+        let was_used = !matches!(*state, DiskState::Failed(_));
+        if was_used {
+            *state = DiskState::Failed(reason.to_owned());
         }
         drop(state);
         self.work.notify_one();
         self.applied.notify_waiters();
-        StoreError::DiskFailed { disk: self.id, reason }
+        was_used
     }
     /// What it answers, unless it is given up meanwhile.
     pub(super) async fn answer<T>(

@@ -619,12 +619,7 @@ impl Store {
         let Some(at) = at else { return Err(StoreError::Invalid("no such disk".into())) };
         let gone = self.disks.borrow_mut().remove(at);
         self.share_files();
-        let mut state = gone.state.borrow_mut();
-        if !matches!(*state, DiskState::Failed(_)) {
-            *state = DiskState::Failed("unplugged".into());
-        }
-        drop(state);
-        gone.work.notify_one();
+        gone.out_of_use("unplugged");
         Ok(())
     }
 

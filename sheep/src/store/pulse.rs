@@ -5,7 +5,6 @@ use super::Store;
 use super::disk::Disk;
 use super::fs::{File, OpenHow};
 use super::open::IDENTITY;
-use super::types::StoreError;
 use sheepdog_proto::{BLOCK_SIZE, DiskId};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -59,12 +58,10 @@ impl Disk {
         file.read_at(0, BLOCK_SIZE).await.map(drop)
     }
 
-    /// Failed, and whoever waits for it is told.
-    fn give_up(&self, why: &str) -> StoreError {
-        let failed = self.fail(why.to_owned());
+    /// Whoever waits for it need not.
+    fn give_up(&self, why: &str) {
         self.journal.give_up(why);
         self.gave_up.notify_waiters();
-        failed
     }
 }
 
@@ -79,6 +76,7 @@ impl Store {
     pub fn give_up(&self, disk: DiskId, why: &str) {
         let found = self.disks.borrow().iter().find(|d| d.id == disk).cloned();
         if let Some(d) = found {
+            d.fail(why.to_owned());
             d.give_up(why);
         }
     }
@@ -87,7 +85,7 @@ impl Store {
     pub fn give_up_all(&self, why: &str) {
         let disks: Vec<Rc<Disk>> = self.disks.borrow().clone();
         for d in disks {
-            d.quiet.set(true);
+            d.out_of_use(why);
             d.give_up(why);
         }
     }

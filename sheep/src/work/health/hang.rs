@@ -45,7 +45,8 @@ pub enum Verdict {
     All,
 }
 
-fn again(was: Option<u64>, now: Option<u64>, looks: u32) -> u32 {
+/// How many looks have found the same request, with this one.
+pub fn again(was: Option<u64>, now: Option<u64>, looks: u32) -> u32 {
     if now.is_some() && was == now { looks + 1 } else { 0 }
 }
 
